@@ -1,0 +1,28 @@
+"""The All-to-All: views of the cluster, replica choice, exchange shapes and plans."""
+
+from rayemu.alltoall.exchange import RELAYS, Flat, Hierarchical
+from rayemu.alltoall.plan import Parcel, cut_micro_batches, cut_shards, plan_parcels
+from rayemu.alltoall.replicas import Hash, LeastLoaded, Nearest
+from rayemu.alltoall.view import ALIVE, DEAD, SUSPECTED, View
+
+EXCHANGES = {"flat": Flat, "hierarchical": Hierarchical}
+REPLICAS = {"nearest": Nearest, "least_loaded": LeastLoaded, "hash": Hash}
+
+__all__ = [
+    "ALIVE",
+    "DEAD",
+    "EXCHANGES",
+    "RELAYS",
+    "REPLICAS",
+    "SUSPECTED",
+    "Flat",
+    "Hash",
+    "Hierarchical",
+    "LeastLoaded",
+    "Nearest",
+    "Parcel",
+    "View",
+    "cut_micro_batches",
+    "cut_shards",
+    "plan_parcels",
+]

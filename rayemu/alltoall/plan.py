@@ -1,0 +1,81 @@
+"""Exchange plans: which rows travel together, to whom, in which order. Pure arrays.
+
+A *pair* is one (token, choice); pair p belongs to token p // K. A *lot* is a run of pairs for one expert
+on one module. A *parcel* is what one frame carries to its first hop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """Pairs that travel in one frame, sorted by module and expert, cut into lots."""
+
+    hop: int
+    pairs: np.ndarray  # [n] int64, indices into the unit's T * K pairs
+    lot_modules: np.ndarray  # [l] int32
+    lot_experts: np.ndarray  # [l] int32
+    lot_rows: np.ndarray  # [l] int32, sums to n
+
+
+def plan_parcels(
+    pairs: np.ndarray, hops: np.ndarray, modules: np.ndarray, experts: np.ndarray, chunk_pairs: int
+) -> list[Parcel]:
+    """Group pairs by first hop, module and expert, each group at most `chunk_pairs` long.
+
+    All inputs are [n]: pair index, first hop, module and logical expert. Sorting is stable, so pairs of
+    one lot keep token order. Larger parcels come first: they take longest, so they start earliest.
+    """
+    if not len(pairs):
+        return []
+    width = int(experts.max()) + 1
+    span = int(modules.max()) + 1
+    key = (hops.astype(np.int64) * span + modules) * width + experts
+    order = np.argsort(key, kind="stable")
+    key, pairs = key[order], pairs[order]
+    cuts = np.flatnonzero(key[1:] != key[:-1]) + 1
+    starts = np.concatenate(([0], cuts))  # lots
+    hop_of_lot = key[starts] // (span * width)
+    ends = np.append(starts[1:], len(key))
+    parcels = []
+    hop_starts = np.concatenate(([0], np.flatnonzero(hop_of_lot[1:] != hop_of_lot[:-1]) + 1, [len(starts)]))
+    for first, last in zip(hop_starts[:-1], hop_starts[1:], strict=True):
+        low, high = int(starts[first]), int(ends[last - 1])
+        for a in range(low, high, chunk_pairs):
+            b = min(a + chunk_pairs, high)
+            if (a, b) == (low, high):
+                begin, stop = starts[first:last], ends[first:last]
+            else:
+                inside = (ends[first:last] > a) & (starts[first:last] < b)
+                begin = np.maximum(starts[first:last][inside], a)
+                stop = np.minimum(ends[first:last][inside], b)
+            lot_key = key[begin]
+            parcels.append(
+                Parcel(
+                    hop=int(hop_of_lot[first]),
+                    pairs=pairs[a:b],
+                    lot_modules=(lot_key // width % span).astype(np.int32),
+                    lot_experts=(lot_key % width).astype(np.int32),
+                    lot_rows=(stop - begin).astype(np.int32),
+                )
+            )
+    parcels.sort(key=lambda p: -len(p.pairs))
+    return parcels
+
+
+def cut_shards(tokens: int, modules: int, min_rows: int) -> list[tuple[int, int]]:
+    """Cut T tokens into at most `modules` even shards of at least `min_rows` rows (one if T is small)."""
+    shards = max(1, min(modules, tokens // max(min_rows, 1)))
+    edges = [tokens * i // shards for i in range(shards + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def cut_micro_batches(rows: int, count: int) -> list[tuple[int, int]]:
+    """Cut a shard's rows into at most `count` even, non-empty micro-batches."""
+    count = max(1, min(count, rows))
+    edges = [rows * i // count for i in range(count + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))

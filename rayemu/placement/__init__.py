@@ -1,0 +1,10 @@
+"""Where experts live: strategies that map replica counts to slots and modules."""
+
+from rayemu.placement.linear import Linear
+from rayemu.placement.placement import Placement
+from rayemu.placement.random import Random
+from rayemu.placement.round_robin import RoundRobin
+
+PLACEMENTS = {"linear": Linear, "round_robin": RoundRobin, "random": Random}
+
+__all__ = ["PLACEMENTS", "Linear", "Placement", "Random", "RoundRobin"]

@@ -1,0 +1,61 @@
+"""What the state machines need to know of a scenario."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rayemu.compression import Codec, make_codec
+
+LOCAL, MODULE, NODE = 0, 1, 2  # link levels: same module, same node, across nodes
+LEVELS = ("local", "module", "node")
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """Policies and limits of the exchange. Sizes in bytes, times in seconds."""
+
+    exchange: Any  # a member of EXCHANGES
+    replicas: Any  # a member of REPLICAS
+    codecs: tuple[Codec, Codec, Codec]  # by link level; local is always raw
+    micro_batches: int = 1
+    chunk_bytes: int = 4 << 20
+    window_bytes: int = 32 << 20
+    min_shard_rows: int = 64
+    linger: float = 0.002
+    retry_after: float = 0.25
+    route_at_coordinator: bool = True
+    drop_lost_experts: bool = False
+    suspect_after: float = 0.06
+    evict_after: float = 1.0
+    replace_after: float = 0.3
+    replace: bool = True
+
+    @property
+    def keeps_paths(self) -> bool:
+        """Whether results need notes for an exact replay: a codec loses bits or choices may drop."""
+        return self.drop_lost_experts or any(not c.lossless for c in self.codecs)
+
+    @classmethod
+    def from_scenario(cls, scenario: Any) -> ProtocolConfig:
+        """Build the policies that a validated scenario names."""
+        from rayemu.alltoall import EXCHANGES, REPLICAS
+
+        exchange, cluster, run = scenario.exchange, scenario.cluster, scenario.run
+        return cls(
+            exchange=EXCHANGES[exchange.kind](relay=cluster.relay),
+            replicas=REPLICAS[scenario.replicas.kind](),
+            codecs=(make_codec("raw"), make_codec(exchange.codec.module), make_codec(exchange.codec.node)),
+            micro_batches=exchange.micro_batches,
+            chunk_bytes=exchange.chunk,
+            window_bytes=exchange.window,
+            min_shard_rows=exchange.min_shard_rows,
+            linger=exchange.linger,
+            retry_after=cluster.retry_after,
+            route_at_coordinator=scenario.routing.place == "coordinator",
+            drop_lost_experts=run.on_lost_expert == "drop",
+            suspect_after=cluster.suspect_after,
+            evict_after=cluster.evict_after,
+            replace_after=cluster.replace_after,
+            replace=cluster.replace,
+        )

@@ -1,0 +1,163 @@
+"""The coordinator's protocol: ledger, membership and, by choice, routing. Sans-IO."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rayemu.alltoall import ALIVE
+from rayemu.model.model import Model
+from rayemu.model.reference import prepare, route
+from rayemu.placement import Placement
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.ledger import Ledger
+from rayemu.protocol.membership import Change, Membership
+from rayemu.protocol.messages import (
+    CLIENT,
+    Accepted,
+    Ack,
+    Epoch,
+    Failure,
+    Heartbeat,
+    Join,
+    Message,
+    Notice,
+    RouteReply,
+    RouteRequest,
+    Send,
+    Shard,
+    ShardStatus,
+    Submit,
+    Suspect,
+)
+
+ANNOUNCE_AGAIN = 4.0  # an epoch is repeated after this many retry times to members that lag behind
+
+
+class CoordinatorMachine:
+    """State machine of the coordinator. Batches wait in the ledger until every module has joined."""
+
+    def __init__(self, config: ProtocolConfig, model: Model, placement: Placement, module_to_node: np.ndarray) -> None:
+        self.config = config
+        self.model = model
+        self.ledger = Ledger(config.min_shard_rows, config.retry_after)
+        self.membership = Membership(
+            module_to_node,
+            placement,
+            model.spec.experts,
+            config.suspect_after,
+            config.evict_after,
+            config.replace_after,
+            config.replace,
+        )
+        self.changes: list[Change] = []  # for whoever kills and starts processes
+        self.totals: dict[int, dict[str, float]] = {}  # module -> its running totals
+        self.announced_at: dict[int, float] = {}
+
+    def receive(self, message: Message, now: float) -> list[Send]:
+        """Handle one message."""
+        if isinstance(message, RouteRequest):
+            return self._route(message)
+        if isinstance(message, Heartbeat):
+            self.totals[message.module] = message.totals
+            sends = self._apply(self.membership.heard(message.module, message.incarnation, now), now)
+            return sends or self._announce_to_laggard(message, now)
+        if isinstance(message, Submit):
+            shards = self.ledger.submit(message.batch, message.rows, self.membership.view, now)
+            return [*self._with_routing(shards), Send(CLIENT, Accepted(message.batch))]
+        if isinstance(message, Ack):
+            self.ledger.acknowledge(message.batch, message.shard)
+            return []
+        if isinstance(message, ShardStatus):
+            view = self.membership.view
+            return self._with_routing(
+                self.ledger.on_status(message.batch, message.shard, message.home, message.known, view, now)
+            )
+        if isinstance(message, Suspect):
+            changes = self.membership.suspect(message.module, message.incarnation, f"silent to {message.by}", now)
+            return self._apply(changes, now)
+        if isinstance(message, Failure):
+            if len(self.membership.view.copies[message.expert]):
+                return self._announce([message.home], now)  # the home's view is old
+            return [Send(message.home if self.config.drop_lost_experts else CLIENT, message)]
+        if isinstance(message, Join):
+            return self._apply(
+                self.membership.join(message.module, message.incarnation, message.endpoint, now), now
+            )
+        return []
+
+    def down(self, module: int, incarnation: int, signal: str, now: float) -> list[Send]:
+        """Handle the death of a module's process, as seen by `signal`."""
+        return self._apply(self.membership.down(module, incarnation, signal, now), now)
+
+    def tick(self, now: float) -> list[Send]:
+        """Handle the passing of time; to be called when no message waits."""
+        return self._apply(self.membership.tick(now), now) + self.ledger.tick(self.membership.view, now)
+
+    def deadline(self, now: float) -> float:
+        """When `tick` is due."""
+        return min(self.ledger.deadline(), now + self.config.suspect_after / 4)
+
+    def epoch(self) -> Epoch:
+        """Return the current membership and placement as a message."""
+        view = self.membership.view
+        return Epoch(
+            view.epoch,
+            self.ledger.complete_below,
+            list(self.membership.endpoints),
+            view.state,
+            view.incarnations,
+            view.placement.slot_to_expert,
+            view.placement.slot_to_module,
+        )
+
+    def _apply(self, changes: list[Change], now: float) -> list[Send]:
+        if not changes:
+            return []
+        self.changes += changes
+        sends: list[Send] = []
+        if any(c.kind != "replace" for c in changes):
+            sends += self._announce(range(self.membership.view.modules), now)
+            sends += self._with_routing(self.ledger.on_view(self.membership.view, now))
+        for c in changes:
+            facts: dict[str, object] = {
+                "module": c.module,
+                "incarnation": c.incarnation,
+                "signal": c.signal,
+                "epoch": self.membership.view.epoch,
+            }
+            sends.append(Send(CLIENT, Notice(c.kind, now, facts)))
+        return sends
+
+    def _announce(self, modules: object, now: float) -> list[Send]:
+        epoch = self.epoch()
+        state = self.membership.view.state
+        live = [m for m in modules if state[m] != 0]  # type: ignore[attr-defined]
+        for m in live:
+            self.announced_at[m] = now
+        return [Send(CLIENT, epoch), *(Send(m, epoch) for m in live)]
+
+    def _announce_to_laggard(self, beat: Heartbeat, now: float) -> list[Send]:
+        """Repeat the epoch to a member whose heartbeat shows an older one: its frame was lost."""
+        late = now - self.announced_at.get(beat.module, now) > ANNOUNCE_AGAIN * self.config.retry_after / 8
+        if beat.epoch >= self.membership.view.epoch or not late:
+            return []
+        return self._announce([beat.module], now)
+
+    def _with_routing(self, sends: list[Send]) -> list[Send]:
+        """Add the first layer's choices to new shards: their rows are at hand here."""
+        if not self.config.route_at_coordinator or not self.model.layers[0].has_experts:
+            return sends
+        for send in sends:
+            if isinstance(send.message, Shard):
+                layer = self.model.layers[0]
+                routing = route(layer, prepare(layer, send.message.rows))
+                send.message.experts, send.message.weights = routing.experts, routing.weights
+        return sends
+
+    def _route(self, m: RouteRequest) -> list[Send]:
+        if self.membership.view.state[m.home] != ALIVE:
+            return []
+        routing = route(self.model.layers[m.layer], m.rows)
+        return [
+            Send(m.home, RouteReply(m.batch, m.shard, m.micro, m.layer, routing.experts, routing.weights))
+        ]

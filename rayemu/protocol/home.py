@@ -1,0 +1,534 @@
+"""The home: owns token shards, routes and dispatches their rows, combines the replies.
+
+A *unit* is one micro-batch of a shard on its way through the layers. Every request is kept until a valid
+reply is in. What a lost frame, a dead or a slow module leaves open is asked for again, first where it
+was, then at another replica; the first valid reply for a row counts, and all of them are equal.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rayemu.alltoall import ALIVE, Parcel, View, cut_micro_batches, plan_parcels
+from rayemu.model.model import Model
+from rayemu.model.reference import combine, drop_choices, finish, prepare, route
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.messages import (
+    COORDINATOR,
+    DROPPED,
+    CLIENT,
+    Dispatch,
+    Failure,
+    Probe,
+    Reply,
+    Result,
+    RouteReply,
+    RouteRequest,
+    Send,
+    Shard,
+    ShardProbe,
+    ShardStatus,
+    Status,
+    Suspect,
+)
+from rayemu.protocol.relay import INCARNATION_SHIFT
+from rayemu.protocol.server import ExpertServer
+
+PROBES = 3  # unanswered ones before the rows go elsewhere
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    shard: _Shard
+    micro: int
+    low: int  # rows [low, high) of the shard
+    high: int
+    h: np.ndarray  # [t, D] residual stream
+    layer: int = 0
+    x: np.ndarray | None = None  # [t, D] normed input of the layer
+    experts: np.ndarray | None = None  # [t, K]
+    weights: np.ndarray | None = None  # [t, K]
+    rows: np.ndarray | None = None  # [t * K, D] expert outputs, one per pair
+    have: np.ndarray | None = None  # [t * K] bool
+    left: int = 0  # pairs without an output
+    awaits_shared: bool = False
+    shared: np.ndarray | None = None  # [t, D]
+    requests: list[int] = field(default_factory=list)
+    route_deadline: float = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class _Shard:
+    batch: int
+    shard: int
+    start: int
+    shards: int
+    y: np.ndarray  # [t, D]
+    expert_tokens: np.ndarray  # [L, E] int32
+    dispatch_paths: np.ndarray | None  # [L, t, K] uint8
+    combine_paths: np.ndarray | None
+    units: list[_Unit] = field(default_factory=list)
+    units_left: int = 0
+    result: Result | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    unit: _Unit
+    layer: int
+    parcel: Parcel
+    view: View  # when it was planned
+    size: int  # bytes that it holds of the hop's window
+    active: np.ndarray  # [n] bool: pairs that this request still answers for
+    unanswered: int
+    deadline: float = float("inf")  # inf while it waits for window
+    silent_probes: int = 0
+    message: Dispatch | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Parked:
+    """Pairs whose expert has no copy in our view: kept until the coordinator says what to do."""
+
+    unit: _Unit
+    expert: int
+    pairs: np.ndarray
+    deadline: float
+
+
+class Home:
+    """All shards of one module and their outstanding requests."""
+
+    def __init__(
+        self, me: int, incarnation: int, config: ProtocolConfig, model: Model, server: ExpertServer, view: View
+    ) -> None:
+        self.me = me
+        self.config = config
+        self.model = model
+        self.server = server
+        self.view = view
+        self.shards: dict[tuple[int, int], _Shard] = {}
+        self.requests: dict[int, _Request] = {}
+        self.next_request = incarnation << INCARNATION_SHIFT
+        self.in_flight: dict[int, int] = {}  # hop -> bytes outstanding
+        self.waiting: dict[int, deque[int]] = {}  # hop -> requests that wait for window
+        self.routing: dict[tuple[int, int, int], _Unit] = {}
+        self.parked: list[_Parked] = []
+        self.complete_below = 0
+        self.wake = float("inf")
+        self.out: list[Send] = []
+        self.combined: list[tuple[_Unit, int]] = []  # (unit, layer), for whoever records
+
+    # -- shards ---------------------------------------------------------------------------------------
+    def on_shard(self, m: Shard, now: float) -> None:
+        """Take on a shard; one that is known already is not started again."""
+        self.forget_below(m.complete_below, now)
+        key = (m.batch, m.shard)
+        if key in self.shards or m.batch < self.complete_below:
+            return
+        spec = self.model.spec
+        layers, rows = len(self.model.layers), len(m.rows)
+        paths = (layers, rows, spec.top_k) if self.config.keeps_paths else None
+        shard = _Shard(
+            m.batch,
+            m.shard,
+            m.start,
+            m.shards,
+            np.empty(m.rows.shape, np.float32),
+            np.zeros((layers, spec.experts), np.int32),
+            np.zeros(paths, np.uint8) if paths else None,
+            np.zeros(paths, np.uint8) if paths else None,
+        )
+        self.shards[key] = shard
+        for micro, (low, high) in enumerate(cut_micro_batches(rows, self.config.micro_batches)):
+            unit = _Unit(shard, micro, low, high, m.rows[low:high])
+            shard.units.append(unit)
+        shard.units_left = len(shard.units)
+        for unit in shard.units:
+            given = None
+            if m.experts is not None and m.weights is not None:
+                given = (m.experts[unit.low : unit.high], m.weights[unit.low : unit.high])
+            self._begin_layer(unit, now, given)
+
+    def on_shard_probe(self, m: ShardProbe) -> None:
+        """Answer the coordinator; a result that the client may have missed is sent again."""
+        shard = self.shards.get((m.batch, m.shard))
+        if shard is not None and shard.result is not None:
+            self.out.append(Send(CLIENT, shard.result))
+        self.out.append(Send(COORDINATOR, ShardStatus(m.batch, m.shard, self.me, shard is not None)))
+
+    def forget_below(self, batch: int, now: float) -> None:
+        """Drop everything that belongs to completed batches."""
+        if batch <= self.complete_below:
+            return
+        self.complete_below = batch
+        for key in [k for k in self.shards if k[0] < batch]:
+            self._drop(self.shards.pop(key), now)
+
+    def _drop(self, shard: _Shard, now: float) -> None:
+        for unit in shard.units:
+            self._close_requests(unit, now)
+            self.routing.pop((shard.batch, shard.shard, unit.micro), None)
+        self.parked = [p for p in self.parked if p.unit.shard is not shard]
+
+    # -- one layer of a unit --------------------------------------------------------------------------
+    def _begin_layer(
+        self, unit: _Unit, now: float, given: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> None:
+        layer = self.model.layers[unit.layer]
+        unit.x = prepare(layer, unit.h)
+        unit.shared, unit.awaits_shared = None, False
+        if layer.shared is not None:
+            unit.awaits_shared = True
+            self.server.accept_shared(unit.layer, unit.x, unit, now)
+        if not layer.has_experts:
+            unit.left = 0
+            self._advance(unit, now)
+        elif given is not None:
+            self._dispatch(unit, *given, now)
+        elif self.config.route_at_coordinator:
+            self._ask_route(unit, now)
+        else:
+            routing = route(layer, unit.x)
+            self._dispatch(unit, routing.experts, routing.weights, now)
+
+    def _ask_route(self, unit: _Unit, now: float) -> None:
+        shard = unit.shard
+        self.routing[shard.batch, shard.shard, unit.micro] = unit
+        unit.route_deadline = now + 2 * self.config.retry_after
+        self.wake = min(self.wake, unit.route_deadline)
+        assert unit.x is not None
+        ask = RouteRequest(self.me, shard.batch, shard.shard, unit.micro, unit.layer, unit.x)
+        self.out.append(Send(COORDINATOR, ask))
+
+    def on_route_reply(self, m: RouteReply, now: float) -> None:
+        """Go on with a unit whose choices came from the coordinator."""
+        unit = self.routing.get((m.batch, m.shard, m.micro))
+        if unit is None or unit.layer != m.layer or len(m.experts) != unit.high - unit.low:
+            return
+        del self.routing[m.batch, m.shard, m.micro]
+        self._dispatch(unit, m.experts, m.weights, now)
+
+    def _dispatch(self, unit: _Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
+        pairs = experts.size
+        unit.experts, unit.weights = experts, weights
+        if unit.rows is None or unit.rows.shape[0] != pairs:
+            unit.rows = np.empty((pairs, unit.h.shape[1]), np.float32)
+        unit.have = np.zeros(pairs, bool)
+        unit.left = pairs
+        counts = np.bincount(experts.ravel(), minlength=self.view.experts)
+        unit.shard.expert_tokens[unit.layer] += counts.astype(np.int32)
+        self._plan(unit, np.arange(pairs), now)
+
+    def _plan(self, unit: _Unit, pairs: np.ndarray, now: float, direct: bool = False) -> None:
+        """Choose replicas for the pairs and send them; `direct` skips relays (when asking again)."""
+        assert unit.experts is not None
+        view = self.view
+        experts = unit.experts.ravel()[pairs]
+        slots = self.config.replicas.choose(experts[:, None], view, self.me, self._load())[:, 0]
+        modules = view.slot_to_module[slots]
+        if (modules < 0).any():
+            held = modules >= 0
+            for expert in np.unique(experts[~held]).tolist():
+                self._park(unit, expert, pairs[~held & (experts == expert)], now)
+            pairs, experts, modules = pairs[held], experts[held], modules[held]
+        hops = modules if direct else self.config.exchange.first_hops(modules, view, self.me)
+        chunk = max(1, self.config.chunk_bytes // (unit.h.shape[1] * 4))
+        for parcel in plan_parcels(pairs, hops, modules, experts, chunk):
+            self._open(unit, parcel, now)
+
+    def _park(self, unit: _Unit, expert: int, pairs: np.ndarray, now: float) -> None:
+        """Ask the coordinator about an expert without copies; our view may be old."""
+        parked = _Parked(unit, expert, pairs, now + self.config.retry_after)
+        self.parked.append(parked)
+        self._report(parked)
+        self.wake = min(self.wake, parked.deadline)
+
+    def _report(self, parked: _Parked) -> None:
+        shard, layer = parked.unit.shard, parked.unit.layer
+        self.out.append(Send(COORDINATOR, Failure(shard.batch, shard.shard, layer, parked.expert, self.me)))
+
+    def on_failure(self, m: Failure, now: float) -> None:
+        """The expert is lost and the scenario says to go on without it: drop its choices, and note it."""
+        for parked in [p for p in self.parked if p.expert == m.expert]:
+            self.parked.remove(parked)
+            unit = parked.unit
+            paths = unit.shard.dispatch_paths
+            assert unit.rows is not None and unit.have is not None and paths is not None
+            unit.rows[parked.pairs] = 0
+            unit.have[parked.pairs] = True
+            unit.left -= len(parked.pairs)
+            self._paths(paths, unit)[parked.pairs] = DROPPED
+            self._advance(unit, now)
+
+    @staticmethod
+    def _paths(paths: np.ndarray, unit: _Unit) -> np.ndarray:
+        return paths[unit.layer, unit.low : unit.high].reshape(-1)  # [t * K], a view
+
+    def _load(self) -> np.ndarray:
+        load = np.zeros(self.view.modules, np.int64)
+        for request in self.requests.values():
+            if request.unanswered > 0:
+                np.add.at(load, request.parcel.lot_modules, request.parcel.lot_rows)
+        return load
+
+    # -- requests -------------------------------------------------------------------------------------
+    def _open(self, unit: _Unit, parcel: Parcel, now: float) -> None:
+        assert unit.x is not None and unit.experts is not None
+        number = self.next_request
+        self.next_request += 1
+        tokens = parcel.pairs // unit.experts.shape[1]
+        row_of_pair = None
+        if len(parcel.lot_rows) > 1:
+            unique, index = np.unique(tokens, return_inverse=True)
+            if len(unique) < len(tokens):
+                tokens, row_of_pair = unique, index.astype(np.int32)
+        shard, count = unit.shard, len(parcel.pairs)
+        message = Dispatch(
+            home=self.me,
+            request=number,
+            via=-1,
+            start=0,
+            batch=shard.batch,
+            shard=shard.shard,
+            micro=unit.micro,
+            layer=unit.layer,
+            epoch=self.view.epoch,
+            shards=shard.shards * len(shard.units),
+            path=0,
+            rows=unit.x[tokens],
+            row_of_pair=row_of_pair,
+            lot_modules=parcel.lot_modules,
+            lot_experts=parcel.lot_experts,
+            lot_rows=parcel.lot_rows,
+        )
+        size = message.rows.nbytes
+        request = _Request(unit, unit.layer, parcel, self.view, size, np.ones(count, bool), count, message=message)
+        self.requests[number] = request
+        unit.requests.append(number)
+        held = self.in_flight.get(parcel.hop, 0)
+        if held and held + size > self.config.window_bytes:
+            self.waiting.setdefault(parcel.hop, deque()).append(number)
+        else:
+            self._transmit(number, request, now)
+
+    def _transmit(self, number: int, request: _Request, now: float) -> None:
+        hop = request.parcel.hop
+        assert request.message is not None
+        self.in_flight[hop] = self.in_flight.get(hop, 0) + request.size
+        request.deadline = now + self.config.retry_after
+        self.wake = min(self.wake, request.deadline)
+        self.out.append(Send(hop, request.message))
+        request.message = None  # what must be asked for again is gathered again from the unit
+
+    def _release(self, request: _Request, now: float) -> None:
+        """Give the hop's window back and send what waits for it."""
+        hop = request.parcel.hop
+        if request.deadline != float("inf"):
+            self.in_flight[hop] -= request.size
+        request.deadline, request.size = float("inf"), 0
+        queue = self.waiting.get(hop)
+        while queue:
+            following = self.requests.get(queue[0])
+            if following is not None and following.size:
+                held = self.in_flight.get(hop, 0)
+                if held and held + following.size > self.config.window_bytes:
+                    break
+                self._transmit(queue[0], following, now)
+            queue.popleft()
+
+    def _close_requests(self, unit: _Unit, now: float) -> None:
+        for number in unit.requests:
+            request = self.requests.pop(number, None)
+            if request is not None and request.size:
+                self._release(request, now)
+        unit.requests = []
+
+    def on_reply(self, m: Reply, now: float) -> None:
+        """Take the rows that are still missing; repeated and late ones change nothing."""
+        request = self.requests.get(m.request)
+        if request is None:
+            return
+        unit = request.unit
+        assert unit.rows is not None and unit.have is not None
+        low = 0
+        for start, count, dispatch_path, combine_path in m.spans.tolist():
+            pairs = request.parcel.pairs[start : start + count]
+            rows = m.rows[low : low + count]
+            low += count
+            had = unit.have[pairs]
+            if had.any():
+                pairs, rows = pairs[~had], rows[~had]
+            unit.rows[pairs] = rows
+            unit.have[pairs] = True
+            unit.left -= len(pairs)
+            request.unanswered -= count
+            if (dispatch_path or combine_path) and unit.shard.dispatch_paths is not None:
+                assert unit.shard.combine_paths is not None
+                self._paths(unit.shard.dispatch_paths, unit)[pairs] = dispatch_path
+                self._paths(unit.shard.combine_paths, unit)[pairs] = combine_path
+        if request.unanswered <= 0:
+            self.requests.pop(m.request)
+            self._release(request, now)
+        else:
+            request.silent_probes = 0
+        if unit.left == 0:
+            self._advance(unit, now)
+
+    def on_shared(self, unit: _Unit, rows: np.ndarray, now: float) -> None:
+        """Take the output of the unit's shared expert."""
+        unit.shared, unit.awaits_shared = rows, False
+        self._advance(unit, now)
+
+    def _advance(self, unit: _Unit, now: float) -> None:
+        """Combine and go to the next layer, once everything of this layer is in."""
+        if unit.awaits_shared or unit.left or (unit.experts is None and self._has_experts(unit)):
+            return
+        shard = unit.shard
+        if (shard.batch, shard.shard) not in self.shards:
+            return
+        layer = self.model.layers[unit.layer]
+        self._close_requests(unit, now)
+        if unit.experts is not None:
+            assert unit.weights is not None and unit.rows is not None
+            weights = unit.weights
+            if shard.dispatch_paths is not None and self.config.drop_lost_experts:
+                kept = shard.dispatch_paths[unit.layer, unit.low : unit.high] != DROPPED
+                weights = drop_choices(weights, kept)
+            y = combine(weights, unit.rows.reshape(*unit.experts.shape, -1), unit.shared)
+        else:
+            assert unit.shared is not None
+            y = unit.shared
+        unit.h = finish(layer, unit.h, y)
+        self.combined.append((unit, unit.layer))
+        unit.experts = unit.weights = unit.x = None
+        unit.layer += 1
+        if unit.layer < len(self.model.layers):
+            self._begin_layer(unit, now)
+            return
+        shard.y[unit.low : unit.high] = unit.h
+        unit.rows = None
+        shard.units_left -= 1
+        if not shard.units_left:
+            shard.result = Result(
+                shard.batch,
+                shard.shard,
+                shard.start,
+                self.me,
+                self.view.epoch,
+                shard.y,
+                shard.expert_tokens,
+                shard.dispatch_paths,
+                shard.combine_paths,
+            )
+            self.out.append(Send(CLIENT, shard.result))
+
+    def _has_experts(self, unit: _Unit) -> bool:
+        return self.model.layers[unit.layer].has_experts
+
+    # -- what goes wrong ------------------------------------------------------------------------------
+    def on_view(self, view: View, now: float) -> None:
+        """Re-plan what a dead or hanging module leaves open, to live replicas, directly."""
+        self.view = view
+        again: dict[int, tuple[_Unit, list[np.ndarray]]] = {}
+        for parked in self.parked:
+            again.setdefault(id(parked.unit), (parked.unit, []))[1].append(parked.pairs)
+        self.parked = []
+        for request in list(self.requests.values()):
+            open_pairs = self._orphans(request, view, now)
+            if open_pairs is not None:
+                again.setdefault(id(request.unit), (request.unit, []))[1].append(open_pairs)
+        for unit, parts in again.values():
+            pairs = np.unique(np.concatenate(parts))
+            assert unit.have is not None
+            self._plan(unit, pairs[~unit.have[pairs]], now, direct=True)
+
+    def _orphans(self, request: _Request, view: View, now: float) -> np.ndarray | None:
+        """Return the open pairs of a request that nobody will answer any more, and let go of them."""
+        parcel, then = request.parcel, request.view.incarnations
+        unit = request.unit
+        assert unit.have is not None
+        missing = request.active & ~unit.have[parcel.pairs]
+        if view.serves(parcel.hop, then[parcel.hop]):
+            good = np.array([view.serves(m, then[m]) for m in parcel.lot_modules.tolist()])
+            missing &= ~np.repeat(good, parcel.lot_rows)
+        if not missing.any():
+            return None
+        if not (view.state[parcel.lot_modules] == ALIVE).all() and (request.view.incarnations == view.incarnations).all():
+            missing &= self._has_other(request, view)
+            if not missing.any():
+                return None
+        request.active &= ~missing
+        request.unanswered -= int(missing.sum())
+        if request.unanswered <= 0 or not view.serves(parcel.hop, then[parcel.hop]):
+            self._release(request, now)
+        return parcel.pairs[missing]
+
+    def _has_other(self, request: _Request, view: View) -> np.ndarray:
+        """Tell for each pair whether asking again could reach another module than the one it waits for.
+
+        A merely suspected module keeps the requests that no one else can answer.
+        """
+        useful = []
+        for module, expert in zip(request.parcel.lot_modules.tolist(), request.parcel.lot_experts.tolist(), strict=True):
+            copies = view.placement.slot_to_module[view.copies[expert]]
+            useful.append(request.parcel.hop != module or not len(copies) or bool((copies != module).any()))
+        return np.repeat(np.array(useful), request.parcel.lot_rows)
+
+    def on_status(self, m: Status, now: float) -> None:
+        """A module answered a probe: wait on, or send it again what it does not know."""
+        request = self.requests.get(m.request)
+        if request is None:
+            return
+        request.silent_probes = 0
+        if m.known:
+            request.deadline = now + self.config.retry_after
+            return
+        unit, parcel = request.unit, request.parcel
+        assert unit.have is not None
+        missing = request.active & ~unit.have[parcel.pairs]
+        if m.module != parcel.hop:
+            missing &= np.repeat(parcel.lot_modules == m.module, parcel.lot_rows)
+        self._reassign(m.request, request, missing, now)
+
+    def _reassign(self, number: int, request: _Request, missing: np.ndarray, now: float) -> None:
+        pairs = request.parcel.pairs[missing]
+        if not len(pairs):
+            return
+        request.active &= ~missing
+        request.unanswered -= len(pairs)
+        if request.unanswered <= 0:
+            self._release(request, now)
+        self._plan(request.unit, pairs, now, direct=True)
+
+    def tick(self, now: float) -> None:
+        """Probe what is overdue; give up on a module that answers no probe."""
+        if now < self.wake:
+            return
+        for unit in list(self.routing.values()):
+            if unit.route_deadline <= now:
+                self._ask_route(unit, now)
+        for number, request in list(self.requests.items()):
+            if request.deadline > now or number not in self.requests:
+                continue
+            hop = request.parcel.hop
+            request.silent_probes += 1
+            request.deadline = now + self.config.retry_after * 2 ** min(request.silent_probes, 3)
+            if request.silent_probes > PROBES:
+                self.out.append(Send(COORDINATOR, Suspect(hop, int(request.view.incarnations[hop]), self.me)))
+                assert request.unit.have is not None
+                missing = request.active & ~request.unit.have[request.parcel.pairs]
+                self._reassign(number, request, missing, now)
+            else:
+                self.out.append(Send(hop, Probe(self.me, number)))
+        for parked in self.parked:
+            if parked.deadline <= now:
+                parked.deadline = now + self.config.retry_after
+                self._report(parked)
+        deadlines = [r.deadline for r in self.requests.values()]
+        deadlines += [p.deadline for p in self.parked]
+        deadlines += [u.route_deadline for u in self.routing.values()]
+        self.wake = min(deadlines, default=float("inf"))

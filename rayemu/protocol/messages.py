@@ -1,0 +1,286 @@
+"""Everything that the actors say to each other. Plain data; `wire.py` turns it into frames.
+
+Addresses are small integers: modules are 0..M-1. Array fields are listed in `ARRAYS` of each message;
+of these, `rows` is what codecs may compress on dispatch and reply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+COORDINATOR = -1
+CLIENT = -2
+
+MODULE_CODEC, NODE_CODEC = 1, 2  # bits of a path: lossy codecs that rows went through
+DROPPED = 255  # in place of a path: the choice was dropped because every copy of its expert was lost
+
+
+@dataclass(slots=True)
+class Submit:
+    """Client to coordinator: run this batch."""
+
+    ARRAYS: ClassVar = ("rows",)
+    batch: int
+    rows: np.ndarray  # [T, D] float32
+
+
+@dataclass(slots=True)
+class Accepted:
+    """Coordinator to client: the batch is in the ledger."""
+
+    ARRAYS: ClassVar = ()
+    batch: int
+
+
+@dataclass(slots=True)
+class Shard:
+    """Coordinator to home: these rows are yours; perhaps with the choices of the first layer."""
+
+    ARRAYS: ClassVar = ("rows", "experts", "weights")
+    batch: int
+    shard: int
+    start: int  # of the shard's rows in the batch
+    shards: int  # that the batch was cut into
+    complete_below: int  # all batches below are done: what is kept for them can go
+    rows: np.ndarray  # [t, D]
+    experts: np.ndarray | None = None  # [t, K] int32
+    weights: np.ndarray | None = None  # [t, K] float32
+
+
+@dataclass(slots=True)
+class ShardProbe:
+    """Coordinator to home: are you still working on it? A finished shard is sent again."""
+
+    ARRAYS: ClassVar = ()
+    batch: int
+    shard: int
+
+
+@dataclass(slots=True)
+class ShardStatus:
+    """Home to coordinator: whether it knows the shard."""
+
+    ARRAYS: ClassVar = ()
+    batch: int
+    shard: int
+    home: int
+    known: bool
+
+
+@dataclass(slots=True)
+class RouteRequest:
+    """Home to coordinator: choose experts for these rows."""
+
+    ARRAYS: ClassVar = ("rows",)
+    home: int
+    batch: int
+    shard: int
+    micro: int
+    layer: int
+    rows: np.ndarray  # [t, D], after the layer's norm
+
+
+@dataclass(slots=True)
+class RouteReply:
+    """Coordinator to home: the choices."""
+
+    ARRAYS: ClassVar = ("experts", "weights")
+    batch: int
+    shard: int
+    micro: int
+    layer: int
+    experts: np.ndarray  # [t, K] int32
+    weights: np.ndarray  # [t, K] float32
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """Home or relay to module: rows for experts. A module that finds lots of others in it relays those."""
+
+    ARRAYS: ClassVar = ("rows", "row_of_pair", "lot_modules", "lot_experts", "lot_rows")
+    home: int
+    request: int  # unique per home and incarnation
+    via: int  # the relay that the reply goes to, or -1 for the home itself
+    start: int  # of the first pair in the home's parcel
+    batch: int
+    shard: int
+    micro: int
+    layer: int
+    epoch: int
+    shards: int  # homes of this batch: how many requests an expert may expect
+    path: int  # lossy codecs passed so far
+    rows: np.ndarray  # [r, D]
+    row_of_pair: np.ndarray | None  # [n] int32; None: pair i uses row i
+    lot_modules: np.ndarray  # [l] int32
+    lot_experts: np.ndarray  # [l] int32
+    lot_rows: np.ndarray  # [l] int32
+
+
+@dataclass(slots=True)
+class Reply:
+    """Module to relay or home: expert outputs for spans of a request's pairs."""
+
+    ARRAYS: ClassVar = ("rows", "spans")
+    home: int
+    request: int
+    batch: int
+    micro: int
+    layer: int
+    sender: int
+    rows: np.ndarray  # [n, D]
+    spans: np.ndarray  # [s, 4] int32: start in the parcel, count, dispatch path, combine path
+
+
+@dataclass(slots=True)
+class Probe:
+    """Home to first hop: do you still have this request?"""
+
+    ARRAYS: ClassVar = ()
+    home: int
+    request: int
+
+
+@dataclass(slots=True)
+class Status:
+    """Answer to a probe: whether the module has the request, itself or as its relay."""
+
+    ARRAYS: ClassVar = ()
+    request: int
+    module: int
+    known: bool
+
+
+@dataclass(slots=True)
+class Result:
+    """Home to client: finished rows, what was routed where, and the paths that replay needs."""
+
+    ARRAYS: ClassVar = ("rows", "expert_tokens", "dispatch_paths", "combine_paths")
+    batch: int
+    shard: int
+    start: int
+    home: int
+    epoch: int
+    rows: np.ndarray  # [t, D]
+    expert_tokens: np.ndarray  # [L, E] int32
+    dispatch_paths: np.ndarray | None = None  # [L, t, K] uint8; None: nothing lossy, nothing dropped
+    combine_paths: np.ndarray | None = None  # [L, t, K] uint8
+
+
+@dataclass(slots=True)
+class Failure:
+    """Home to coordinator: I see no copy of this expert. If that is so, the coordinator passes it on to the
+    client, which fails the batch, or back to the home, which drops the expert."""
+
+    ARRAYS: ClassVar = ()
+    batch: int
+    shard: int
+    layer: int
+    expert: int
+    home: int
+
+
+@dataclass(slots=True)
+class Ack:
+    """Client to coordinator: the shard arrived; with shard -1, forget the whole batch."""
+
+    ARRAYS: ClassVar = ()
+    batch: int
+    shard: int
+
+
+@dataclass(slots=True)
+class Epoch:
+    """Coordinator to all: the membership and placement from now on."""
+
+    ARRAYS: ClassVar = ("state", "incarnations", "slot_to_expert", "slot_to_module")
+    epoch: int
+    complete_below: int
+    endpoints: list[str]
+    state: np.ndarray  # [M] uint8
+    incarnations: np.ndarray  # [M] int32
+    slot_to_expert: np.ndarray  # [P] int32
+    slot_to_module: np.ndarray  # [P] int32
+
+
+@dataclass(slots=True)
+class Join:
+    """Module to coordinator: ready to serve at this endpoint."""
+
+    ARRAYS: ClassVar = ()
+    module: int
+    incarnation: int
+    endpoint: str
+
+
+@dataclass(slots=True)
+class Heartbeat:
+    """Module to coordinator: alive, with running totals for the live view."""
+
+    ARRAYS: ClassVar = ()
+    module: int
+    incarnation: int
+    epoch: int
+    totals: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Suspect:
+    """Home to coordinator: this module does not answer."""
+
+    ARRAYS: ClassVar = ()
+    module: int
+    incarnation: int
+    by: int
+
+
+@dataclass(slots=True)
+class Notice:
+    """Coordinator to client: something that a person wants to know (see `kind` and `facts`)."""
+
+    ARRAYS: ClassVar = ()
+    kind: str
+    wall_s: float
+    facts: dict[str, object]
+
+
+@dataclass(slots=True)
+class Inject:
+    """Client to module: begin (or end) a fault."""
+
+    ARRAYS: ClassVar = ()
+    fault: dict[str, object]
+
+
+Message = (
+    Submit
+    | Accepted
+    | Shard
+    | ShardProbe
+    | ShardStatus
+    | RouteRequest
+    | RouteReply
+    | Dispatch
+    | Reply
+    | Probe
+    | Status
+    | Result
+    | Failure
+    | Ack
+    | Epoch
+    | Join
+    | Heartbeat
+    | Suspect
+    | Notice
+    | Inject
+)
+
+
+@dataclass(slots=True)
+class Send:
+    """The one effect of the state machines: a message for an address."""
+
+    to: int
+    message: Message

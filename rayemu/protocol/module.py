@@ -1,0 +1,165 @@
+"""One PIM module's protocol: home, relay and expert server behind one address.
+
+Sans-IO: `receive`, `tick` and `finish` take what happened and the time, and return messages to send.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayemu.alltoall import View
+from rayemu.model.model import Model
+from rayemu.placement import Placement
+from rayemu.protocol.config import LOCAL, MODULE, NODE, ProtocolConfig
+from rayemu.protocol.home import Home
+from rayemu.protocol.messages import (
+    MODULE_CODEC,
+    NODE_CODEC,
+    Dispatch,
+    Epoch,
+    Failure,
+    Message,
+    Probe,
+    Reply,
+    RouteReply,
+    Send,
+    Shard,
+    ShardProbe,
+    Status,
+)
+from rayemu.protocol.relay import Relay
+from rayemu.protocol.server import SHARED, ExpertServer, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """A finished combine, for whoever records it."""
+
+    batch: int
+    shard: int
+    micro: int
+    layer: int
+    rows: int
+
+
+def view_of(epoch: Epoch, module_to_node: np.ndarray, experts: int) -> View:
+    """Build the view that an epoch message describes."""
+    placement = Placement(epoch.slot_to_expert, epoch.slot_to_module)
+    return View(epoch.epoch, module_to_node, epoch.state, epoch.incarnations, placement, experts)
+
+
+class ModuleMachine:
+    """State machine of one module."""
+
+    def __init__(self, me: int, incarnation: int, config: ProtocolConfig, model: Model, view: View) -> None:
+        self.me = me
+        self.incarnation = incarnation
+        self.config = config
+        self.model = model
+        self.view = view
+        self.server = ExpertServer(me, config, model)
+        self.relay = Relay(me)
+        self.home = Home(me, incarnation, config, model, self.server, view)
+        self._lossy = (0, 0 if config.codecs[1].lossless else MODULE_CODEC, 0 if config.codecs[2].lossless else NODE_CODEC)
+
+    def level(self, to: int) -> int:
+        """Return the link level between this module and another address."""
+        if to == self.me or to < 0:
+            return LOCAL
+        return MODULE if self.view.module_to_node[to] == self.view.module_to_node[self.me] else NODE
+
+    def receive(self, message: Message, now: float) -> list[Send]:
+        """Handle one message."""
+        self._handle(message, now)
+        return self._settle(now)
+
+    def tick(self, now: float) -> list[Send]:
+        """Handle the passing of time."""
+        self.home.tick(now)
+        return self._settle(now)
+
+    def deadline(self) -> float:
+        """When `tick` or `next_job` has something to do if no message comes before."""
+        return min(self.home.wake, self.server.deadline())
+
+    def next_job(self, now: float) -> Job | None:
+        """Take the next GEMM to compute, if any is worth starting."""
+        return self.server.next_job(now)
+
+    def finish(self, job: Job, now: float) -> list[Send]:
+        """Handle a computed job."""
+        if job.expert == SHARED:
+            assert job.result is not None
+            self.home.on_shared(job.parts[0].tag, job.result, now)  # type: ignore[arg-type]
+        else:
+            self.home.out += self.server.finish(job)
+        return self._settle(now)
+
+    def combined(self) -> list[Combined]:
+        """Return and forget the combines done since the last call."""
+        done, self.home.combined = self.home.combined, []
+        return [Combined(u.shard.batch, u.shard.shard, u.micro, layer, u.high - u.low) for u, layer in done]
+
+    def _handle(self, message: Message, now: float) -> None:
+        home = self.home
+        if isinstance(message, Dispatch):
+            if (message.lot_modules == self.me).all():
+                self.server.accept(message, now)
+            else:
+                home.out += self.relay.accept(message, self.view)
+        elif isinstance(message, Reply):
+            if message.home == self.me:
+                home.on_reply(message, now)
+            else:
+                home.out += self.relay.gather(message)
+        elif isinstance(message, Shard):
+            home.on_shard(message, now)
+        elif isinstance(message, RouteReply):
+            home.on_route_reply(message, now)
+        elif isinstance(message, Epoch):
+            self._on_epoch(message, now)
+        elif isinstance(message, Probe):
+            self._on_probe(message)
+        elif isinstance(message, Status):
+            home.on_status(message, now)
+        elif isinstance(message, Failure):
+            home.on_failure(message, now)
+        elif isinstance(message, ShardProbe):
+            home.on_shard_probe(message)
+
+    def _on_epoch(self, message: Epoch, now: float) -> None:
+        self.home.forget_below(message.complete_below, now)
+        self.relay.forget_below(message.complete_below)
+        if message.epoch <= self.view.epoch:
+            return
+        self.view = view_of(message, self.view.module_to_node, self.view.experts)
+        self.home.out += self.relay.on_view(self.view)
+        self.home.on_view(self.view, now)
+
+    def _on_probe(self, message: Probe) -> None:
+        relayed = self.relay.probe(message)
+        known = relayed is not None or self.server.knows(message.home, message.request)
+        self.home.out += (relayed or []) + [Send(message.home, Status(message.request, self.me, known))]
+
+    def _settle(self, now: float) -> list[Send]:
+        """Deliver what the module sends itself; mark the lossy codecs that the rest will pass."""
+        sends: list[Send] = []
+        queue = deque(self.home.out)
+        self.home.out = []
+        while queue:
+            send = queue.popleft()
+            if send.to == self.me:
+                self._handle(send.message, now)
+                queue.extend(self.home.out)
+                self.home.out = []
+                continue
+            bit = self._lossy[self.level(send.to)]
+            if bit and isinstance(send.message, Dispatch):
+                send.message.path |= bit
+            elif bit and isinstance(send.message, Reply):
+                send.message.spans[:, 3] |= bit
+            sends.append(send)
+        return sends

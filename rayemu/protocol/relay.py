@@ -1,0 +1,125 @@
+"""The relay: unpacks what a remote home sent once to this node and gathers the answers.
+
+It holds nothing that the home cannot ask for again: losing a relay loses no token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rayemu.alltoall import DEAD, View
+from rayemu.protocol.messages import Dispatch, Probe, Reply, Send
+
+INCARNATION_SHIFT = 40  # a request id is incarnation << 40 | counter
+
+
+@dataclass(slots=True, eq=False)
+class _Gather:
+    dispatch: Dispatch
+    rows: np.ndarray  # [n, D] answers so far
+    waiting: dict[int, int]  # start of each outstanding part -> module
+    spans: list[np.ndarray]  # answered, not yet sent home
+    view: View  # when it was taken on
+
+
+class Relay:
+    """Splits multi-module dispatches by module and merges their replies into one."""
+
+    def __init__(self, me: int) -> None:
+        self.me = me
+        self.gathers: dict[tuple[int, int], _Gather] = {}
+
+    def accept(self, dispatch: Dispatch, view: View) -> list[Send]:
+        """Hand each module of the node its lots (this one included); a repeated request is ignored."""
+        key = (dispatch.home, dispatch.request)
+        if key in self.gathers:
+            return []
+        total = int(dispatch.lot_rows.sum())
+        gather = _Gather(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), {}, [], view)
+        self.gathers[key] = gather
+        ends = np.cumsum(dispatch.lot_rows)
+        starts = ends - dispatch.lot_rows
+        sends = []
+        for module in dict.fromkeys(dispatch.lot_modules.tolist()):
+            lots = np.flatnonzero(dispatch.lot_modules == module)
+            low, high = int(starts[lots[0]]), int(ends[lots[-1]])
+            rows, row_of_pair = self._rows_for(dispatch, low, high)
+            part = replace(
+                dispatch,
+                via=self.me,
+                start=low,
+                rows=rows,
+                row_of_pair=row_of_pair,
+                lot_modules=dispatch.lot_modules[lots],
+                lot_experts=dispatch.lot_experts[lots],
+                lot_rows=dispatch.lot_rows[lots],
+            )
+            gather.waiting[low] = module
+            sends.append(Send(module, part))
+        return sends
+
+    @staticmethod
+    def _rows_for(dispatch: Dispatch, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if dispatch.row_of_pair is None:
+            return dispatch.rows[low:high], None
+        wanted, index = np.unique(dispatch.row_of_pair[low:high], return_inverse=True)
+        if len(wanted) == high - low:  # every pair has a row of its own: send them in pair order
+            return dispatch.rows[dispatch.row_of_pair[low:high]], None
+        return dispatch.rows[wanted], index.astype(np.int32)
+
+    def gather(self, reply: Reply) -> list[Send]:
+        """Take a module's answer; pass all on to the home once the last one is in."""
+        gather = self.gathers.get((reply.home, reply.request))
+        if gather is None:
+            return []
+        low = 0
+        for start, count, dispatch_path, combine_path in reply.spans.tolist():
+            if gather.waiting.pop(start, None) is not None:
+                gather.rows[start : start + count] = reply.rows[low : low + count]
+                gather.spans.append(np.array([start, count, dispatch_path, combine_path], np.int32))
+            low += count
+        return self._flush(gather) if not gather.waiting else []
+
+    def probe(self, probe: Probe) -> list[Send] | None:
+        """Send home what is there and ask the modules about the rest; None if the request is unknown."""
+        gather = self.gathers.get((probe.home, probe.request))
+        if gather is None:
+            return None
+        sends = self._flush(gather)
+        return sends + [Send(module, probe) for module in set(gather.waiting.values()) if module != self.me]
+
+    def forget_below(self, batch: int) -> None:
+        """Drop what belongs to completed batches."""
+        for key in [k for k, g in self.gathers.items() if g.dispatch.batch < batch]:
+            del self.gathers[key]
+
+    def on_view(self, view: View) -> list[Send]:
+        """Stop waiting for modules that died or hang; forget homes that died."""
+        sends = []
+        for (home, request), gather in list(self.gathers.items()):
+            if view.incarnations[home] != request >> INCARNATION_SHIFT or view.state[home] == DEAD:
+                del self.gathers[home, request]
+                continue
+            then = gather.view.incarnations
+            gone = [start for start, m in gather.waiting.items() if not view.serves(m, then[m])]
+            for start in gone:
+                del gather.waiting[start]
+            if gone and not gather.waiting:
+                sends += self._flush(gather)
+        return sends
+
+    def _flush(self, gather: _Gather) -> list[Send]:
+        d = gather.dispatch
+        if not gather.waiting:
+            self.gathers.pop((d.home, d.request), None)
+        if not gather.spans:
+            return []
+        spans = np.array(sorted(gather.spans, key=lambda s: int(s[0])), dtype=np.int32)
+        gather.spans = []
+        if int(spans[:, 1].sum()) == len(gather.rows):
+            rows = gather.rows
+        else:
+            rows = np.concatenate([gather.rows[s : s + n] for s, n in spans[:, :2].tolist()])
+        return [Send(d.home, Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, rows, spans))]

@@ -1,0 +1,205 @@
+"""The expert server: merges requests for an expert into one GEMM and answers each.
+
+Pure in the protocol's sense: a reply is a function of the request's rows alone, so asking twice is
+harmless. The server decides what to compute next; whoever drives it runs the job and hands it back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rayemu.model.expert import expert_forward
+from rayemu.model.model import Model
+from rayemu.model.reference import shared_forward
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.messages import Dispatch, Reply, Send
+
+SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
+ENOUGH_ROWS = 512  # GEMMs gain little beyond this many rows, so there is no point in lingering
+MOST_ROWS = 2048  # per job, so that one hot expert does not hold up the others for long
+WEIGHT_BYTES_PER_S = 5e9  # lingering longer than it takes to stream the weights once cannot pay
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One accepted request: where its reply rows gather and who gets them."""
+
+    dispatch: Dispatch
+    rows: np.ndarray  # [n, D] reply rows
+    lots_left: int
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A lot waiting for its GEMM: `rows[index]` (or `rows`) in, `out` to fill."""
+
+    work: Work | None  # None for the home's own shared part
+    rows: np.ndarray  # [r, D]
+    index: np.ndarray | None  # [n] rows of the lot, None: all, in order
+    out: np.ndarray | None  # [n, D]; None: the result goes to `tag`'s owner
+    tag: object = None
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) if self.index is None else len(self.index)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One grouped GEMM: everything merged for one expert of one layer."""
+
+    layer: int
+    expert: int
+    parts: list[Part]
+    rows: int
+    flops: float
+    result: np.ndarray | None = None  # of a SHARED job, [n, D]
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    first: float  # arrival time of the oldest part
+    expected: int  # requests that this batch may send here
+    parts: list[Part] = field(default_factory=list)
+    rows: int = 0
+
+
+class ExpertServer:
+    """Queues lots by (layer, expert) and offers jobs, oldest group first."""
+
+    def __init__(self, me: int, config: ProtocolConfig, model: Model) -> None:
+        self.me = me
+        self.model = model
+        stream_time = model.spec.expert_bytes() / WEIGHT_BYTES_PER_S
+        self.linger = min(config.linger, stream_time)
+        self.groups: dict[tuple[int, int], _Group] = {}
+        self.works: dict[tuple[int, int, int], Work] = {}
+
+    def accept(self, dispatch: Dispatch, now: float) -> None:
+        """Queue a request whose lots are all for this module; a repeated one is ignored."""
+        key = (dispatch.home, dispatch.request, dispatch.start)
+        if key in self.works:
+            return
+        total = int(dispatch.lot_rows.sum())
+        work = Work(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), len(dispatch.lot_rows))
+        self.works[key] = work
+        for expert, index, span in lots_of(dispatch):
+            part = Part(work, dispatch.rows if index is not None else dispatch.rows[span], index, work.rows[span])
+            self._queue((dispatch.layer, expert), part, dispatch.shards, now)
+
+    def accept_shared(self, layer: int, rows: np.ndarray, tag: object, now: float) -> None:
+        """Queue the home's own rows [t, D] for the layer's shared expert or dense FFN."""
+        self._queue((layer, SHARED), Part(None, rows, None, None, tag), 1, now)
+
+    def knows(self, home: int, request: int) -> bool:
+        """Tell whether some part of the request is still queued or being computed."""
+        return any(key[0] == home and key[1] == request for key in self.works)
+
+    def next_job(self, now: float) -> Job | None:
+        """Take the oldest group that is worth starting, as one merged job."""
+        ready = [(g.first, key) for key, g in self.groups.items() if self._ready_at(g) <= now]
+        if not ready:
+            return None
+        key = min(ready)[1]
+        group = self.groups[key]
+        parts, rows = [], 0
+        limit = 1 if key[1] == SHARED else len(group.parts)
+        while group.parts and len(parts) < limit and (not rows or rows + group.parts[0].count <= MOST_ROWS):
+            parts.append(group.parts.pop(0))
+            rows += parts[-1].count
+        group.rows -= rows
+        if not group.parts:
+            del self.groups[key]
+        per_row = self.model.spec.flops_per_row()
+        if key[1] == SHARED:
+            shared = self.model.layers[key[0]].shared
+            assert shared is not None
+            per_row = 2 * (shared.up.size + shared.down.size)
+        return Job(key[0], key[1], parts, rows, float(per_row) * rows)
+
+    def deadline(self) -> float:
+        """When the earliest group becomes worth starting."""
+        return min((self._ready_at(g) for g in self.groups.values()), default=float("inf"))
+
+    def finish(self, job: Job) -> list[Send]:
+        """Answer the requests that the finished job completed."""
+        sends = []
+        for part in job.parts:
+            work = part.work
+            if work is None:
+                continue
+            work.lots_left -= 1
+            if work.lots_left:
+                continue
+            d = work.dispatch
+            if self.works.pop((d.home, d.request, d.start), None) is None:
+                continue
+            spans = np.array([[d.start, len(work.rows), d.path, 0]], dtype=np.int32)
+            reply = Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, work.rows, spans)
+            sends.append(Send(d.via if d.via >= 0 else d.home, reply))
+        return sends
+
+    def _queue(self, key: tuple[int, int], part: Part, expected: int, now: float) -> None:
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = _Group(now, expected)
+        group.parts.append(part)
+        group.rows += part.count
+
+    def _ready_at(self, group: _Group) -> float:
+        if len(group.parts) >= group.expected or group.rows >= ENOUGH_ROWS:
+            return group.first
+        return group.first + self.linger
+
+
+def lots_of(dispatch: Dispatch) -> Iterator[tuple[int, np.ndarray | None, slice]]:
+    """Yield (expert, row indices or None, slice of the pairs) for each lot of a request."""
+    low = 0
+    for expert, rows in zip(dispatch.lot_experts.tolist(), dispatch.lot_rows.tolist(), strict=True):
+        span = slice(low, low + rows)
+        yield expert, None if dispatch.row_of_pair is None else dispatch.row_of_pair[span], span
+        low += rows
+
+
+_scratch = threading.local()
+
+
+def run_job(model: Model, job: Job) -> None:
+    """Compute a job: gather the rows of all parts, one forward of the expert, scatter to the parts."""
+    layer = model.layers[job.layer]
+    if job.expert == SHARED:
+        job.result = shared_forward(layer, job.parts[0].rows)
+        return
+    expert = layer.experts[job.expert]
+    if len(job.parts) == 1:
+        part = job.parts[0]
+        rows = part.rows if part.index is None else part.rows[part.index]
+        expert_forward(expert, rows, out=part.out)
+        return
+    x = _buffer("x", job.rows, job.parts[0].rows.shape[1])
+    low = 0
+    for part in job.parts:
+        high = low + part.count
+        if part.index is None:
+            x[low:high] = part.rows
+        else:
+            np.take(part.rows, part.index, axis=0, out=x[low:high])
+        low = high
+    y = expert_forward(expert, x, out=_buffer("y", *x.shape))
+    low = 0
+    for part in job.parts:
+        assert part.out is not None
+        part.out[:] = y[low : low + part.count]
+        low += part.count
+
+
+def _buffer(name: str, rows: int, width: int) -> np.ndarray:
+    held = getattr(_scratch, name, None)
+    if held is None or held.shape[1] != width or len(held) < rows:
+        held = np.empty((max(rows, ENOUGH_ROWS), width), np.float32)
+        setattr(_scratch, name, held)
+    return held[:rows]

@@ -1,0 +1,284 @@
+"""A deterministic simulation: the real state machines over a seeded network and a virtual clock.
+
+The same objects that the actors drive exchange the same encoded frames, but delays, losses, duplicates,
+corruption, crashes and hangs come from a seed, so every failure can be replayed. It is also the
+`memory` transport: a run without Ray.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayemu.alltoall import DEAD
+from rayemu.compression import WireError
+from rayemu.model.model import Model
+from rayemu.placement import Placement
+from rayemu.protocol.client import BatchResult, ClientMachine
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Heartbeat, Join, Message, Send
+from rayemu.protocol.module import ModuleMachine, view_of
+from rayemu.protocol.server import run_job
+from rayemu.protocol.wire import Wire
+
+
+@dataclass(frozen=True)
+class Network:
+    """What happens to frames: probabilities per frame, delays in virtual seconds.
+
+    Delays are exponential around `delay`, so frames overtake each other.
+    """
+
+    loss: float = 0.0
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    delay: float = 0.0001
+    straggle: float = 0.0  # probability of a hundredfold delay
+
+
+@dataclass
+class Counters:
+    """What the network and the faults did."""
+
+    frames: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    corrupted: int = 0
+    refused: int = 0  # frames that decoding refused
+    crashes: int = 0
+    hangs: int = 0
+
+
+class SimulationStuck(RuntimeError):
+    """The virtual time limit passed before the run was done."""
+
+
+class _Module:
+    def __init__(self, machine: ModuleMachine) -> None:
+        self.machine = machine
+        self.up = True
+        self.frozen_until = 0.0
+        self.busy = False
+        self.wake_at = float("inf")
+
+
+class Simulator:
+    """All actors of one run in one thread. Seeded: the same arguments give the same run."""
+
+    def __init__(
+        self,
+        config: ProtocolConfig,
+        model: Model,
+        placement: Placement,
+        module_to_node: np.ndarray,
+        seed: int = 0,
+        network: Network | None = None,
+        heartbeat: float = 0.02,
+        start_up: float = 0.05,
+    ) -> None:
+        self.config, self.model = config, model
+        self.rng = np.random.default_rng(seed)
+        self.network = network or Network()
+        self.heartbeat, self.start_up = heartbeat, start_up
+        self.wire = Wire(config.codecs)
+        self.now = 0.0
+        self.counters = Counters()
+        self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
+        self.client = ClientMachine(config.retry_after)
+        self.modules: list[_Module | None] = [None] * len(module_to_node)
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        for module in range(len(module_to_node)):
+            self._boot(module, 0)
+        self.at(0.0, self._tick_coordinator)
+        self._run_until(lambda: bool((self.coordinator.membership.view.state != DEAD).all()), 60.0)
+
+    # -- for whoever runs it ----------------------------------------------------------------------------
+    def submit(self, x: np.ndarray) -> int:
+        """Submit a batch x [T, D]; return its number."""
+        layers, experts = len(self.model.layers), self.model.spec.experts
+        number, sends = self.client.submit(x, layers, experts, self.now)
+        self._send(CLIENT, sends)
+        return number
+
+    def next_result(self, limit: float = 600.0) -> BatchResult:
+        """Run until the next batch in order is finished; SimulationStuck after `limit` virtual seconds."""
+        self._run_until(lambda: self.client.next_out in self.client.finished, limit)
+        result = self.client.take()
+        assert result is not None
+        return result
+
+    def crash(self, module: int, noticed_after: float | None = None) -> None:
+        """Kill a module now. Its process is seen dead after a while, or (None) only by its silence."""
+        state = self.modules[module]
+        if state is None or not state.up:
+            return
+        state.up = False
+        self.counters.crashes += 1
+        incarnation = state.machine.incarnation
+        if noticed_after is not None:
+            self.at(noticed_after, lambda: self._down(module, incarnation))
+
+    def hang(self, module: int, duration: float) -> None:
+        """Freeze a module for a while: nothing is handled or sent; messages wait."""
+        state = self.modules[module]
+        if state is not None and state.up:
+            self.counters.hangs += 1
+            state.frozen_until = self.now + duration
+
+    def at(self, delay: float, action: Callable[[], None]) -> None:
+        """Do something after a virtual delay; equal times keep the order of these calls."""
+        self._order += 1
+        heapq.heappush(self._queue, (self.now + delay, self._order, action))
+
+    # -- the kernel -------------------------------------------------------------------------------------
+    def _run_until(self, done: Callable[[], bool], limit: float) -> None:
+        end = self.now + limit
+        while not done():
+            if not self._queue or self._queue[0][0] > end:
+                raise SimulationStuck(f"nothing finished within {limit} virtual seconds")
+            self.now, _, action = heapq.heappop(self._queue)
+            action()
+
+    def _send(self, sender: int, sends: list[Send]) -> None:
+        for send in sends:
+            level = self._level(sender, send.to)
+            frame = self.wire.encode(send.message, level)
+            self.counters.frames += 1
+            copies = 1
+            draw = self.rng.random(4)
+            if draw[0] < self.network.loss:
+                self.counters.lost += 1
+                continue
+            if draw[1] < self.network.duplicate:
+                self.counters.duplicated += 1
+                copies = 2
+            if draw[2] < self.network.corrupt:
+                self.counters.corrupted += 1
+                frame = frame.copy()
+                frame[self.rng.integers(len(frame))] ^= np.uint8(1 << self.rng.integers(8))
+            for _ in range(copies):
+                delay = float(self.rng.exponential(self.network.delay))
+                if draw[3] < self.network.straggle:
+                    delay *= 100
+                self._deliver(send.to, frame, delay)
+
+    def _deliver(self, to: int, frame: np.ndarray, delay: float) -> None:
+        incarnation = self._incarnation(to)
+        self.at(delay, lambda: self._arrive(to, incarnation, frame))
+
+    def _incarnation(self, address: int) -> int:
+        state = self.modules[address] if address >= 0 else None
+        return state.machine.incarnation if state is not None else 0
+
+    def _level(self, sender: int, to: int) -> int:
+        state = self.modules[sender] if sender >= 0 else None
+        return state.machine.level(to) if state is not None else 0
+
+    def _arrive(self, to: int, incarnation: int, frame: np.ndarray) -> None:
+        if to >= 0:
+            state = self.modules[to]
+            if state is None or not state.up or state.machine.incarnation != incarnation:
+                return
+            if state.frozen_until > self.now:
+                self.at(state.frozen_until - self.now, lambda: self._arrive(to, incarnation, frame))
+                return
+        try:
+            message = self.wire.decode(frame.tobytes())
+        except WireError:
+            self.counters.refused += 1
+            return
+        self._handle(to, message)
+
+    def _handle(self, to: int, message: Message) -> None:
+        if to == CLIENT:
+            self._send(CLIENT, self.client.receive(message, self.now))
+            self.client.notices.clear()
+        elif to == COORDINATOR:
+            self._coordinate(self.coordinator.receive(message, self.now))
+        else:
+            state = self.modules[to]
+            assert state is not None
+            self._after(state, state.machine.receive(message, self.now))
+
+    # -- modules ----------------------------------------------------------------------------------------
+    def _boot(self, module: int, incarnation: int) -> None:
+        view = view_of(self.coordinator.epoch(), self.coordinator.membership.view.module_to_node, self.model.spec.experts)
+        state = _Module(ModuleMachine(module, incarnation, self.config, self.model, view))
+        self.modules[module] = state
+        self._beat(state)
+
+    def _beat(self, state: _Module) -> None:
+        machine = state.machine
+        if not state.up or self.modules[machine.me] is not state:
+            return
+        if state.frozen_until <= self.now:
+            view = machine.view
+            message: Message
+            if view.state[machine.me] == DEAD or view.incarnations[machine.me] != machine.incarnation:
+                message = Join(machine.me, machine.incarnation, "memory")
+            else:
+                message = Heartbeat(machine.me, machine.incarnation, view.epoch)
+            self._send(machine.me, [Send(COORDINATOR, message)])
+        self.at(self.heartbeat, lambda: self._beat(state))
+
+    def _after(self, state: _Module, sends: list[Send]) -> None:
+        """Send what a machine wants sent, give it work, and wake it when its next deadline comes."""
+        machine = state.machine
+        machine.combined()
+        self._send(machine.me, sends)
+        if not state.busy:
+            job = machine.next_job(self.now)
+            if job is not None:
+                state.busy = True
+                run_job(self.model, job)
+                duration = job.flops / 1e9 + float(self.rng.exponential(0.0002))
+                self.at(duration, lambda: self._finished(state, job))
+        wake = machine.home.wake if state.busy else machine.deadline()
+        if wake < state.wake_at:
+            state.wake_at = wake
+            self.at(max(wake - self.now, 0.0), lambda: self._wake(state))
+
+    def _finished(self, state: _Module, job) -> None:  # type: ignore[no-untyped-def]
+        if not state.up:
+            return
+        if state.frozen_until > self.now:
+            self.at(state.frozen_until - self.now, lambda: self._finished(state, job))
+            return
+        state.busy = False
+        self._after(state, state.machine.finish(job, self.now))
+
+    def _wake(self, state: _Module) -> None:
+        state.wake_at = float("inf")
+        if not state.up:
+            return
+        if state.frozen_until > self.now:
+            state.wake_at = state.frozen_until
+            self.at(state.frozen_until - self.now, lambda: self._wake(state))
+            return
+        self._after(state, state.machine.tick(self.now))
+
+    # -- coordinator ------------------------------------------------------------------------------------
+    def _down(self, module: int, incarnation: int) -> None:
+        self._coordinate(self.coordinator.down(module, incarnation, "process", self.now))
+
+    def _coordinate(self, sends: list[Send]) -> None:
+        self._send(COORDINATOR, sends)
+        changes, self.coordinator.changes = self.coordinator.changes, []
+        for change in changes:
+            if change.kind == "dead":
+                state = self.modules[change.module]
+                if state is not None and state.machine.incarnation == change.incarnation:
+                    state.up = False  # an evicted module is killed before its replacement starts
+            elif change.kind == "replace":
+                module, incarnation = change.module, change.incarnation
+                self.at(self.start_up, lambda m=module, i=incarnation: self._boot(m, i))  # type: ignore[misc]
+
+    def _tick_coordinator(self) -> None:
+        self._coordinate(self.coordinator.tick(self.now))
+        self._send(CLIENT, self.client.tick(self.now))
+        self.at(self.config.suspect_after / 4, self._tick_coordinator)
