@@ -51,6 +51,7 @@ class CoordinatorMachine:
         )
         self.changes: list[Change] = []  # for whoever kills and starts processes
         self.totals: dict[int, dict[str, float]] = {}  # module -> its running totals
+        self.processes: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
         self.announced_at: dict[int, float] = {}
 
     def receive(self, message: Message, now: float) -> list[Send]:
@@ -58,8 +59,9 @@ class CoordinatorMachine:
         if isinstance(message, RouteRequest):
             return self._route(message)
         if isinstance(message, Heartbeat):
-            self.totals[message.module] = message.totals
-            sends = self._apply(self.membership.heard(message.module, message.incarnation, now), now)
+            if message.totals:
+                self.totals[message.module] = message.totals
+            sends = self.apply(self.membership.heard(message.module, message.incarnation, now), now)
             return sends or self._announce_to_laggard(message, now)
         if isinstance(message, Submit):
             shards = self.ledger.submit(message.batch, message.rows, self.membership.view, now)
@@ -74,24 +76,25 @@ class CoordinatorMachine:
             )
         if isinstance(message, Suspect):
             changes = self.membership.suspect(message.module, message.incarnation, f"silent to {message.by}", now)
-            return self._apply(changes, now)
+            return self.apply(changes, now)
         if isinstance(message, Failure):
             if len(self.membership.view.copies[message.expert]):
                 return self._announce([message.home], now)  # the home's view is old
             return [Send(message.home if self.config.drop_lost_experts else CLIENT, message)]
         if isinstance(message, Join):
-            return self._apply(
+            self.processes[message.module] = (message.pid, message.host)
+            return self.apply(
                 self.membership.join(message.module, message.incarnation, message.endpoint, now), now
             )
         return []
 
     def down(self, module: int, incarnation: int, signal: str, now: float) -> list[Send]:
         """Handle the death of a module's process, as seen by `signal`."""
-        return self._apply(self.membership.down(module, incarnation, signal, now), now)
+        return self.apply(self.membership.down(module, incarnation, signal, now), now)
 
     def tick(self, now: float) -> list[Send]:
         """Handle the passing of time; to be called when no message waits."""
-        return self._apply(self.membership.tick(now), now) + self.ledger.tick(self.membership.view, now)
+        return self.apply(self.membership.tick(now), now) + self.ledger.tick(self.membership.view, now)
 
     def deadline(self, now: float) -> float:
         """When `tick` is due."""
@@ -110,7 +113,8 @@ class CoordinatorMachine:
             view.placement.slot_to_module,
         )
 
-    def _apply(self, changes: list[Change], now: float) -> list[Send]:
+    def apply(self, changes: list[Change], now: float) -> list[Send]:
+        """Publish membership changes and give away the shards of lost homes."""
         if not changes:
             return []
         self.changes += changes
@@ -125,6 +129,8 @@ class CoordinatorMachine:
                 "signal": c.signal,
                 "epoch": self.membership.view.epoch,
             }
+            if c.kind == "joined":
+                facts["pid"], facts["host"] = self.processes[c.module]
             sends.append(Send(CLIENT, Notice(c.kind, now, facts)))
         return sends
 

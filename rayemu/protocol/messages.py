@@ -213,6 +213,8 @@ class Join:
     module: int
     incarnation: int
     endpoint: str
+    pid: int = 0
+    host: str = ""
 
 
 @dataclass(slots=True)

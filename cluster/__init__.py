@@ -1,0 +1,1 @@
+"""The running system: Ray actors for modules and coordinator, transports, fault injection."""

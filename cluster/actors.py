@@ -1,0 +1,179 @@
+"""The Ray actors: thin shells around the runtimes, which know nothing of Ray."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rayemu.cluster.coordinator import CoordinatorRuntime
+from rayemu.cluster.link import Link, QueueLink, ZmqLink
+from rayemu.cluster.runtime import ModuleRuntime
+from rayemu.cluster.setup import Setup
+from rayemu.protocol.messages import Epoch
+
+COORDINATOR_NAME = "coordinator"
+CLIENT_NAME = "coordinator.client"  # the client has no actor: its mail waits at the coordinator
+
+
+def module_name(module: int, incarnation: int) -> str:
+    """Return the Ray name of a module's actor."""
+    return f"module-{module}.{incarnation}"
+
+
+def namespace(setup: Setup) -> str:
+    """Return the Ray namespace of a run."""
+    return f"rayemu-{setup.run_id}"
+
+
+class _Mail:
+    """Delivers frames to named actors, for the `ray` transport; endpoints are actor names."""
+
+    def __init__(self, space: str) -> None:
+        self.space = space
+        self.handles: dict[str, Any] = {}
+
+    def __call__(self, endpoint: str, frame: Any) -> None:
+        name = COORDINATOR_NAME if endpoint == CLIENT_NAME else endpoint
+        try:
+            handle = self.handles.get(name)
+            if handle is None:
+                handle = self.handles[name] = ray.get_actor(name, self.space)
+            method = handle.deliver_client if endpoint == CLIENT_NAME else handle.deliver
+            method.remote(frame)
+        except (ValueError, ray.exceptions.RayError):
+            pass  # gone: the protocol asks again, and membership will tell
+
+
+def open_link(setup: Setup, name: str) -> Link:
+    """Open the transport of an actor of this name."""
+    if setup.zmq is None:
+        return QueueLink(name, _Mail(namespace(setup)))
+    os.makedirs(setup.zmq.directory, mode=0o700, exist_ok=True)
+    return ZmqLink(name, setup.zmq)
+
+
+@ray.remote
+class ModuleActor:
+    """One PIM module. `serve` runs for the module's life: its pending call tells of its death."""
+
+    def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch) -> None:
+        self.link = open_link(setup, module_name(module, incarnation))
+        self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)
+
+    def serve(self, coordinator: str, client: str) -> None:
+        """Run until stopped."""
+        self.runtime.serve(coordinator, client)
+
+    def deliver(self, frame: Any) -> None:
+        """Take a frame (`ray` transport)."""
+        assert isinstance(self.link, QueueLink)
+        self.link.post(frame)
+
+    def stop(self) -> None:
+        """End `serve`."""
+        self.runtime.stop()
+
+
+@ray.remote
+class CoordinatorActor:
+    """Routes tokens, keeps the ledger and the membership, watches and replaces modules."""
+
+    def __init__(self, setup: Setup, group: Any) -> None:
+        self.setup, self.group = setup, group
+        self.link = open_link(setup, COORDINATOR_NAME)
+        self.runtime = CoordinatorRuntime(setup, self.link, self._replace, self._kill)
+        self.modules: dict[tuple[int, int], Any] = {}
+        self.client = ""
+        self.outbox: list[Any] = []
+        self.outbox_filled = threading.Condition()
+
+    def begin(self, client: str, modules: list[Any]) -> str:
+        """Put the modules to work and watch them; return the coordinator's endpoint."""
+        self.client = client
+        for module, handle in enumerate(modules):
+            self._watch(module, 0, handle)
+        return self.link.endpoint
+
+    def run(self) -> None:
+        """Run the event loop until stopped."""
+        self.runtime.run(self.client)
+
+    def stop(self) -> None:
+        """End `run` and the modules."""
+        self.runtime.stop()
+        with self.outbox_filled:
+            self.outbox_filled.notify_all()
+        for handle in self.modules.values():
+            handle.stop.remote()
+
+    def handles(self) -> list[Any]:
+        """Return the handles of all module actors, replacements included."""
+        return list(self.modules.values())
+
+    def deliver(self, frame: Any) -> None:
+        """Take a frame (`ray` transport)."""
+        assert isinstance(self.link, QueueLink)
+        self.link.post(frame)
+
+    def deliver_client(self, frame: Any) -> None:
+        """Keep a frame for the client, which has no actor of its own (`ray` transport)."""
+        with self.outbox_filled:
+            self.outbox.append(frame)
+            self.outbox_filled.notify_all()
+
+    def collect(self) -> list[Any]:
+        """Return frames for the client, waiting a while for the first (`ray` transport)."""
+        with self.outbox_filled:
+            if not self.outbox:
+                self.outbox_filled.wait(1.0)
+            frames, self.outbox = self.outbox, []
+            return frames
+
+    def _watch(self, module: int, incarnation: int, handle: Any) -> None:
+        self.modules[module, incarnation] = handle
+        pending = handle.serve.remote(self.link.endpoint, self.client)
+
+        def wait() -> None:
+            ray.wait([pending])
+            self.runtime.post_down(module, incarnation, "process")
+
+        threading.Thread(target=wait, name=f"watch-{module}.{incarnation}", daemon=True).start()
+
+    def _replace(self, module: int, incarnation: int) -> None:
+        epoch = self.runtime.machine.epoch()
+        handle = start_module(self.setup, self.group, module, incarnation, epoch)
+        self._watch(module, incarnation, handle)
+
+    def _kill(self, module: int, incarnation: int) -> None:
+        handle = self.modules.pop((module, incarnation), None)
+        if handle is not None:
+            time.sleep(0.05)  # off the path of the failover
+            ray.kill(handle)
+
+
+def start_module(setup: Setup, group: Any, module: int, incarnation: int, epoch: Epoch) -> Any:
+    """Start a module's actor in the bundle of its emulated node."""
+    node = int(setup.module_to_node[module])
+    return ModuleActor.options(  # type: ignore[attr-defined]
+        name=module_name(module, incarnation),
+        namespace=namespace(setup),
+        num_cpus=1,
+        max_concurrency=8 if setup.zmq is None else 3,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node),
+    ).remote(setup, module, incarnation, epoch)
+
+
+def start_coordinator(setup: Setup, group: Any) -> Any:
+    """Start the coordinator's actor next to the first emulated node."""
+    return CoordinatorActor.options(  # type: ignore[attr-defined]
+        name=COORDINATOR_NAME,
+        namespace=namespace(setup),
+        num_cpus=0,
+        max_concurrency=16 if setup.zmq is None else 6,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+    ).remote(setup, group)

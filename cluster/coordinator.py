@@ -1,0 +1,149 @@
+"""The coordinator's event loop: membership by several signals, the ledger, and replacements."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from threadpoolctl import threadpool_limits
+
+from rayemu.alltoall import DEAD
+from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
+from rayemu.cluster.link import Link, ZmqLink
+from rayemu.cluster.setup import Setup
+from rayemu.compression import WireError
+from rayemu.model.model import Model
+from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.membership import Change
+from rayemu.protocol.messages import CLIENT, Inject, Join, Notice, Send
+from rayemu.protocol.wire import Wire
+
+REPORT_EVERY_S = 0.25
+
+
+class CoordinatorRuntime:
+    """Drives the coordinator's machine. `replace` starts a new incarnation of a module, `kill` ends one."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        link: Link,
+        replace: Callable[[int, int], None],
+        kill: Callable[[int, int], None],
+    ) -> None:
+        self.setup, self.link = setup, link
+        self.replace, self.kill = replace, kill
+        self.machine = CoordinatorMachine(setup.config, Model(setup.spec), setup.placement, setup.module_to_node)
+        self.wire = Wire(setup.config.codecs)
+        self.weather = Weather(link, [setup.seed, 2, 1 << 20])
+        self.posted: deque[tuple[int, int, str]] = deque()
+        self.monitors: dict[int, tuple[int, Any]] = {}  # module -> (incarnation, monitor socket)
+        self.poller = zmq.Poller()
+        self.stopping = False
+        self.reported = 0.0
+
+    def post_down(self, module: int, incarnation: int, signal: str) -> None:
+        """Tell of a dead process; any thread may call it."""
+        self.posted.append((module, incarnation, signal))
+        self.link.wake()
+
+    def stop(self) -> None:
+        """Ask the loop to end; any thread may call it."""
+        self.stopping = True
+        self.link.wake()
+
+    def run(self, client: str) -> None:
+        """Run until `stop`."""
+        self.link.connect(CLIENT, client)
+        try:
+            with threadpool_limits(self.setup.blas_threads):
+                self._loop()
+        finally:
+            for _, monitor in self.monitors.values():
+                monitor.close(linger=0)
+            self.link.close()
+
+    def _loop(self) -> None:
+        machine, clock = self.machine, time.monotonic
+        tick_at = 0.0
+        while not self.stopping:
+            now = clock()
+            wake = min(tick_at, self.weather.release(now))
+            frames = self.link.receive(max(0.0, wake - now))
+            for frame in frames:
+                self._on_frame(frame)
+            while self.posted:
+                self._emit(machine.down(*self.posted.popleft(), clock()))
+            self._check_monitors()
+            now = clock()
+            if not frames and now >= tick_at:
+                self._emit(machine.tick(now))
+                tick_at = machine.deadline(now)
+            if now - self.reported > REPORT_EVERY_S:
+                self.reported = now
+                self._report(now)
+
+    def _on_frame(self, frame: Any) -> None:
+        try:
+            message = self.wire.decode(frame)
+        except WireError:
+            return
+        if isinstance(message, Inject):
+            if message.fault["kind"] in MESSAGE_FAULTS:
+                self.weather.begin(message.fault, time.monotonic())
+            return
+        if isinstance(message, Join):
+            self._connect(message)
+        self._emit(self.machine.receive(message, time.monotonic()))
+
+    def _connect(self, join: Join) -> None:
+        known = self.monitors.get(join.module)
+        if known is not None and known[0] >= join.incarnation:
+            return
+        self.link.connect(join.module, join.endpoint)
+        if isinstance(self.link, ZmqLink):
+            monitor = self.link.monitor(join.module)
+            self.monitors[join.module] = (join.incarnation, monitor)
+            self.poller.register(monitor, zmq.POLLIN)
+        else:
+            self.monitors[join.module] = (join.incarnation, None)
+
+    def _check_monitors(self) -> None:
+        """A closed connection is the first sign of a dead process; the next heartbeat would refute it."""
+        if not isinstance(self.link, ZmqLink):
+            return
+        for monitor, _ in self.poller.poll(0):
+            self.poller.unregister(monitor)
+            for module, (incarnation, known) in self.monitors.items():
+                if known is monitor:
+                    now = time.monotonic()
+                    changes = self.machine.membership.suspect(module, incarnation, "disconnect", now)
+                    self._emit(self.machine.apply(changes, now))
+
+    def _emit(self, sends: list[Send]) -> None:
+        for send in sends:
+            self.weather.send(send.to, self.wire.encode(send.message), time.monotonic())
+        changes, self.machine.changes = self.machine.changes, []
+        for change in changes:
+            self._act(change)
+
+    def _act(self, change: Change) -> None:
+        if change.kind == "dead":
+            threading.Thread(target=self.kill, args=(change.module, change.incarnation), daemon=True).start()
+        elif change.kind == "replace":
+            threading.Thread(target=self.replace, args=(change.module, change.incarnation), daemon=True).start()
+
+    def _report(self, now: float) -> None:
+        state = self.machine.membership.view.state
+        facts: dict[str, object] = {
+            "modules": {str(m): t for m, t in self.machine.totals.items() if t},
+            "live": int((state != DEAD).sum()),
+            "reissued": self.machine.ledger.reissued,
+            "open_batches": len(self.machine.ledger.batches),
+        }
+        self._emit([Send(CLIENT, Notice("totals", now, facts))])
+

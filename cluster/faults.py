@@ -1,0 +1,87 @@
+"""Fault injection: real signals to real processes, and bad weather on the wire. Seeded."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import signal
+import subprocess
+from typing import Any
+
+import numpy as np
+
+from rayemu.cluster.link import Link
+
+MESSAGE_FAULTS = ("drop", "delay", "duplicate", "corrupt", "reorder")
+
+
+class Weather:
+    """A link whose outgoing frames may be dropped, delayed, doubled, reordered or damaged."""
+
+    def __init__(self, link: Link, seed: list[int]) -> None:
+        self.link = link
+        self.endpoint = link.endpoint
+        self.rng = np.random.default_rng(seed)
+        self.active: list[tuple[float, dict[str, Any]]] = []  # (until, fault)
+        self.held: list[tuple[float, int, int, Any]] = []  # (due, order, address, frame)
+        self.order = 0
+        self.counts: dict[str, int] = {}
+
+    def begin(self, fault: dict[str, Any], now: float) -> None:
+        """Let a message fault act from now for its duration."""
+        self.active.append((now + float(fault["for"]), fault))
+
+    def send(self, address: int, frame: Any, now: float) -> None:
+        """Send a frame through whatever faults act now."""
+        if not self.active:
+            self.link.send(address, frame)
+            return
+        self.active = [(until, f) for until, f in self.active if until > now]
+        copies, delay = 1, 0.0
+        for _, fault in self.active:
+            if self.rng.random() >= fault["rate"]:
+                continue
+            kind = fault["kind"]
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            if kind == "drop":
+                return
+            if kind == "duplicate":
+                copies += 1
+            elif kind == "corrupt":
+                frame = np.array(frame, np.uint8)
+                frame[self.rng.integers(len(frame))] ^= np.uint8(1 << self.rng.integers(8))
+            else:  # delay holds all alike; reorder lets later frames overtake
+                delay += fault["delay"] * (1.0 if kind == "delay" else self.rng.random())
+        for _ in range(copies):
+            if delay:
+                self.order += 1
+                heapq.heappush(self.held, (now + delay, self.order, address, frame))
+            else:
+                self.link.send(address, frame)
+
+    def release(self, now: float) -> float:
+        """Send the held frames that are due; return when the next one is."""
+        while self.held and self.held[0][0] <= now:
+            _, _, address, frame = heapq.heappop(self.held)
+            self.link.send(address, frame)
+        return self.held[0][0] if self.held else float("inf")
+
+
+def hang(pid: int, seconds: float) -> None:
+    """Stop a process with SIGSTOP; a detached shell continues it later (it cannot do so itself)."""
+    subprocess.Popen(
+        ["/bin/sh", "-c", f"sleep {seconds:.3f}; kill -CONT {pid} 2>/dev/null"],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.kill(pid, signal.SIGSTOP)
+
+
+def strike(pid: int, fault: dict[str, Any]) -> None:
+    """Apply a process fault (kill or hang) to a process of this machine."""
+    if fault["kind"] == "kill":
+        os.kill(pid, signal.SIGKILL)
+    else:
+        hang(pid, float(fault["for"]))

@@ -1,0 +1,185 @@
+"""How frames move between actors: one inbox per actor, one outgoing channel per peer.
+
+A link neither orders nor repeats nor acknowledges: the protocol above it does. `wake` may be called from
+any thread, everything else from the owner's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import zmq
+
+
+class Link(Protocol):
+    """What the actors need of a transport."""
+
+    endpoint: str
+
+    def connect(self, address: int, endpoint: str) -> None:
+        """Send what is for `address` to this endpoint from now on; an empty one closes the channel."""
+
+    def send(self, address: int, frame: Any) -> None:
+        """Send a frame (any contiguous buffer). Frames for unknown addresses are dropped."""
+
+    def receive(self, timeout_s: float) -> list[Any]:
+        """Return all frames that wait; if there are none, wait for one, a wake-up or the timeout."""
+
+    def wake(self) -> None:
+        """Make the owner's `receive` return."""
+
+    def close(self) -> None:
+        """Close everything, dropping what has not left yet."""
+
+
+@dataclass(frozen=True)
+class ZmqSettings:
+    """Where sockets live. `directory` is for ipc; with `tcp_host` they are tcp sockets with CURVE keys."""
+
+    directory: str
+    tcp_host: str | None = None
+    server_keys: tuple[bytes, bytes] | None = None  # (public, secret), made per run
+    client_keys: tuple[bytes, bytes] | None = None
+
+
+class ZmqLink:
+    """ZeroMQ push-pull: ipc between processes of one machine, encrypted tcp between machines."""
+
+    def __init__(self, name: str, settings: ZmqSettings) -> None:
+        self.settings = settings
+        self.context = zmq.Context(io_threads=1)
+        self.inbox = self.context.socket(zmq.PULL)
+        self.inbox.set_hwm(0)  # the protocol's credits bound what waits, not the sockets
+        if settings.tcp_host is None:
+            self.endpoint = f"ipc://{settings.directory}/{name}"
+            self.inbox.bind(self.endpoint)
+        else:
+            if settings.server_keys is not None:
+                self.inbox.curve_server = True
+                self.inbox.curve_publickey, self.inbox.curve_secretkey = settings.server_keys
+            port = self.inbox.bind_to_random_port(f"tcp://{settings.tcp_host}")
+            self.endpoint = f"tcp://{settings.tcp_host}:{port}"
+        self._waker_in, self._waker_out = socket.socketpair()
+        self._waker_in.setblocking(False)
+        self._waker_out.setblocking(False)
+        self._poller = zmq.Poller()
+        self._poller.register(self.inbox, zmq.POLLIN)
+        self._poller.register(self._waker_out.fileno(), zmq.POLLIN)
+        self._peers: dict[int, tuple[str, Any]] = {}
+        self._closed = False
+
+    def connect(self, address: int, endpoint: str) -> None:
+        known = self._peers.get(address)
+        if known is not None:
+            if known[0] == endpoint:
+                return
+            self._peers.pop(address)[1].close(linger=0)
+        if endpoint:
+            self._peers[address] = (endpoint, self.pusher(endpoint))
+
+    def pusher(self, endpoint: str) -> Any:
+        """Open a further outgoing channel, for another thread to own."""
+        channel = self.context.socket(zmq.PUSH)
+        channel.set_hwm(0)
+        channel.linger = 0
+        settings = self.settings
+        if endpoint.startswith("tcp") and settings.client_keys is not None and settings.server_keys is not None:
+            channel.curve_publickey, channel.curve_secretkey = settings.client_keys
+            channel.curve_serverkey = settings.server_keys[0]
+        channel.connect(endpoint)
+        return channel
+
+    def monitor(self, address: int) -> Any:
+        """Return a socket that tells of connects and disconnects of the channel to `address`."""
+        return self._peers[address][1].get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    def send(self, address: int, frame: Any) -> None:
+        peer = self._peers.get(address)
+        if peer is not None:
+            with contextlib.suppress(zmq.Again):
+                peer[1].send(frame, zmq.NOBLOCK, copy=False)
+
+    def receive(self, timeout_s: float) -> list[Any]:
+        frames = self._drain()
+        if frames or timeout_s <= 0:
+            return frames
+        ready = dict(self._poller.poll(max(1, int(timeout_s * 1000 + 0.5)) if timeout_s < 3600 else None))
+        if self._waker_out.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._waker_out.recv(4096)
+        return self._drain()
+
+    def _drain(self) -> list[Any]:
+        frames = []
+        try:
+            while len(frames) < 256:
+                frames.append(self.inbox.recv(zmq.NOBLOCK, copy=False).buffer)
+        except zmq.Again:
+            pass
+        return frames
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._waker_in.send(b"\0")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for _, channel in self._peers.values():
+            channel.disable_monitor()
+            channel.close(linger=200)  # last words, such as a final heartbeat, may still leave
+        self.inbox.close(linger=0)
+        self.context.destroy(linger=200)
+        self._waker_in.close()
+        self._waker_out.close()
+
+
+class QueueLink:
+    """Frames by actor calls: for clusters where no other port is open. Slower, needs nothing but Ray.
+
+    `post` is what the owner's `deliver` method calls; `call(endpoint, frame)` makes the remote call.
+    """
+
+    def __init__(self, endpoint: str, call: Any) -> None:
+        self.endpoint = endpoint
+        self._call = call
+        self._peers: dict[int, str] = {}
+        self._frames: deque[Any] = deque()
+        self._arrived = threading.Event()
+
+    def connect(self, address: int, endpoint: str) -> None:
+        if endpoint:
+            self._peers[address] = endpoint
+        else:
+            self._peers.pop(address, None)
+
+    def send(self, address: int, frame: Any) -> None:
+        endpoint = self._peers.get(address)
+        if endpoint is not None:
+            self._call(endpoint, frame)
+
+    def post(self, frame: Any) -> None:
+        """Put a frame into the inbox; any thread may call it."""
+        self._frames.append(frame)
+        self._arrived.set()
+
+    def receive(self, timeout_s: float) -> list[Any]:
+        if not self._frames and timeout_s > 0:
+            self._arrived.wait(min(timeout_s, 3600.0))
+        self._arrived.clear()
+        frames = []
+        while self._frames:
+            frames.append(self._frames.popleft())
+        return frames
+
+    def wake(self) -> None:
+        self._arrived.set()
+
+    def close(self) -> None:
+        self._frames.clear()

@@ -1,0 +1,138 @@
+"""Ray itself: start it or join it, reserve room for the emulated nodes, end it without leaving traces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
+
+
+class RayUnavailable(RuntimeError):
+    """Ray could not be started or joined, or has no room for the modules."""
+
+
+def connect(address: str | None, cpus: int, directory: Path) -> bool:
+    """Join the Ray cluster at `address` (or RAY_ADDRESS), else start one here. True if started here.
+
+    A local Ray keeps its files in `directory`. Workers run at normal priority, because a niced module
+    answers heartbeats late.
+    """
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **common)
+            return False
+        ray.init(
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(directory / "ray"),
+            **common,
+        )
+        return True
+    except Exception as error:
+        remedy = "is the cluster up and of the same Ray and Python version?" if address else "see `rayemu doctor`"
+        raise RayUnavailable(f"Ray could not be {'joined at ' + address if address else 'started'}: {error}; {remedy}") from error
+
+
+def machines() -> int:
+    """Number of live machines in the Ray cluster."""
+    import ray
+
+    return sum(1 for node in ray.nodes() if node["Alive"])
+
+
+def own_address() -> str:
+    """Return this machine's address as the cluster knows it."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def reserve(module_to_node: np.ndarray, timeout_s: float) -> Any:
+    """Reserve one bundle of CPUs per emulated node: a bundle never spans machines."""
+    import ray
+    from ray.util.placement_group import placement_group
+
+    sizes = np.bincount(module_to_node)
+    group = placement_group([{"CPU": float(n)} for n in sizes], strategy="SPREAD")
+    try:
+        ray.get(group.ready(), timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError:
+        free = ray.available_resources().get("CPU", 0)
+        raise RayUnavailable(
+            f"no room on the Ray cluster: {len(sizes)} emulated nodes need machines with {int(sizes.max())} free "
+            f"CPUs each, {free:g} are free in all; lower cluster.nodes or cluster.modules_per_node"
+        ) from None
+    return group
+
+
+def stop(coordinator: Any, modules: list[Any], group: Any, owns_ray: bool) -> None:
+    """Stop all actors of a run, then Ray itself if it is ours."""
+    import ray
+
+    if not ray.is_initialized():
+        return
+    handles = list(modules)
+    with contextlib.suppress(Exception):
+        handles = ray.get(coordinator.handles.remote(), timeout=2.0)
+    with contextlib.suppress(Exception):
+        ray.get(coordinator.stop.remote(), timeout=2.0)
+    for handle in [*handles, *modules, *([coordinator] if coordinator is not None else [])]:
+        with contextlib.suppress(Exception):
+            ray.kill(handle)
+    if group is not None:
+        with contextlib.suppress(Exception):
+            ray.util.remove_placement_group(group)
+    if owns_ray:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+    else:
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ignore Ctrl-C while cleaning up: a second one must not leave half of it behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def terminate_as_interrupt() -> Any:
+    """Let SIGTERM end a run as cleanly as Ctrl-C; return what `restore_terminate` puts back."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    return signal.signal(signal.SIGTERM, interrupt)
+
+
+def restore_terminate(previous: Any) -> None:
+    """Undo `terminate_as_interrupt`."""
+    if previous is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,224 @@
+"""The module's event loop: drives the state machine with real frames, a real clock and real GEMMs."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from rayemu.alltoall import DEAD
+from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
+from rayemu.cluster.link import Link, QueueLink, ZmqLink
+from rayemu.cluster.setup import Setup
+from rayemu.compression import WireError
+from rayemu.model.model import Model
+from rayemu.protocol.config import LEVELS
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Dispatch, Epoch, Heartbeat, Inject, Join, Message, Reply, Send
+from rayemu.protocol.module import ModuleMachine, view_of
+from rayemu.protocol.server import SHARED, Job, run_job
+from rayemu.protocol.wire import Wire
+from rayemu.report.record import COMBINE, DISPATCH, FORWARD, GEMM, REPLY, Recorder
+
+INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
+TOTALS_EVERY = 10  # heartbeats between two reports of running totals
+
+
+class ModuleRuntime:
+    """One module: its loop thread, its compute thread, its heartbeat thread."""
+
+    def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch, link: Link) -> None:
+        self.setup = setup
+        self.me, self.incarnation = module, incarnation
+        self.config = setup.config
+        model = Model(setup.spec)
+        for layer in model.layers:
+            if layer.has_experts:
+                for expert in setup.placement.experts_on(module):
+                    layer.experts[expert]  # generate now, not at the first token
+            layer.norm, layer.gate, layer.shared  # noqa: B018
+        self.model = model
+        view = view_of(epoch, setup.module_to_node, model.spec.experts)
+        self.machine = ModuleMachine(module, incarnation, self.config, model, view)
+        self.wire = Wire(self.config.codecs)
+        self.link = link
+        self.weather = Weather(link, [setup.seed, 2, module, incarnation])
+        self.recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
+        self.totals = dict.fromkeys(("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{n}" for n in LEVELS)), 0.0)
+        self.stopping = False
+        self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.done: deque[tuple[Job, float, float]] = deque()
+        self.busy = False
+
+    def serve(self, coordinator: str, client: str) -> None:
+        """Run until `stop`; the return of this call, or its failure, is a sign of the module's end."""
+        self.link.connect(COORDINATOR, coordinator)
+        self.link.connect(CLIENT, client)
+        compute = threading.Thread(target=self._compute, name="compute", daemon=True)
+        beat = threading.Thread(target=self._beat, args=(coordinator,), name="heartbeat", daemon=True)
+        compute.start()
+        beat.start()
+        try:
+            with threadpool_limits(self.setup.blas_threads):
+                self._loop()
+        finally:
+            self.stopping = True
+            self.jobs.put(None)
+            compute.join(timeout=5)
+            beat.join(timeout=1)
+            self.link.close()
+
+    def stop(self) -> None:
+        """Ask the loop to end; any thread may call it."""
+        self.stopping = True
+        self.link.wake()
+
+    # -- the loop ---------------------------------------------------------------------------------------
+    def _loop(self) -> None:
+        machine, clock = self.machine, time.monotonic
+        while not self.stopping:
+            now = clock()
+            due = self.weather.release(now)
+            wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)
+            for frame in self.link.receive(max(0.0, wake - now)):
+                self._on_frame(frame)
+            while self.done:
+                job, start, end = self.done.popleft()
+                self.busy = False
+                self._finish(job, start, end)
+            while not self.busy:
+                job_or_none = machine.next_job(clock())
+                if job_or_none is None:
+                    break
+                self._start(job_or_none)
+            if machine.home.wake <= clock():
+                self._emit(machine.tick(clock()), time.time())
+
+    def _on_frame(self, frame: Any) -> None:
+        start = time.time()
+        try:
+            message = self.wire.decode(frame)
+        except WireError:
+            self.weather.counts["refused"] = self.weather.counts.get("refused", 0) + 1
+            return
+        if isinstance(message, Inject):
+            self._inject(message.fault)
+            return
+        if isinstance(message, Epoch):
+            for address, endpoint in enumerate(message.endpoints):
+                if address != self.me:
+                    self.link.connect(address, endpoint if message.state[address] != DEAD else "")
+        self._emit(self.machine.receive(message, time.monotonic()), start)
+
+    def _emit(self, sends: list[Send], start: float) -> None:
+        """Encode and send; record rows that travel and combines that were done."""
+        for combined in self.machine.combined():
+            row_bytes = combined.rows * self.model.spec.d_model * 4
+            flops = 2.0 * combined.rows * self.model.spec.top_k * self.model.spec.d_model
+            self.recorder.append(
+                COMBINE, 0, self.me, self.me, combined.layer, combined.micro, combined.batch, combined.shard, -1,
+                combined.rows, flops, row_bytes, 0, start, time.time(),
+            )  # fmt: skip
+        for send in sends:
+            message, to = send.message, send.to
+            level = self.machine.level(to)
+            began = time.time()
+            frame = self.wire.encode(message, level)
+            self.weather.send(to, frame, time.monotonic())
+            if isinstance(message, (Dispatch, Reply)):
+                self._record_frame(message, level, to, len(frame), began)
+
+    def _record_frame(self, message: Dispatch | Reply, level: int, to: int, sent: int, began: float) -> None:
+        if isinstance(message, Dispatch):
+            kind = DISPATCH if message.home == self.me else FORWARD
+            shard = message.shard
+            expert = int(message.lot_experts[0]) if len(message.lot_experts) == 1 else -1
+        else:
+            kind = REPLY if message.sender == self.me else FORWARD
+            shard, expert = -1, -1
+        raw = message.rows.nbytes
+        self.totals["raw_bytes"] += raw
+        self.totals["sent_bytes"] += sent
+        self.totals[f"sent_{LEVELS[level]}"] += sent
+        self.recorder.append(
+            kind, level, self.me, to, message.layer, message.micro, message.batch, shard, expert,
+            len(message.rows), 0.0, raw, sent, began, time.time(),
+        )  # fmt: skip
+
+    # -- compute ----------------------------------------------------------------------------------------
+    def _start(self, job: Job) -> None:
+        self.busy = True
+        if job.flops >= INLINE_FLOPS:
+            self.jobs.put(job)
+            return
+        start = time.time()
+        self._run(job)
+        self.busy = False
+        self._finish(job, start, time.time())
+
+    def _compute(self) -> None:
+        with threadpool_limits(self.setup.blas_threads):
+            while (job := self.jobs.get()) is not None:
+                start = time.time()
+                self._run(job)
+                self.done.append((job, start, time.time()))
+                self.link.wake()
+
+    def _run(self, job: Job) -> None:
+        began = time.monotonic()
+        run_job(self.model, job)
+        until, factor = self.slow
+        if began < until:  # a slowed module takes `factor` times as long
+            time.sleep((time.monotonic() - began) * (factor - 1.0))
+
+    def _finish(self, job: Job, start: float, end: float) -> None:
+        self.totals["rows"] += job.rows
+        self.totals["busy_s"] += end - start
+        work = job.parts[0].work
+        d = work.dispatch if work is not None else None
+        self.recorder.append(
+            GEMM, 0, self.me, self.me, job.layer, d.micro if d else 0, d.batch if d else -1, d.shard if d else -1,
+            -1 if job.expert == SHARED else job.expert, job.rows, job.flops,
+            job.rows * self.model.spec.d_model * 4, 0, start, end,
+        )  # fmt: skip
+        self._emit(self.machine.finish(job, time.monotonic()), time.time())
+
+    # -- heartbeats and faults ----------------------------------------------------------------------------
+    def _beat(self, coordinator: str) -> None:
+        interval = self.setup.heartbeat
+        if isinstance(self.link, ZmqLink):
+            channel = self.link.pusher(coordinator)
+            send = lambda frame: channel.send(frame)  # noqa: E731
+        else:
+            assert isinstance(self.link, QueueLink)
+            send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
+        count = 0
+        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), socket.gethostname())
+        while not self.stopping:
+            view = self.machine.view
+            message: Message
+            if view.state[self.me] == DEAD or view.incarnations[self.me] != self.incarnation:
+                message = join
+            else:
+                totals = dict(self.totals) if count % TOTALS_EVERY == 0 else {}
+                message = Heartbeat(self.me, self.incarnation, view.epoch, totals)
+            send(self.wire.encode(message).tobytes())
+            count += 1
+            time.sleep(interval)
+        if isinstance(self.link, ZmqLink):
+            channel.close(linger=0)
+
+    def _inject(self, fault: dict[str, Any]) -> None:
+        if fault["kind"] in MESSAGE_FAULTS:
+            self.weather.begin(fault, time.monotonic())
+        elif fault["kind"] == "slow":
+            self.slow = (time.monotonic() + float(fault["for"]), float(fault["factor"]))
+        else:
+            strike(os.getpid(), fault)

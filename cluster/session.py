@@ -1,0 +1,263 @@
+"""The driver's side of a run on Ray: starts and stops everything, submits batches, takes results."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from rayemu.alltoall import ALIVE
+from rayemu.cluster import local_ray
+from rayemu.cluster.faults import MESSAGE_FAULTS, strike
+from rayemu.cluster.link import Link, QueueLink, ZmqSettings
+from rayemu.cluster.setup import Setup
+from rayemu.compression import WireError
+from rayemu.model.spec import ModelSpec
+from rayemu.placement import Placement
+from rayemu.protocol.client import BatchResult, ClientMachine
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
+from rayemu.protocol.wire import Wire
+
+RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
+
+
+class ClusterError(RuntimeError):
+    """The cluster could not be started, or its coordinator died."""
+
+
+class Session:
+    """A running cluster: coordinator, modules and this client. Close it, or use it in a `with`."""
+
+    def __init__(
+        self,
+        config: ProtocolConfig,
+        spec: ModelSpec,
+        placement: Placement,
+        module_to_node: np.ndarray,
+        *,
+        transport: str = "zmq",
+        sockets: str = "auto",
+        address: str | None = None,
+        seed: int = 0,
+        heartbeat: float = 0.02,
+        blas_threads: int | None = None,
+        start_timeout_s: float = 120.0,
+    ) -> None:
+        self.config, self.spec = config, spec
+        self.pids: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
+        self.notices: list[Notice] = []
+        self.totals: dict[str, Any] = {}
+        self._closed = False
+        self._coordinator: Any = None
+        self._group: Any = None
+        self._modules: list[Any] = []
+        self._link: Link | None = None
+        self._connected: Epoch | None = None
+        run_id = uuid.uuid4().hex[:8]
+        self.directory = Path(tempfile.gettempdir()) / f"rayemu-{run_id}"
+        self.directory.mkdir(mode=0o700)
+        (self.directory / "owner").write_text(str(os.getpid()))
+        self._previous_term = local_ray.terminate_as_interrupt()
+        try:
+            self._owns_ray = local_ray.connect(address, len(module_to_node) + 1, self.directory)
+            if transport == "ray":
+                slow = RAY_TRANSPORT_SLOWDOWN
+                heartbeat *= slow
+                config = replace(config, suspect_after=config.suspect_after * slow, retry_after=config.retry_after * 2)
+            self.setup = Setup(
+                run_id=run_id,
+                config=config,
+                spec=spec,
+                placement=placement,
+                module_to_node=module_to_node,
+                seed=seed,
+                heartbeat=heartbeat,
+                blas_threads=blas_threads or max(1, (os.cpu_count() or 1) // len(module_to_node)),
+                zmq=self._zmq_settings(sockets) if transport == "zmq" else None,
+                directory=str(self.directory),
+            )
+            self._wire = Wire(config.codecs)
+            self._client = ClientMachine(config.retry_after)
+            self._start(start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- start and stop ---------------------------------------------------------------------------------
+    def _zmq_settings(self, sockets: str) -> ZmqSettings:
+        several = local_ray.machines() > 1
+        if sockets == "ipc" and several:
+            raise ClusterError("cluster.sockets is ipc, but the Ray cluster has several machines; use auto or tcp")
+        if sockets == "ipc" or (sockets == "auto" and not several):
+            return ZmqSettings(str(self.directory))
+        host = local_ray.own_address() if several else "127.0.0.1"
+        return ZmqSettings(str(self.directory), host, zmq.curve_keypair(), zmq.curve_keypair())
+
+    def _start(self, timeout_s: float) -> None:
+        import ray
+
+        from rayemu.cluster import actors
+
+        setup = self.setup
+        self._group = local_ray.reserve(setup.module_to_node, timeout_s)
+        self._coordinator = actors.start_coordinator(setup, self._group)
+        empty = np.zeros(setup.modules, np.uint8), np.zeros(setup.modules, np.int32)
+        epoch = Epoch(0, 0, [], *empty, *setup.placement)
+        self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
+        self._link = actors.open_link(setup, actors.CLIENT_NAME)
+        try:
+            endpoint = ray.get(
+                self._coordinator.begin.remote(self._link.endpoint, self._modules), timeout=timeout_s
+            )
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"the coordinator did not start: {error}") from error
+        self._link.connect(COORDINATOR, endpoint)
+        self._running = self._coordinator.run.remote()
+        threading.Thread(target=self._watch, args=(self._running,), daemon=True).start()
+        if isinstance(self._link, QueueLink):
+            threading.Thread(target=self._collect, daemon=True).start()
+        self._coordinator_dead = False
+        deadline = time.monotonic() + timeout_s
+        while self._client.epoch is None or not (self._client.epoch.state == ALIVE).all():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"not all modules joined within {timeout_s:g} s; see `rayemu doctor`")
+            self._step(0.2)
+
+    def _watch(self, running: Any) -> None:
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.wait([running])
+        self._coordinator_dead = True
+        if self._link is not None:
+            self._link.wake()
+
+    def _collect(self) -> None:
+        import ray
+
+        link = self._link
+        assert isinstance(link, QueueLink)
+        while not self._closed:
+            try:
+                for frame in ray.get(self._coordinator.collect.remote()):
+                    link.post(frame)
+            except Exception:
+                return
+
+    def close(self) -> None:
+        """Stop the actors, Ray if it was started here, and remove every file. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        with local_ray.interrupts_held():
+            if self._link is not None:
+                self._link.close()
+            local_ray.stop(self._coordinator, self._modules, self._group, getattr(self, "_owns_ray", False))
+            shutil.rmtree(self.directory, ignore_errors=True)
+        local_ray.restore_terminate(self._previous_term)
+
+    def records(self) -> list[Path]:
+        """Return the record files of all modules on this machine; read them before `close`."""
+        return sorted(self.directory.glob("record-*"))
+
+    # -- batches ----------------------------------------------------------------------------------------
+    def submit(self, x: np.ndarray) -> int:
+        """Submit a batch x [T, D] float32, T > 0; return its number."""
+        number, sends = self._client.submit(x, self.spec.layers, self.spec.experts, time.monotonic())
+        self._send(sends)
+        return number
+
+    def next_result(self, timeout_s: float = float("inf")) -> BatchResult:
+        """Wait for the next batch in order."""
+        deadline = time.monotonic() + timeout_s
+        while (result := self._client.take()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"batch {self._client.next_out} was not finished within {timeout_s:g} s")
+            self._step(0.5)
+        return result
+
+    def poll(self, wait_s: float = 0.0) -> None:
+        """Handle what has arrived, without waiting for a batch."""
+        self._step(wait_s)
+
+    @property
+    def duplicate_results(self) -> int:
+        """Shard results that came again and were not taken."""
+        return self._client.duplicate_results
+
+    @property
+    def epoch(self) -> Epoch:
+        """The membership as last heard."""
+        assert self._client.epoch is not None
+        return self._client.epoch
+
+    def _step(self, wait_s: float) -> None:
+        assert self._link is not None
+        now = time.monotonic()
+        frames = self._link.receive(min(wait_s, max(0.0, self._client.deadline() - now)))
+        if not frames and self._coordinator_dead:
+            raise ClusterError(
+                "the coordinator died; its ledger is lost and the batches in flight with it. Run again"
+            )
+        now = time.monotonic()
+        for frame in frames:
+            try:
+                message = self._wire.decode(frame)
+            except WireError:
+                continue
+            self._send(self._client.receive(message, now))
+        if self._client.deadline() <= now:
+            self._send(self._client.tick(now))
+        for notice in self._client.notices:
+            if notice.kind == "totals":
+                self.totals = notice.facts
+            else:
+                if notice.kind == "joined":
+                    self.pids[int(str(notice.facts["module"]))] = (int(str(notice.facts["pid"])), str(notice.facts["host"]))
+                self.notices.append(notice)
+        self._client.notices.clear()
+
+    def _send(self, sends: list[Send]) -> None:
+        assert self._link is not None
+        for send in sends:
+            self._link.send(send.to, self._wire.encode(send.message))
+
+    # -- faults -----------------------------------------------------------------------------------------
+    def inject(self, fault: dict[str, Any], module: int | None) -> None:
+        """Begin a fault: at one module, or (message faults) in every actor."""
+        if fault["kind"] in ("kill", "hang") and module is not None:
+            pid, host = self.pids.get(module, (0, ""))
+            if pid and host == socket.gethostname():
+                with contextlib.suppress(ProcessLookupError):
+                    strike(pid, fault)
+                return
+        assert self._link is not None
+        if module is None:
+            targets = list(range(self.setup.modules))
+            if fault["kind"] in MESSAGE_FAULTS:
+                targets.append(COORDINATOR)
+        else:
+            targets = [module]
+        for target in targets:
+            if target >= 0:
+                self._link.connect(target, self.epoch.endpoints[target])
+            self._link.send(target, self._wire.encode(Inject(fault)))
+

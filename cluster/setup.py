@@ -1,0 +1,39 @@
+"""What every actor of a run is given at its start: small, picklable, free of the scenario's machinery."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayemu.cluster.link import ZmqSettings
+from rayemu.model.spec import ModelSpec
+from rayemu.placement import Placement
+from rayemu.protocol.config import ProtocolConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A run's fixed data, the same for all actors. Times in seconds."""
+
+    run_id: str
+    config: ProtocolConfig
+    spec: ModelSpec
+    placement: Placement
+    module_to_node: np.ndarray  # [M] int32
+    seed: int
+    heartbeat: float
+    blas_threads: int
+    zmq: ZmqSettings | None  # None: frames go by actor calls
+    directory: str  # scratch of the run on each machine: sockets and record files
+
+    @property
+    def modules(self) -> int:
+        """Number of modules M."""
+        return len(self.module_to_node)
+
+    def scratch(self) -> str:
+        """Make sure that the scratch directory exists on this machine, and return it."""
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        return self.directory
