@@ -1,0 +1,73 @@
+"""rayemu.compression: rows of floats to bytes and back, by codecs composed of typed stages.
+
+    codec = make_codec("sparse(0.01)+int8(group=128)+zstd")
+    meta, segments = codec.encode(x)                      # x float32 [n, D]
+    x = codec.decode(meta, segments, x.shape)
+
+    frame = pack(header, segments)                        # one checksummed buffer
+    header, segments = unpack(frame)
+
+`STAGES` is the table of every stage, by the three types in the order in which they follow each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from .bf16 import Bf16
+from .codec import Codec, Encoded
+from .errors import CodecError, WireError
+from .fp16 import Fp16
+from .frames import decode_frame, encode_frame
+from .int8 import Int8
+from .parse import parse_stages
+from .raw import Raw
+from .sparse import Sparse
+from .stage import ArrayStage, ByteStage, PackStage, SelectStage, Stage
+from .wire import pack, unpack
+from .zstd import Zstd
+
+ARRAY_STAGES: dict[str, type[Stage]] = {"fp16": Fp16, "bf16": Bf16}
+SEGMENT_STAGES: dict[str, type[Stage]] = {"raw": Raw, "int8": Int8, "sparse": Sparse}
+BYTE_STAGES: dict[str, type[Stage]] = {"zstd": Zstd}
+STAGES: dict[str, type[Stage]] = {**ARRAY_STAGES, **SEGMENT_STAGES, **BYTE_STAGES}
+
+
+def make_codec(spec: str | Mapping[str, Any] | Codec) -> Codec:
+    """A codec from text such as "int8(group=128)+zstd(3)", or from a mapping of stages to parameters.
+
+    `raw` is filled in where no stage stores the values. Raises CodecError for an unknown stage or parameter,
+    and for stages in a wrong order, naming what may follow.
+    """
+    if isinstance(spec, Codec):
+        return spec
+    return _from_text(spec) if isinstance(spec, str) else Codec(parse_stages(spec, STAGES))
+
+
+@lru_cache(maxsize=256)
+def _from_text(text: str) -> Codec:
+    return Codec(parse_stages(text, STAGES))
+
+
+__all__ = [
+    "ARRAY_STAGES",
+    "BYTE_STAGES",
+    "SEGMENT_STAGES",
+    "STAGES",
+    "ArrayStage",
+    "ByteStage",
+    "Codec",
+    "CodecError",
+    "Encoded",
+    "PackStage",
+    "SelectStage",
+    "Stage",
+    "WireError",
+    "decode_frame",
+    "encode_frame",
+    "make_codec",
+    "pack",
+    "unpack",
+]

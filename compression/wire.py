@@ -1,0 +1,146 @@
+"""The frame: one contiguous, versioned, checksummed buffer with a small header and aligned segments.
+
+Layout of version 1, little-endian, offsets in bytes:
+
+    0   magic      4 bytes  "RYMU"
+    4   version    u32      1
+    8   checksum   u64      xxh3_64 of every byte from offset 16 to the end
+    16  total      u64      size of the whole frame
+    24  header     u32      size of the header
+    28  count      u32      number of segments
+    32  sizes      u64 each size of each segment
+    ..  header              msgpack: an array or a map
+    ..  segments            each at the next multiple of 64 from the frame's start, zeros in between
+
+The frame ends where its last segment (or, without segments, its header) ends.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from .errors import CodecError, WireError
+from .segments import Buffer
+
+MAGIC = b"RYMU"
+VERSION = 1
+ALIGNMENT = 64
+MAX_FRAME_BYTES = 1 << 31
+MAX_HEADER_BYTES = 1 << 16
+MAX_HEADER_ITEMS = 4096  # of one array or map in the header: msgpack allocates what a length claims
+MAX_SEGMENTS = 1024
+
+_MARK = int.from_bytes(MAGIC + struct.pack("<I", VERSION), "little")
+_PRELUDE = struct.Struct("<QQQII")
+_HASHED = 16
+_SIZES = [struct.Struct(f"<{count}Q") for count in range(17)]
+
+
+def pack(header: list[Any] | dict[Any, Any], segments: Sequence[Buffer] = ()) -> np.ndarray:
+    """One frame, uint8 [bytes], of a header that msgpack can write and buffers (each copied once).
+
+    Raises CodecError for a header or segments beyond the limits that `unpack` enforces.
+    """
+    head = msgpack.packb(header)
+    if len(head) > MAX_HEADER_BYTES or len(segments) > MAX_SEGMENTS or not isinstance(header, (list, dict)):
+        raise CodecError(
+            f"a frame holds a list or dict of up to {MAX_HEADER_BYTES} bytes and up to {MAX_SEGMENTS} "
+            f"segments, not a {type(header).__name__} of {len(head)} bytes and {len(segments)} segments"
+        )
+    parts = [_flat(segment) for segment in segments]
+    sizes = [part.size for part in parts]
+    table = _table(len(sizes))
+    start = _PRELUDE.size + table.size
+    end = start + len(head)
+    starts = []
+    for size in sizes:
+        starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
+        end = starts[-1] + size
+    if end > MAX_FRAME_BYTES:
+        raise CodecError(f"a frame may have up to {MAX_FRAME_BYTES} bytes, not {end}")
+    frame = np.empty(end, np.uint8)
+    view = frame.data
+    table.pack_into(view, _PRELUDE.size, *sizes)
+    done = start + len(head)
+    view[start:done] = head
+    for begin, part in zip(starts, parts, strict=True):
+        view[done:begin] = bytes(begin - done)
+        done = begin + part.size
+        frame[begin:done] = part
+    _PRELUDE.pack_into(view, 0, _MARK, 0, end, len(head), len(sizes))
+    struct.pack_into("<Q", view, 8, xxh3_64_intdigest(view[_HASHED:]))
+    return frame
+
+
+def unpack(buffer: Buffer, max_bytes: int = MAX_FRAME_BYTES) -> tuple[Any, list[memoryview]]:
+    """A frame's header (list or dict) and its segments as views of the buffer, read-only where that is.
+
+    Everything is checked before it is believed: sizes against the buffer, then the checksum, then the header.
+    Raises WireError, and nothing else, for bytes that `pack` did not write.
+    """
+    view = _bytes(buffer)
+    size = len(view)
+    if not _PRELUDE.size <= size <= max_bytes:
+        raise WireError(f"a frame of {size} bytes; allowed are {_PRELUDE.size} to {max_bytes}")
+    mark, checksum, total, head_size, count = _PRELUDE.unpack_from(view)
+    if mark != _MARK:
+        if view[:4] != MAGIC:
+            raise WireError("not a frame: wrong magic")
+        raise WireError(f"frame version {mark >> 32}; this program reads version {VERSION}")
+    if total != size or head_size > MAX_HEADER_BYTES or count > MAX_SEGMENTS:
+        raise WireError(
+            f"frame claims {total} bytes, {head_size} of header, {count} segments; has {size} bytes"
+        )
+    table = _table(count)
+    start = _PRELUDE.size + table.size
+    end = start + head_size
+    if end > size:
+        raise WireError(f"frame's header ends at {end} of {size} bytes")
+    stop = end
+    places = []
+    for length in table.unpack_from(view, _PRELUDE.size):
+        begin = -(-stop // ALIGNMENT) * ALIGNMENT
+        stop = begin + length
+        places.append((begin, stop))
+    if stop != size:
+        raise WireError(f"frame's segments end at {stop} of {size} bytes")
+    if xxh3_64_intdigest(view[_HASHED:]) != checksum:
+        raise WireError("frame's checksum does not match")
+    return _header(view[start:end]), [view[begin:stop] for begin, stop in places]
+
+
+def _header(view: memoryview) -> Any:
+    try:
+        header = msgpack.unpackb(
+            view, strict_map_key=False, max_array_len=MAX_HEADER_ITEMS, max_map_len=MAX_HEADER_ITEMS
+        )
+    except Exception as error:  # msgpack raises from half a dozen families for malformed bytes
+        raise WireError(f"frame's header is not readable: {type(error).__name__}: {error}") from None
+    if not isinstance(header, (list, dict)):
+        raise WireError(f"frame's header must be a list or a dict, not {type(header).__name__}")
+    return header
+
+
+def _table(count: int) -> struct.Struct:
+    return _SIZES[count] if count < len(_SIZES) else struct.Struct(f"<{count}Q")
+
+
+def _flat(segment: Buffer) -> np.ndarray:
+    """The segment's bytes as uint8, without a copy if it is contiguous."""
+    if isinstance(segment, np.ndarray):
+        return np.ascontiguousarray(segment).reshape(-1).view(np.uint8)
+    return np.frombuffer(segment, np.uint8) if len(segment) else np.empty(0, np.uint8)
+
+
+def _bytes(buffer: Buffer) -> memoryview:
+    try:
+        view = memoryview(buffer)
+        return view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
+    except (TypeError, ValueError, BufferError):
+        raise WireError(f"a frame must be a contiguous buffer, not {type(buffer).__name__}") from None
