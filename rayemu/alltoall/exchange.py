@@ -41,7 +41,7 @@ class Hierarchical:
 
     def first_hops(self, modules: np.ndarray, view: View, home: int) -> np.ndarray:
         """Map destination modules [n] to first hops [n]: themselves in the home's node, else relays."""
-        hop_of = view.memo.get(("hops", home))
+        hop_of = view.memo.get(("hops", self.relay, home))
         if hop_of is None:
             relay = np.arange(view.modules, dtype=np.int32)  # [M]; a node without live modules: direct
             choose = RELAYS[self.relay]
@@ -49,5 +49,5 @@ class Hierarchical:
                 members = view.live_in_node(node)
                 if node != view.module_to_node[home] and len(members):
                     relay[view.module_to_node == node] = choose(members, home)
-            hop_of = view.memo[("hops", home)] = relay
+            hop_of = view.memo["hops", self.relay, home] = relay
         return hop_of[modules]

@@ -1,0 +1,202 @@
+"""The public face: a scenario becomes a running emulation that takes batches and gives exact results."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rayemu.model.model import Model
+from rayemu.model.reference import reference_forward
+from rayemu.protocol.client import BatchResult
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.messages import Notice
+from rayemu.protocol.replay import PathReplay
+from rayemu.report.record import RECORD, merge_records
+from rayemu.scenario import Fault, Scenario
+
+F32 = npt.NDArray[np.float32]
+
+
+class LostExpertError(RuntimeError):
+    """Every copy of an expert is dead, and the scenario says to fail: names batch, layer and expert."""
+
+    def __init__(self, batch: int, layer: int, expert: int) -> None:
+        self.batch, self.layer, self.expert = batch, layer, expert
+        super().__init__(
+            f"batch {batch} failed: every copy of expert {expert} (layer {layer}) is dead; raise "
+            "placement.copies, or set run.on_lost_expert to drop"
+        )
+
+
+def as_rows(x: Any, d_model: int) -> F32:
+    """Check a batch and convert it to contiguous float32 [T, D].
+
+    float64 and non-contiguous arrays are converted. Raises TypeError for other dtypes, and ValueError for
+    a wrong shape, for NaN and for Inf (also where a float64 is too large for float32).
+    """
+    rows = np.asarray(x)
+    if rows.dtype not in (np.float32, np.float64):
+        raise TypeError(f"x has dtype {rows.dtype}; give float32 or float64")
+    if rows.ndim != 2 or rows.shape[1] != d_model:
+        raise ValueError(f"x has shape {rows.shape}; the model takes [tokens, {d_model}]")
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+    finite = np.isfinite(rows)
+    if not finite.all():
+        token, column = (int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(f"x[{token}, {column}] is {rows[token, column]}; every value must be finite")
+    return rows
+
+
+class Emulator:
+    """A running emulation. Use it in a `with`, or `close` it.
+
+    `model` holds the weights (made when touched) for `reference_forward(emulator.model, x)`.
+    Raises ClusterError or RayUnavailable (RuntimeErrors) where the cluster cannot start.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.spec = scenario.spec
+        self.config = ProtocolConfig.from_scenario(scenario)
+        cluster = scenario.cluster
+        module_to_node = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
+        placement = scenario.placed()
+        self._backend: Any
+        if cluster.transport == "memory":
+            from rayemu.protocol.simulator import Simulator
+
+            self._backend = Simulator(
+                self.config, self.model, placement, module_to_node, scenario.run.seed, heartbeat=cluster.heartbeat
+            )
+        else:
+            from rayemu.cluster.session import Session
+
+            self._backend = Session(
+                self.config,
+                self.spec,
+                placement,
+                module_to_node,
+                transport=cluster.transport,
+                sockets=cluster.sockets,
+                address=cluster.address,
+                seed=scenario.run.seed,
+                heartbeat=cluster.heartbeat,
+                blas_threads=cluster.blas_threads,
+            )
+
+    def __enter__(self) -> Emulator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def model(self) -> Model:
+        """The weights, generated from the seed or read from the checkpoint when touched."""
+        return Model(self.spec)
+
+    def forward(self, x: Any) -> F32:
+        """Run one batch x [T, D] -> y [T, D]. An empty batch gives an empty result."""
+        return next(iter(self.stream([x]))).y
+
+    def stream(
+        self, batches: Iterable[Any], in_flight: int | None = None, yield_failed: bool = False
+    ) -> Iterator[BatchResult]:
+        """Run batches, several in flight, and yield their results in order.
+
+        A bad batch (see `as_rows`) is not sent; its error is raised once all earlier batches are out. A
+        failed batch raises LostExpertError, or with `yield_failed` comes out with its `failure` set.
+        """
+        limit = in_flight or self.scenario.run.in_flight
+        waiting: deque[BatchResult | None] = deque()  # None: in the cluster; else an empty batch's result
+        refused: Exception | None = None
+        try:
+            for x in batches:
+                try:
+                    rows = as_rows(x, self.spec.d_model)
+                except (TypeError, ValueError) as error:
+                    refused = error
+                    break
+                if len(rows):
+                    self._backend.submit(rows)
+                    waiting.append(None)
+                else:
+                    waiting.append(self._empty(rows))
+                while len(waiting) >= limit:
+                    yield self._next(waiting, yield_failed)
+            while waiting:
+                yield self._next(waiting, yield_failed)
+        finally:
+            while waiting:  # abandoned half-way: take what is still coming, so that the next call starts clean
+                self._next(waiting, True)
+        if refused is not None:
+            raise refused
+
+    def reference(self, x: Any, result: BatchResult | None = None) -> F32:
+        """Compute x [T, D] in this process; with a result, replay its lossy codecs and dropped choices."""
+        replay = None
+        if result is not None and result.dispatch_paths is not None and result.combine_paths is not None:
+            _, module, node = self.config.codecs
+            replay = PathReplay(result.dispatch_paths, result.combine_paths, module, node)
+        return reference_forward(self.model, as_rows(x, self.spec.d_model), replay)
+
+    def inject(self, fault: Fault, module: int | None = None) -> None:
+        """Begin a fault now, at `module` (default: the fault's own; message faults without one: everywhere)."""
+        if module is None and isinstance(fault.module, int):
+            module = fault.module
+        duration = 1e9 if fault.duration is None else fault.duration
+        facts = {"kind": fault.kind, "for": duration, "factor": fault.factor, "rate": fault.rate, "delay": fault.delay}
+        self._backend.inject(facts, module)
+
+    def poll(self) -> None:
+        """Handle what the cluster reported, without waiting."""
+        self._backend.poll()
+
+    def take_notices(self) -> list[Notice]:
+        """Return and forget what the coordinator reported: joins, deaths, suspicions, recoveries."""
+        notices = list(self._backend.notices)
+        self._backend.notices.clear()
+        return notices
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Running totals per module, as last reported (for live views)."""
+        return self._backend.totals  # type: ignore[no-any-return]
+
+    @property
+    def pids(self) -> dict[int, tuple[int, str]]:
+        """Process and host of each module; empty for the `memory` transport."""
+        return dict(getattr(self._backend, "pids", {}))
+
+    @property
+    def duplicate_results(self) -> int:
+        """Shard results that arrived again and were refused."""
+        return int(self._backend.duplicate_results)
+
+    def record(self) -> np.ndarray:
+        """Return the record so far (RECORD rows); empty for the `memory` transport. Call before `close`."""
+        paths = self._backend.records()
+        return merge_records(paths) if paths else np.zeros(0, RECORD)
+
+    def close(self) -> None:
+        """Stop everything that was started."""
+        self._backend.close()
+
+    def _next(self, waiting: deque[BatchResult | None], yield_failed: bool) -> BatchResult:
+        result = waiting.popleft()
+        if result is None:
+            result = self._backend.next_result()
+        assert result is not None
+        if result.failure is not None and not yield_failed:
+            raise LostExpertError(result.batch, result.failure.layer, result.failure.expert)
+        return result
+
+    def _empty(self, rows: F32) -> BatchResult:
+        counts = np.zeros((self.spec.layers, self.spec.experts), np.int64)
+        return BatchResult(-1, rows, counts, np.zeros(0, np.int32))

@@ -1,0 +1,134 @@
+"""Plans against brute force; replica choice and relays against hand-made clusters."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayemu.alltoall import (
+    ALIVE,
+    DEAD,
+    EXCHANGES,
+    RELAYS,
+    REPLICAS,
+    SUSPECTED,
+    View,
+    cut_micro_batches,
+    cut_shards,
+    plan_parcels,
+)
+from rayemu.placement import PLACEMENTS, Placement
+
+
+def make_view(states: list[int], nodes: int = 2, copies: int = 2, experts: int = 8) -> View:
+    modules = len(states)
+    placed = PLACEMENTS["linear"]().place(np.full(experts, copies), modules, np.random.default_rng(0))
+    module_to_node = np.repeat(np.arange(nodes), modules // nodes)
+    return View(1, module_to_node, np.array(states, np.uint8), np.zeros(modules, np.int32), placed, experts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 60), st.integers(1, 6), st.integers(1, 9), st.integers(1, 20), st.integers(0, 2**32))
+def test_parcels_carry_every_pair_once(n: int, modules: int, experts: int, chunk: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = rng.permutation(1000)[:n]
+    expert = rng.integers(0, experts, n)
+    module = rng.integers(0, modules, n)
+    hop_of_module = rng.integers(0, modules, modules)
+    parcels = plan_parcels(pairs, hop_of_module[module], module, expert, chunk)
+    found = {}
+    for parcel in parcels:
+        assert 0 < len(parcel.pairs) <= chunk
+        assert parcel.lot_rows.sum() == len(parcel.pairs) and (parcel.lot_rows > 0).all()
+        at = 0
+        for m, e, rows in zip(parcel.lot_modules, parcel.lot_experts, parcel.lot_rows, strict=True):
+            for pair in parcel.pairs[at : at + rows].tolist():
+                assert pair not in found
+                found[pair] = (parcel.hop, m, e)
+            at += rows
+    expected = {
+        int(p): (hop_of_module[m], m, e) for p, m, e in zip(pairs, module, expert, strict=True)
+    }
+    assert found == expected
+
+
+def test_parcels_by_hand() -> None:
+    pairs = np.arange(6)
+    module = np.array([1, 0, 1, 2, 0, 1])
+    expert = np.array([5, 4, 3, 6, 4, 5])
+    hops = np.array([1, 0, 1, 1, 0, 1])  # module 2 is reached through 1
+    big, small = plan_parcels(pairs, hops, module, expert, 100)
+    assert (big.hop, big.pairs.tolist()) == (1, [2, 0, 5, 3])
+    assert big.lot_modules.tolist() == [1, 1, 2]
+    assert big.lot_experts.tolist() == [3, 5, 6]
+    assert big.lot_rows.tolist() == [1, 2, 1]
+    assert (small.hop, small.pairs.tolist()) == (0, [1, 4])
+
+
+@pytest.mark.parametrize("kind", REPLICAS)
+def test_replicas_hold_the_expert_and_live(kind: str) -> None:
+    view = make_view([ALIVE, DEAD, ALIVE, ALIVE, ALIVE, ALIVE, SUSPECTED, ALIVE])
+    experts = np.random.default_rng(0).integers(0, 8, (50, 2))
+    for home in range(8):
+        slots = REPLICAS[kind]().choose(experts, view, home, np.zeros(8, np.int64))
+        assert (view.placement.slot_to_expert[slots] == experts).all()
+        assert (view.state[view.slot_to_module[slots]] == ALIVE).all()
+
+
+@pytest.mark.parametrize("kind", REPLICAS)
+def test_replicas_without_copies(kind: str) -> None:
+    states = [ALIVE] * 8
+    states[0] = states[4] = DEAD  # both copies of expert 0
+    view = make_view(states)
+    slots = REPLICAS[kind]().choose(np.array([[0, 1]]), view, 3, np.zeros(8, np.int64))
+    assert slots[0, 0] == -1 and view.slot_to_module[slots[0, 0]] == -1 and slots[0, 1] >= 0
+
+
+@pytest.mark.parametrize("kind", REPLICAS)
+def test_suspected_only_where_nothing_else_lives(kind: str) -> None:
+    states = [SUSPECTED, ALIVE, ALIVE, ALIVE, DEAD, ALIVE, ALIVE, ALIVE]
+    view = make_view(states)
+    slots = REPLICAS[kind]().choose(np.array([[0]]), view, 3, np.zeros(8, np.int64))
+    assert view.slot_to_module[slots[0, 0]] == 0
+
+
+def test_nearest_prefers_home_then_node() -> None:
+    placed = Placement(np.array([0, 0, 1, 1], np.int32), np.array([1, 3, 0, 2], np.int32))
+    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 2)
+    nearest = REPLICAS["nearest"]()
+    load = np.zeros(4, np.int64)
+    assert view.slot_to_module[nearest.choose(np.array([[0, 1]]), view, 1, load)].tolist() == [[1, 0]]
+    assert view.slot_to_module[nearest.choose(np.array([[0, 1]]), view, 2, load)].tolist() == [[3, 2]]
+
+
+def test_least_loaded_avoids_the_busy_module() -> None:
+    view = make_view([ALIVE] * 8)
+    load = np.zeros(8, np.int64)
+    load[0] = 1000  # expert 0 lives on 0 and 4
+    for home in range(8):
+        slots = REPLICAS["least_loaded"]().choose(np.zeros((9, 1), int), view, home, load)
+        assert (view.slot_to_module[slots] == 4).all()
+
+
+def test_hierarchical_hops_use_one_live_relay_per_remote_node() -> None:
+    view = make_view([ALIVE] * 4 + [DEAD, ALIVE, ALIVE, ALIVE])
+    modules = np.arange(8)
+    hops = EXCHANGES["hierarchical"]().first_hops(modules, view, 2)
+    assert hops[:4].tolist() == [0, 1, 2, 3]
+    assert len(set(hops[4:].tolist())) == 1 and hops[4] in (5, 6, 7)
+    relays = {int(EXCHANGES["hierarchical"]().first_hops(modules, view, home)[7]) for home in range(3)}
+    assert relays == {5, 6, 7}, "homes spread over relays"
+    assert (EXCHANGES["flat"]().first_hops(modules, view, 2) == modules).all()
+    assert EXCHANGES["hierarchical"](relay="first").first_hops(modules, view, 1)[7] == 5
+    assert RELAYS["first"](np.array([3, 4]), 7) == 3
+
+
+@pytest.mark.parametrize(("tokens", "modules", "least"), [(1, 8, 64), (64, 8, 64), (512, 8, 64), (513, 3, 100), (7, 4, 1)])
+def test_cuts_cover_the_rows(tokens: int, modules: int, least: int) -> None:
+    for cuts in (cut_shards(tokens, modules, least), cut_micro_batches(tokens, modules)):
+        assert cuts[0][0] == 0 and cuts[-1][1] == tokens
+        assert all(a[1] == b[0] for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+        sizes = [high - low for low, high in cuts]
+        assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1 and len(cuts) <= modules
+    shards = cut_shards(tokens, modules, least)
+    assert len(shards) == 1 or min(high - low for low, high in shards) >= least

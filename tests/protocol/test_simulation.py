@@ -1,0 +1,45 @@
+"""Thousands of seeds through the real state machines: exact, nothing lost, nothing twice, and an end."""
+
+import collections
+
+import pytest
+
+from tests.protocol import chaos
+
+BLOCK = 30
+
+
+@pytest.mark.parametrize("first", range(0, 360, BLOCK))
+def test_seeds(first: int) -> None:
+    seen: collections.Counter[str] = collections.Counter()
+    for seed in range(first, first + BLOCK):
+        try:
+            outcome = chaos.run(seed)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        seen[outcome.fault] += 1
+    assert len(seen) > 2, "the seeds cover few kinds of faults"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1000, 6000, 100))
+def test_many_seeds(first: int) -> None:
+    for seed in range(first, first + 100):
+        try:
+            chaos.run(seed, batches=6)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def test_a_seed_replays_to_the_event() -> None:
+    one, two = chaos.run(11).simulator, chaos.run(11).simulator
+    assert one.counters == two.counters and one.now == two.now
+
+
+def test_the_network_really_misbehaves() -> None:
+    total: collections.Counter[str] = collections.Counter()
+    for seed in range(12):
+        total.update(vars(chaos.run(seed).simulator.counters))
+    for count in ("lost", "duplicated", "corrupted", "refused"):
+        assert total[count] > 0, f"no frame was {count}"
+    assert total["crashes"] + total["hangs"] > 3
