@@ -139,7 +139,7 @@ class ModuleRuntime:
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self.me else FORWARD
             shard = message.shard
-            expert = int(message.lot_experts[0]) if len(message.lot_experts) == 1 else -1
+            expert = message.lots[0][1] if len(message.lots) == 1 else -1
         else:
             kind = REPLY if message.sender == self.me else FORWARD
             shard, expert = -1, -1

@@ -17,9 +17,13 @@ class Parcel:
 
     hop: int
     pairs: np.ndarray  # [n] int64, indices into the unit's T * K pairs
-    lot_modules: np.ndarray  # [l] int32
-    lot_experts: np.ndarray  # [l] int32
-    lot_rows: np.ndarray  # [l] int32, sums to n
+    lots: list[list[int]]  # (module, expert, pairs) of each lot, in the order of the pairs
+
+    @property
+    def modules(self) -> np.ndarray:
+        """Return the module of each pair [n]."""
+        table = np.array(self.lots)
+        return np.repeat(table[:, 0], table[:, 2])
 
 
 def plan_parcels(
@@ -54,15 +58,8 @@ def plan_parcels(
                 begin = np.maximum(starts[first:last][inside], a)
                 stop = np.minimum(ends[first:last][inside], b)
             lot_key = key[begin]
-            parcels.append(
-                Parcel(
-                    hop=int(hop_of_lot[first]),
-                    pairs=pairs[a:b],
-                    lot_modules=(lot_key // width % span).astype(np.int32),
-                    lot_experts=(lot_key % width).astype(np.int32),
-                    lot_rows=(stop - begin).astype(np.int32),
-                )
-            )
+            lots = np.stack((lot_key // width % span, lot_key % width, stop - begin), axis=1)  # [l, 3]
+            parcels.append(Parcel(int(hop_of_lot[first]), pairs[a:b], lots.tolist()))
     parcels.sort(key=lambda p: -len(p.pairs))
     return parcels
 

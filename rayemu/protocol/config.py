@@ -27,7 +27,7 @@ class ProtocolConfig:
     route_at_coordinator: bool = True
     drop_lost_experts: bool = False
     suspect_after: float = 0.06
-    evict_after: float = 1.0
+    evict_after: float = 5.0
     replace_after: float = 0.3
     replace: bool = True
 

@@ -272,7 +272,8 @@ class Home:
         load = np.zeros(self.view.modules, np.int64)
         for request in self.requests.values():
             if request.unanswered > 0:
-                np.add.at(load, request.parcel.lot_modules, request.parcel.lot_rows)
+                for module, _, rows in request.parcel.lots:
+                    load[module] += rows
         return load
 
     # -- requests -------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ class Home:
         self.next_request += 1
         tokens = parcel.pairs // unit.experts.shape[1]
         row_of_pair = None
-        if len(parcel.lot_rows) > 1:
+        if len(parcel.lots) > 1:
             unique, index = np.unique(tokens, return_inverse=True)
             if len(unique) < len(tokens):
                 tokens, row_of_pair = unique, index.astype(np.int32)
@@ -301,9 +302,7 @@ class Home:
             path=0,
             rows=unit.x[tokens],
             row_of_pair=row_of_pair,
-            lot_modules=parcel.lot_modules,
-            lot_experts=parcel.lot_experts,
-            lot_rows=parcel.lot_rows,
+            lots=parcel.lots,
         )
         size = message.rows.nbytes
         request = _Request(unit, unit.layer, parcel, self.view, size, np.ones(count, bool), count, message=message)
@@ -355,7 +354,7 @@ class Home:
         unit = request.unit
         assert unit.rows is not None and unit.have is not None
         low = 0
-        for start, count, dispatch_path, combine_path in m.spans.tolist():
+        for start, count, dispatch_path, combine_path in m.spans:
             pairs = request.parcel.pairs[start : start + count]
             rows = m.rows[low : low + count]
             low += count
@@ -453,11 +452,11 @@ class Home:
         assert unit.have is not None
         missing = request.active & ~unit.have[parcel.pairs]
         if view.serves(parcel.hop, then[parcel.hop]):
-            good = np.array([view.serves(m, then[m]) for m in parcel.lot_modules.tolist()])
-            missing &= ~np.repeat(good, parcel.lot_rows)
+            lost = [m for m in {lot[0] for lot in parcel.lots} if not view.serves(m, then[m])]
+            missing &= np.isin(parcel.modules, lost)
         if not missing.any():
             return None
-        if not (view.state[parcel.lot_modules] == ALIVE).all() and (request.view.incarnations == view.incarnations).all():
+        if (then == view.incarnations).all() and (view.state[parcel.modules] != ALIVE).any():
             missing &= self._has_other(request, view)
             if not missing.any():
                 return None
@@ -472,11 +471,12 @@ class Home:
 
         A merely suspected module keeps the requests that no one else can answer.
         """
-        useful = []
-        for module, expert in zip(request.parcel.lot_modules.tolist(), request.parcel.lot_experts.tolist(), strict=True):
+        useful: list[bool] = []
+        for module, expert, rows in request.parcel.lots:
             copies = view.placement.slot_to_module[view.copies[expert]]
-            useful.append(request.parcel.hop != module or not len(copies) or bool((copies != module).any()))
-        return np.repeat(np.array(useful), request.parcel.lot_rows)
+            other = request.parcel.hop != module or not len(copies) or bool((copies != module).any())
+            useful += [other] * rows
+        return np.array(useful)
 
     def on_status(self, m: Status, now: float) -> None:
         """A module answered a probe: wait on, or send it again what it does not know."""
@@ -491,7 +491,7 @@ class Home:
         assert unit.have is not None
         missing = request.active & ~unit.have[parcel.pairs]
         if m.module != parcel.hop:
-            missing &= np.repeat(parcel.lot_modules == m.module, parcel.lot_rows)
+            missing &= parcel.modules == m.module
         self._reassign(m.request, request, missing, now)
 
     def _reassign(self, number: int, request: _Request, missing: np.ndarray, now: float) -> None:

@@ -10,9 +10,13 @@ from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
 from rayemu.placement import Placement
 
 
+PATIENCE = 2.5  # false suspicions stretch the heartbeat deadline, at most to this multiple
+
+
 @dataclass(slots=True, eq=False)
 class _Member:
     heard: float
+    heard_before: float = float("-inf")
     suspected_at: float = float("inf")
     replace_at: float = float("inf")
     joined: bool = False
@@ -47,6 +51,7 @@ class Membership:
     ) -> None:
         modules = len(module_to_node)
         self.suspect_after, self.evict_after = suspect_after, evict_after
+        self.most_patient = PATIENCE * suspect_after
         self.replace_after = replace_after if replace else float("inf")
         self.members = [_Member(float("inf")) for _ in range(modules)]
         self.checked = float("inf")
@@ -70,10 +75,12 @@ class Membership:
         member = self.members[module]
         if incarnation != self.view.incarnations[module] or self.view.state[module] == DEAD:
             return []
-        member.heard = max(now, member.heard if member.heard != float("inf") else now)
+        member.heard_before, member.heard = member.heard, now
         if self.view.state[module] != SUSPECTED:
             return []
         member.suspected_at = float("inf")
+        if now - member.heard_before < self.most_patient:  # it was merely late: the machine is busy
+            self.suspect_after = min(1.25 * self.suspect_after, self.most_patient)
         self._set(module, ALIVE, incarnation)
         return [Change("recovered", module, incarnation, "heartbeat")]
 

@@ -15,6 +15,7 @@ COORDINATOR = -1
 CLIENT = -2
 
 MODULE_CODEC, NODE_CODEC = 1, 2  # bits of a path: lossy codecs that rows went through
+Rows = list[list[int]]  # a small table of numbers: it travels in the header
 DROPPED = 255  # in place of a path: the choice was dropped because every copy of its expert was lost
 
 
@@ -100,7 +101,7 @@ class RouteReply:
 class Dispatch:
     """Home or relay to module: rows for experts. A module that finds lots of others in it relays those."""
 
-    ARRAYS: ClassVar = ("rows", "row_of_pair", "lot_modules", "lot_experts", "lot_rows")
+    ARRAYS: ClassVar = ("rows", "row_of_pair")
     home: int
     request: int  # unique per home and incarnation
     via: int  # the relay that the reply goes to, or -1 for the home itself
@@ -114,16 +115,14 @@ class Dispatch:
     path: int  # lossy codecs passed so far
     rows: np.ndarray  # [r, D]
     row_of_pair: np.ndarray | None  # [n] int32; None: pair i uses row i
-    lot_modules: np.ndarray  # [l] int32
-    lot_experts: np.ndarray  # [l] int32
-    lot_rows: np.ndarray  # [l] int32
+    lots: Rows  # (module, expert, pairs) of each lot, in the order of the pairs
 
 
 @dataclass(slots=True)
 class Reply:
     """Module to relay or home: expert outputs for spans of a request's pairs."""
 
-    ARRAYS: ClassVar = ("rows", "spans")
+    ARRAYS: ClassVar = ("rows",)
     home: int
     request: int
     batch: int
@@ -131,7 +130,7 @@ class Reply:
     layer: int
     sender: int
     rows: np.ndarray  # [n, D]
-    spans: np.ndarray  # [s, 4] int32: start in the parcel, count, dispatch path, combine path
+    spans: Rows  # (start in the parcel, pairs, dispatch path, combine path) of each run of rows
 
 
 @dataclass(slots=True)

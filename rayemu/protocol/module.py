@@ -106,7 +106,7 @@ class ModuleMachine:
     def _handle(self, message: Message, now: float) -> None:
         home = self.home
         if isinstance(message, Dispatch):
-            if (message.lot_modules == self.me).all():
+            if all(lot[0] == self.me for lot in message.lots):
                 self.server.accept(message, now)
             else:
                 home.out += self.relay.accept(message, self.view)
@@ -160,6 +160,7 @@ class ModuleMachine:
             if bit and isinstance(send.message, Dispatch):
                 send.message.path |= bit
             elif bit and isinstance(send.message, Reply):
-                send.message.spans[:, 3] |= bit
+                for span in send.message.spans:
+                    span[3] |= bit
             sends.append(send)
         return sends

@@ -6,11 +6,12 @@ It holds nothing that the home cannot ask for again: losing a relay loses no tok
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
 from rayemu.alltoall import DEAD, View
-from rayemu.protocol.messages import Dispatch, Probe, Reply, Send
+from rayemu.protocol.messages import Dispatch, Probe, Reply, Rows, Send
 
 INCARNATION_SHIFT = 40  # a request id is incarnation << 40 | counter
 
@@ -20,7 +21,7 @@ class _Gather:
     dispatch: Dispatch
     rows: np.ndarray  # [n, D] answers so far
     waiting: dict[int, int]  # start of each outstanding part -> module
-    spans: list[np.ndarray]  # answered, not yet sent home
+    spans: Rows  # answered, not yet sent home
     view: View  # when it was taken on
 
 
@@ -36,15 +37,14 @@ class Relay:
         key = (dispatch.home, dispatch.request)
         if key in self.gathers:
             return []
-        total = int(dispatch.lot_rows.sum())
+        total = sum(lot[2] for lot in dispatch.lots)
         gather = _Gather(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), {}, [], view)
         self.gathers[key] = gather
-        ends = np.cumsum(dispatch.lot_rows)
-        starts = ends - dispatch.lot_rows
         sends = []
-        for module in dict.fromkeys(dispatch.lot_modules.tolist()):
-            lots = np.flatnonzero(dispatch.lot_modules == module)
-            low, high = int(starts[lots[0]]), int(ends[lots[-1]])
+        high = 0
+        for module, run in groupby(dispatch.lots, key=lambda lot: lot[0]):
+            lots = list(run)
+            low, high = high, high + sum(lot[2] for lot in lots)
             rows, row_of_pair = self._rows_for(dispatch, low, high)
             part = replace(
                 dispatch,
@@ -52,9 +52,7 @@ class Relay:
                 start=low,
                 rows=rows,
                 row_of_pair=row_of_pair,
-                lot_modules=dispatch.lot_modules[lots],
-                lot_experts=dispatch.lot_experts[lots],
-                lot_rows=dispatch.lot_rows[lots],
+                lots=lots,
             )
             gather.waiting[low] = module
             sends.append(Send(module, part))
@@ -75,10 +73,10 @@ class Relay:
         if gather is None:
             return []
         low = 0
-        for start, count, dispatch_path, combine_path in reply.spans.tolist():
+        for start, count, dispatch_path, combine_path in reply.spans:
             if gather.waiting.pop(start, None) is not None:
                 gather.rows[start : start + count] = reply.rows[low : low + count]
-                gather.spans.append(np.array([start, count, dispatch_path, combine_path], np.int32))
+                gather.spans.append([start, count, dispatch_path, combine_path])
             low += count
         return self._flush(gather) if not gather.waiting else []
 
@@ -116,10 +114,9 @@ class Relay:
             self.gathers.pop((d.home, d.request), None)
         if not gather.spans:
             return []
-        spans = np.array(sorted(gather.spans, key=lambda s: int(s[0])), dtype=np.int32)
-        gather.spans = []
-        if int(spans[:, 1].sum()) == len(gather.rows):
+        spans, gather.spans = sorted(gather.spans), []
+        if sum(span[1] for span in spans) == len(gather.rows):
             rows = gather.rows
         else:
-            rows = np.concatenate([gather.rows[s : s + n] for s, n in spans[:, :2].tolist()])
+            rows = np.concatenate([gather.rows[start : start + count] for start, count, *_ in spans])
         return [Send(d.home, Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, rows, spans))]

@@ -84,8 +84,8 @@ class ExpertServer:
         key = (dispatch.home, dispatch.request, dispatch.start)
         if key in self.works:
             return
-        total = int(dispatch.lot_rows.sum())
-        work = Work(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), len(dispatch.lot_rows))
+        total = sum(lot[2] for lot in dispatch.lots)
+        work = Work(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), len(dispatch.lots))
         self.works[key] = work
         for expert, index, span in lots_of(dispatch):
             part = Part(work, dispatch.rows if index is not None else dispatch.rows[span], index, work.rows[span])
@@ -138,7 +138,7 @@ class ExpertServer:
             d = work.dispatch
             if self.works.pop((d.home, d.request, d.start), None) is None:
                 continue
-            spans = np.array([[d.start, len(work.rows), d.path, 0]], dtype=np.int32)
+            spans = [[d.start, len(work.rows), d.path, 0]]
             reply = Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, work.rows, spans)
             sends.append(Send(d.via if d.via >= 0 else d.home, reply))
         return sends
@@ -159,7 +159,7 @@ class ExpertServer:
 def lots_of(dispatch: Dispatch) -> Iterator[tuple[int, np.ndarray | None, slice]]:
     """Yield (expert, row indices or None, slice of the pairs) for each lot of a request."""
     low = 0
-    for expert, rows in zip(dispatch.lot_experts.tolist(), dispatch.lot_rows.tolist(), strict=True):
+    for _, expert, rows in dispatch.lots:
         span = slice(low, low + rows)
         yield expert, None if dispatch.row_of_pair is None else dispatch.row_of_pair[span], span
         low += rows

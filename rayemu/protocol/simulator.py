@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
-from rayemu.protocol.messages import CLIENT, COORDINATOR, Heartbeat, Join, Message, Send
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Heartbeat, Join, Message, Notice, Send
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.server import run_job
 from rayemu.protocol.wire import Wire
@@ -112,6 +114,44 @@ class Simulator:
         assert result is not None
         return result
 
+    # The rest makes it the `memory` transport, in place of a cluster's session.
+    @property
+    def notices(self) -> list[Notice]:
+        """What the coordinator reported."""
+        return self.client.notices
+
+    @property
+    def duplicate_results(self) -> int:
+        """Shard results that came again and were not taken."""
+        return self.client.duplicate_results
+
+    totals: ClassVar[dict[str, object]] = {}
+
+    def poll(self) -> None:
+        """Handle what is due now."""
+        self._run_until(lambda: not self._queue or self._queue[0][0] > self.now, 1.0)
+
+    def records(self) -> list[Path]:
+        """Nothing is recorded in virtual time."""
+        return []
+
+    def close(self) -> None:
+        """Forget everything that is under way."""
+        self._queue.clear()
+
+    def inject(self, fault: dict[str, Any], module: int | None) -> None:
+        """Begin a fault; slow modules are not simulated here, and message faults hit the whole network."""
+        kind = fault["kind"]
+        if kind == "kill" and module is not None:
+            self.crash(module, noticed_after=0.006)
+        elif kind == "hang" and module is not None:
+            self.hang(module, fault["for"])
+        elif kind in ("drop", "duplicate", "corrupt", "delay", "reorder"):
+            before = self.network
+            name = {"drop": "loss", "delay": "straggle", "reorder": "straggle"}.get(kind, kind)
+            self.network = replace(before, **{name: fault["rate"]})
+            self.at(min(fault["for"], 1e6), lambda: setattr(self, "network", before))
+
     def crash(self, module: int, noticed_after: float | None = None) -> None:
         """Kill a module now. Its process is seen dead after a while, or (None) only by its silence."""
         state = self.modules[module]
@@ -197,7 +237,6 @@ class Simulator:
     def _handle(self, to: int, message: Message) -> None:
         if to == CLIENT:
             self._send(CLIENT, self.client.receive(message, self.now))
-            self.client.notices.clear()
         elif to == COORDINATOR:
             self._coordinate(self.coordinator.receive(message, self.now))
         else:

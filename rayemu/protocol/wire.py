@@ -22,16 +22,12 @@ _CODED = -1  # in place of a dtype: the array went through the codec of the fram
 _KINDS: list[type] = list(get_args(Message))
 _KIND_OF = {kind: i for i, kind in enumerate(_KINDS)}
 _SCALARS = {k: [f.name for f in dataclasses.fields(k) if f.name not in k.ARRAYS] for k in _KINDS}
-_TYPES = {k: {f.name: str(f.type) for f in dataclasses.fields(k)} for k in _KINDS}
-_CHECKS: dict[str, type | tuple[type, ...]] = {
-    "int": int,
-    "bool": bool,
-    "str": str,
-    "float": (int, float),
-    "list[str]": list,
-    "dict[str, float]": dict,
-    "dict[str, object]": dict,
+_ORDER = {k: [*_SCALARS[k], *k.ARRAYS] for k in _KINDS}
+_PYTHON = {"int": int, "bool": bool, "str": str, "float": float, "Rows": list, "list[str]": list}
+_TYPES = {
+    k: [_PYTHON.get(str(f.type), dict) for f in dataclasses.fields(k) if f.name not in k.ARRAYS] for k in _KINDS
 }
+_LARGEST = 1 << 40
 
 
 class Wire:
@@ -51,13 +47,12 @@ class Wire:
             if array is None:
                 arrays.append(None)
             elif name == "rows" and kind in (Dispatch, Reply):
-                encoded = self.codecs[level].encode(array)
-                arrays.append([_CODED, list(array.shape), len(encoded.segments), encoded.meta])
-                segments += encoded.segments
+                meta, encoded = self.codecs[level].encode(array)
+                arrays.append([_CODED, *array.shape, len(encoded), meta])
+                segments += encoded
             else:
-                array = np.ascontiguousarray(array)
-                arrays.append([_DTYPE_CODE[array.dtype], list(array.shape)])
-                segments.append(array)
+                arrays.append([_DTYPE_CODE[array.dtype], *array.shape])
+                segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
         return pack([_KIND_OF[kind], level, scalars, arrays], segments)
 
     def decode(self, frame: Any) -> Message:
@@ -66,37 +61,30 @@ class Wire:
         try:
             number, level, scalars, arrays = header
             kind = _KINDS[_index(number, len(_KINDS))]
-            codec = self.codecs[_index(level, len(self.codecs))]
-            names = _SCALARS[kind]
-            if len(scalars) != len(names) or len(arrays) != len(kind.ARRAYS):  # type: ignore[attr-defined]
-                raise WireError(f"{kind.__name__}: wrong number of fields")
-            values = dict(zip(names, scalars, strict=True))
-            for name, value in values.items():
-                if not isinstance(value, _CHECKS[_TYPES[kind][name]]):
-                    raise WireError(f"{kind.__name__}.{name}: unexpected {type(value).__name__}")
-            at = 0
-            for name, description in zip(kind.ARRAYS, arrays, strict=True):  # type: ignore[attr-defined]
+            if [type(value) for value in scalars] != _TYPES[kind] or len(arrays) != len(kind.ARRAYS):
+                raise WireError(f"{kind.__name__}: fields of other types than {_TYPES[kind]}")
+            taken = iter(segments)
+            values: list[Any] = []
+            for description in arrays:
                 if description is None:
-                    values[name] = None
-                    continue
-                code, shape = description[:2]
-                count = description[2] if code == _CODED else 1
-                taken = segments[at : at + _index(count, len(segments) - at + 1)]
-                at += len(taken)
-                if code == _CODED:
-                    values[name] = codec.decode(description[3], taken, _shape(shape, 2))
+                    values.append(None)
+                elif description[0] == _CODED:
+                    codec = self.codecs[_index(level, len(self.codecs))]
+                    _, rows, width, count, meta = description
+                    shape = (_index(rows, _LARGEST), _index(width, _LARGEST))
+                    values.append(codec.decode(meta, [next(taken) for _ in range(_index(count, 9))], shape))
                 else:
-                    values[name] = _array(_DTYPES[_index(code, len(_DTYPES))], _shape(shape, 4), taken[0])
-            if at != len(segments):
-                raise WireError(f"{len(segments) - at} segments too many")
-            message = kind(**values)
-            check = _BODY_CHECKS.get(kind)
+                    values.append(_array(description, next(taken)))
+            if next(taken, None) is not None:
+                raise WireError("more segments than arrays")
+            message = kind(**dict(zip(_ORDER[kind], scalars + values, strict=True)))
+            check = _CHECKS.get(kind)
             if check is not None:
                 check(message)
             return message  # type: ignore[no-any-return]
         except WireError:
             raise
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, StopIteration) as error:
             raise WireError(f"malformed header: {error}") from error
 
 
@@ -106,36 +94,40 @@ def _index(value: Any, limit: int) -> int:
     return value
 
 
-def _shape(shape: Any, rank: int) -> tuple[int, ...]:
-    if not isinstance(shape, list) or len(shape) > rank:
-        raise WireError(f"bad shape {shape!r}")
-    return tuple(_index(n, 1 << 40) for n in shape)
-
-
-def _array(dtype: np.dtype, shape: tuple[int, ...], segment: memoryview) -> np.ndarray:
+def _array(description: Any, segment: memoryview) -> np.ndarray:
+    code, *shape = description
+    dtype = _DTYPES[_index(code, len(_DTYPES))]
+    for n in shape:
+        _index(n, _LARGEST)
     if math.prod(shape) * dtype.itemsize != len(segment):
         raise WireError(f"shape {shape} does not fit {len(segment)} bytes")
-    return np.frombuffer(segment, dtype).reshape(shape)
+    array = np.frombuffer(segment, dtype)
+    return array if len(shape) == 1 else array.reshape(shape)
+
+
+def _check_table(name: str, table: Any, width: int) -> int:
+    """Check a table of small numbers; return the sum of the pairs that it speaks of."""
+    total = 0
+    for row in table:
+        if len(row) != width or not all(type(n) is int and 0 <= n < 1 << 31 for n in row):
+            raise WireError(f"{name}: bad entry {row!r}")
+        total += row[2] if width == 3 else row[1]
+    return total
 
 
 def _check_dispatch(m: Dispatch) -> None:
-    pairs = int(m.lot_rows.sum())
-    lots = len(m.lot_rows)
-    if m.rows.ndim != 2 or len(m.lot_modules) != lots or len(m.lot_experts) != lots or (m.lot_rows < 0).any():
-        raise WireError("dispatch: lots do not fit together")
+    pairs = _check_table("lots", m.lots, 3)
     if m.row_of_pair is None:
         if len(m.rows) != pairs:
             raise WireError(f"dispatch: {len(m.rows)} rows for {pairs} pairs")
-    elif len(m.row_of_pair) != pairs or (pairs and not 0 <= m.row_of_pair.min() <= m.row_of_pair.max() < len(m.rows)):
+    elif m.row_of_pair.shape != (pairs,) or (pairs and not 0 <= m.row_of_pair.min() <= m.row_of_pair.max() < len(m.rows)):
         raise WireError("dispatch: row indices out of range")
 
 
 def _check_reply(m: Reply) -> None:
-    if m.spans.ndim != 2 or m.spans.shape[1] != 4 or (m.spans[:, :2] < 0).any():
-        raise WireError("reply: bad spans")
-    if int(m.spans[:, 1].sum()) != len(m.rows):
-        raise WireError(f"reply: {len(m.rows)} rows for {int(m.spans[:, 1].sum())} pairs")
-    m.spans = m.spans.copy()  # the relay marks codecs in it; views of frames are read-only
+    pairs = _check_table("spans", m.spans, 4)
+    if len(m.rows) != pairs:
+        raise WireError(f"reply: {len(m.rows)} rows for {pairs} pairs")
 
 
-_BODY_CHECKS: dict[type, Callable[[Any], None]] = {Dispatch: _check_dispatch, Reply: _check_reply}
+_CHECKS: dict[type, Callable[[Any], None]] = {Dispatch: _check_dispatch, Reply: _check_reply}

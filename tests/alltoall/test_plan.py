@@ -39,9 +39,10 @@ def test_parcels_carry_every_pair_once(n: int, modules: int, experts: int, chunk
     found = {}
     for parcel in parcels:
         assert 0 < len(parcel.pairs) <= chunk
-        assert parcel.lot_rows.sum() == len(parcel.pairs) and (parcel.lot_rows > 0).all()
+        assert sum(lot[2] for lot in parcel.lots) == len(parcel.pairs)
         at = 0
-        for m, e, rows in zip(parcel.lot_modules, parcel.lot_experts, parcel.lot_rows, strict=True):
+        for m, e, rows in parcel.lots:
+            assert rows > 0 and (parcel.modules[at : at + rows] == m).all()
             for pair in parcel.pairs[at : at + rows].tolist():
                 assert pair not in found
                 found[pair] = (parcel.hop, m, e)
@@ -59,9 +60,7 @@ def test_parcels_by_hand() -> None:
     hops = np.array([1, 0, 1, 1, 0, 1])  # module 2 is reached through 1
     big, small = plan_parcels(pairs, hops, module, expert, 100)
     assert (big.hop, big.pairs.tolist()) == (1, [2, 0, 5, 3])
-    assert big.lot_modules.tolist() == [1, 1, 2]
-    assert big.lot_experts.tolist() == [3, 5, 6]
-    assert big.lot_rows.tolist() == [1, 2, 1]
+    assert big.lots == [[1, 3, 1], [1, 5, 2], [2, 6, 1]]
     assert (small.hop, small.pairs.tolist()) == (0, [1, 4])
 
 
