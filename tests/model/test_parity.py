@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayemu.model import load_checkpoint, moe_forward, reference_forward, route
+from rayemu.model import PRESETS, load_checkpoint, moe_forward, reference_forward, route
+from rayemu.model.accounting import ATTENTION, parameters
 from rayemu.model.model import Layer, Model
 
 _REASON = "install the parity extra: bash launch/test.sh --parity"
@@ -219,3 +220,49 @@ def test_base_model_without_prefix_loads(tmp_path: Path) -> None:
     theirs = case.build()
     theirs.model.save_pretrained(tmp_path)
     _compare(theirs, case, load_checkpoint(tmp_path))
+
+
+# What the published config.json files say beyond PRESETS; the rest is taken from our tables.
+_PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral-8x7b": ("Mixtral", {}),
+    "mixtral-8x22b": ("Mixtral", {}),
+    "qwen3-30b-a3b": ("Qwen3Moe", {"norm_topk_prob": True}),
+    "qwen3-235b-a22b": ("Qwen3Moe", {"norm_topk_prob": True}),
+    "olmoe": ("Olmoe", {}),
+    "deepseek-v2-lite": ("DeepseekV2", {"n_shared_experts": 2, "first_k_dense_replace": 1}),
+    "deepseek-v3": ("DeepseekV3", {"n_shared_experts": 1, "first_k_dense_replace": 3}),
+}
+
+
+@pytest.mark.parametrize("name", _PUBLISHED)
+def test_preset_parameters_equal_those_of_the_transformers_model(name: str) -> None:
+    # a few layers: whole models take minutes to set up, and test_spec knows the published totals
+    spec = dataclasses.replace(PRESETS[name], layers=PRESETS[name].dense_layers + 2)
+    attention = ATTENTION[name]
+    family, more = _PUBLISHED[name]
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=attention.vocabulary,
+        hidden_size=spec.d_model,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=attention.heads,
+        num_key_value_heads=attention.kv_heads,
+        head_dim=attention.rope_dim or attention.head_dim,
+        intermediate_size=spec.dense_d_ff or spec.d_ff,
+        moe_intermediate_size=spec.d_ff,
+        num_local_experts=spec.experts,
+        num_experts=spec.experts,
+        n_routed_experts=spec.experts,
+        num_experts_per_tok=spec.top_k,
+        q_lora_rank=attention.q_rank or None,
+        kv_lora_rank=attention.kv_rank,
+        qk_nope_head_dim=attention.head_dim,
+        qk_rope_head_dim=attention.rope_dim,
+        v_head_dim=attention.value_dim,
+        pad_token_id=None,
+        **more,
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+    counted = sum(weight.numel() for weight in model.parameters())
+    counted += sum(b.numel() for n, b in model.named_buffers() if "correction_bias" in n)
+    assert parameters(spec, attention)["total"] == counted

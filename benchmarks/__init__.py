@@ -1,0 +1,1 @@
+"""Speed and recovery against baselines: `python -m benchmarks.step`, `.recovery` and `.hang`."""

@@ -1,0 +1,273 @@
+"""A stream of small batches without end, modules that are struck one at a time, and what came of it.
+
+Every batch is cut into as many shards as there are modules, so every module is home for a part of every batch
+until it is struck. All clocks are this machine's monotonic clock, which the coordinator shares.
+"""
+
+from __future__ import annotations
+
+import _thread
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rayemu.emulator import Emulator
+from rayemu.report.record import COMBINE
+from rayemu.scenario import Scenario
+
+from .workload import Size, Workload
+
+GAVE_UP_S = 60.0  # a module that is not back by then will not come
+CALM_S = (0.2, 0.6)  # between a module's return and the next strike
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something that the coordinator reported: a module's suspicion, death, recovery or join."""
+
+    at: float
+    kind: str
+    module: int
+    signal: str
+
+    @property
+    def cause(self) -> str:
+        """The signal without its particulars: "silent to 3" is silent."""
+        return self.signal.split()[0] if self.signal else "?"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that came out. `lost` and `doubled` count tokens, `exact` is equality with the reference."""
+
+    number: int
+    submitted: float
+    finished: float
+    exact: bool
+    lost: int
+    doubled: int
+
+
+@dataclass
+class Strike:
+    """One fault: when, at which module; `back` is when the module was in service again."""
+
+    module: int
+    at: float
+    wall: float  # the same instant as Unix time, for the record
+    back: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Times in seconds from a strike; None where it did not happen."""
+
+    module: int
+    signal: str  # what told of it first
+    detected_s: float | None
+    recovered_s: float | None  # first finished batch that needed the module
+    all_s: float | None  # last of the batches that were under way, or sent right after the strike
+    back_s: float | None
+    needed: int  # batches under way that needed the module
+
+
+class Watchdog:
+    """Ends a `with` block by TimeoutError when `progress` is not called for `patience_s`.
+
+    The emulator waits for a batch as long as it takes; a benchmark must not. It is interrupted as by Ctrl-C,
+    until it lets go.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self.patience_s = patience_s
+        self.stalled = False
+        self._seen = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._seen = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if kind is KeyboardInterrupt and self.stalled:
+            raise TimeoutError(
+                f"no batch came out for {self.patience_s:g} s: the emulator is stuck"
+            ) from None
+
+    def progress(self) -> None:
+        """Tell that there is progress."""
+        self._seen = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            if time.monotonic() - self._seen > self.patience_s:
+                self.stalled = True
+                _thread.interrupt_main()
+
+
+@dataclass
+class Faultload:
+    """Streams batches through an emulator and strikes modules; `strike(pid)` is the fault.
+
+    `returns` names the notices that tell that a struck module is back, which it cannot be within `lasts_s`.
+    Only modules of this machine can be struck.
+    """
+
+    emulator: Emulator
+    workload: Workload
+    strikes: int
+    strike: Callable[[int], None]
+    returns: tuple[str, ...]
+    rng: np.random.Generator
+    say: Callable[[str], None]
+    lasts_s: float = 0.0
+    done: list[Strike] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
+    away: set[int] = field(default_factory=set)
+    sent: int = 0
+
+    def run(self, in_flight: int) -> None:
+        """Stream until all strikes are done and their modules are back.
+
+        Raises TimeoutError when a module does not come back, or no batch comes out.
+        """
+        with Watchdog(GAVE_UP_S) as watchdog:
+            self._take(in_flight, watchdog)
+        self._listen()
+
+    def _take(self, in_flight: int, watchdog: Watchdog) -> None:
+        for place, result in enumerate(self.emulator.stream(self._feed(), in_flight, yield_failed=True)):
+            watchdog.progress()
+            y = self.workload.outputs[place % len(self.workload.outputs)]
+            exact = result.failure is None and np.array_equal(result.y, y)
+            lost, doubled = int((result.delivered == 0).sum()), int((result.delivered > 1).sum())
+            self.batches.append(
+                Batch(result.batch, result.submitted_at, result.finished_at, exact, lost, doubled)
+            )
+
+    def _feed(self) -> Iterator[np.ndarray]:
+        struck: Strike | None = None
+        due = time.monotonic() + 1.0
+        while True:
+            self._listen()
+            now = time.monotonic()
+            if struck is not None:
+                if struck.back is not None:
+                    self.say(f"strike {len(self.done)} of {self.strikes}: module {struck.module}")
+                    struck, due = None, now + self.rng.uniform(*CALM_S)
+                elif now - struck.at > GAVE_UP_S:
+                    raise TimeoutError(f"module {struck.module} was not back {GAVE_UP_S:g} s after the fault")
+            elif self.away:  # suspected for another reason, such as a busy machine: strike when all are there
+                due = max(due, now + CALM_S[0])
+            elif now >= due:
+                if len(self.done) == self.strikes:
+                    return
+                struck = self._strike()
+            yield self.workload.batch(self.sent)
+            self.sent += 1
+
+    def _strike(self) -> Strike:
+        """Strike at a random moment of the batches' life, not just after one came out.
+
+        Results are taken in up to the last moment, so that what had arrived counts as finished before.
+        """
+        until = time.monotonic() + self.rng.uniform(0.0, 0.02)
+        while time.monotonic() < until:
+            self.emulator.poll()
+            time.sleep(0.0002)
+        pids = {m: pid for m, (pid, host) in self.emulator.pids.items() if host == socket.gethostname()}
+        module = int(self.rng.choice(sorted(pids)))
+        self.emulator.poll()
+        strike = Strike(module, time.monotonic(), time.time())
+        self.strike(pids[module])
+        self.done.append(strike)
+        self.away.add(module)
+        return strike
+
+    def _listen(self) -> None:
+        for notice in self.emulator.take_notices():
+            if "module" not in notice.facts:
+                continue
+            module = int(str(notice.facts["module"]))
+            signal = Signal(notice.wall_s, notice.kind, module, str(notice.facts.get("signal", "")))
+            self.signals.append(signal)
+            if signal.kind in ("suspected", "dead"):
+                self.away.add(module)
+            elif signal.kind in ("joined", "recovered"):
+                self.away.discard(module)
+            last = self.done[-1] if self.done else None
+            if last is None or last.back is not None or last.module != module:
+                continue
+            if signal.kind in self.returns and signal.at > last.at + self.lasts_s:
+                last.back = signal.at
+
+
+def outcome(strike: Strike, batches: list[Batch], signals: list[Signal], combined: set[int]) -> Outcome:
+    """What a strike did. `combined` are the batches of which the module had finished its own shard by then.
+
+    A batch under way at the strike *needed* the module if the module had not yet finished the shard that it
+    was home of; so did the first batch sent after the strike, if that was before anyone could know. Others
+    may have needed it as expert server: they are not counted, so the recovery shown is, if anything, late.
+    """
+    told = [
+        s
+        for s in signals
+        if s.module == strike.module and s.at >= strike.at and s.kind in ("suspected", "dead")
+    ]
+    first = min(told, key=lambda s: s.at, default=None)
+    under_way = [b for b in batches if b.submitted < strike.at < b.finished]
+    after = [b for b in batches if strike.at <= b.submitted and (first is None or b.submitted < first.at)][:1]
+    needed = [b for b in under_way if b.number not in combined] + after
+    return Outcome(
+        module=strike.module,
+        signal=first.cause if first is not None else "none",
+        detected_s=None if first is None else first.at - strike.at,
+        recovered_s=min((b.finished - strike.at for b in needed), default=None),
+        all_s=max((b.finished - strike.at for b in under_way + after), default=None),
+        back_s=None if strike.back is None else strike.back - strike.at,
+        needed=len(needed),
+    )
+
+
+def combined_before(record: np.ndarray, strike: Strike) -> set[int]:
+    """Batches of which the struck module had combined its own shard before the strike, by the record."""
+    mine = (record["kind"] == COMBINE) & (record["src"] == strike.module)
+    before = mine & (record["end_wall_s"] > 0) & (record["end_wall_s"] <= strike.wall)
+    return set(record["batch"][before].tolist())
+
+
+def false_alarms(strikes: list[Strike], signals: list[Signal]) -> Counter[str]:
+    """Suspicions and deaths of modules that were not struck at the time, by signal."""
+    found: Counter[str] = Counter()
+    for s in signals:
+        if s.kind not in ("suspected", "dead"):
+            continue
+        spans = [
+            (k.at, k.back if k.back is not None else float("inf")) for k in strikes if k.module == s.module
+        ]
+        if not any(low <= s.at <= high for low, high in spans):
+            found[f"{s.kind} ({s.cause})"] += 1
+    return found
+
+
+def scenario(size: Size, seed: int, in_flight: int, exchange: str, cluster: dict[str, Any]) -> Scenario:
+    """Every expert on two modules, every module home for a part of every batch."""
+    return size.scenario(
+        exchange,
+        seed=seed,
+        copies=2,
+        in_flight=in_flight,
+        cluster=cluster,
+        min_shard_rows=max(1, size.tokens // size.modules),
+    )

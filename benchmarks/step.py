@@ -1,0 +1,151 @@
+"""Speed of a step: `python -m benchmarks.step`.
+
+Compares the emulator, flat and hierarchical, with its bound (the bare GEMMs) and with what else one could run
+(the single-process reference, plain Ray, the transformers block), in one run; shows how a step grows with the
+number of modules, and what the fault machinery costs. Prints tables and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .compare import EFFORT, Effort, Result, compare, ratios
+from .contenders import CONTENDERS
+from .output import machine, results_file, write
+from .overhead import overhead, overhead_ratios
+from .scaling import growth, scaling
+from .tables import goal_lines, overhead_table, scaling_table, speeds_table, times_table
+from .workload import SIZES, Workload
+
+DESCRIPTION = (
+    "Wall time of a step: the emulator against the bare GEMMs, the single-process reference, plain Ray and "
+    "the transformers block; its growth with the number of modules; the cost of its fault machinery."
+)
+OVERHEAD_PAIRS = {"large": 3, "small": 6}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m benchmarks.step", description=DESCRIPTION)
+    p.add_argument("--size", choices=[*SIZES, "both"], default="both", help="default: both")
+    p.add_argument("--quick", action="store_true", help="a few samples, to see that it works, no more")
+    parts = p.add_argument_group("parts", "with none of these all are run")
+    parts.add_argument("--compare", action="store_true", help="against the bound and the baselines")
+    parts.add_argument(
+        "--scaling", action="store_true", help="growth over 2, 4, 8, 16 modules (default: small)"
+    )
+    parts.add_argument("--overhead", action="store_true", help="cost of the fault machinery without faults")
+    p.add_argument("--only", metavar="NAMES", help=f"contenders, by comma: {', '.join(CONTENDERS)}")
+    p.add_argument("--rounds", type=int, metavar="N", help="rounds of every part")
+    p.add_argument("--seed", type=int, default=0, help="of weights and inputs; default: 0")
+    p.add_argument("--transport", choices=["zmq", "ray", "memory"], default="zmq", help="of the emulator")
+    p.add_argument("--out", type=Path, metavar="FILE.json", help="default: benchmarks/results/step-TIME.json")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 0 when every output of the emulator and the baseline was right."""
+    p = parser()
+    args = p.parse_args(argv)
+    names = [n.strip() for n in args.only.split(",")] if args.only else list(CONTENDERS)
+    for name in names:
+        if name not in CONTENDERS:
+            p.error(f"--only: {name!r} is not a contender; known: {', '.join(CONTENDERS)}")
+    if args.rounds is not None and args.rounds < 1:
+        p.error("--rounds: at least 1")
+    everything = not (args.compare or args.scaling or args.overhead)
+    sizes = list(SIZES) if args.size == "both" else [args.size]
+    console = Console()
+    progress = Console(stderr=True)
+    began = time.time()
+
+    def say(text: str) -> None:
+        progress.print(f"[dim]{time.time() - began:5.0f} s  {text}[/dim]", highlight=False)
+
+    path = args.out or results_file("step")
+    data: dict[str, Any] = {
+        "benchmark": "step",
+        "quick": args.quick,
+        "started_unix_s": began,
+        "machine": machine(),
+        "sizes": {},
+    }
+    if not data["machine"]["blas_row_invariant"]:
+        progress.print(
+            "This BLAS rounds a row differently in different company, so outputs will not be exact; "
+            "set OPENBLAS_CORETYPE=Sandybridge (the bare GEMMs then run slower, too)."
+        )
+    right = True
+    for name in sizes:
+        workload = Workload(SIZES[name], args.seed, 2 if name == "large" else 4, args.transport)
+        effort = _effort(EFFORT[name], args.quick, args.rounds)
+        part: dict[str, Any] = {"size": workload.size.title}
+        data["sizes"][name] = part
+        if args.compare or everything:
+            results = compare(workload, [CONTENDERS[n] for n in names], effort, say)
+            table = ratios(results)
+            part["contenders"] = {n: r.as_dict() for n, r in results.items()}
+            part["speed_relative_to"] = table
+            console.print(times_table(workload.size, results))
+            console.print(speeds_table(results, table))
+            for line in goal_lines(name, table):
+                console.print(line, highlight=False)
+            right = right and _right(results)
+        if args.scaling or (everything and name == "small"):
+            right = _scaling(workload, names, effort, part, say, console) and right
+        if args.overhead or everything:
+            rounds = args.rounds or (1 if args.quick else OVERHEAD_PAIRS[name])
+            measured = overhead(workload, replace(effort, rounds=rounds), say)
+            relative = overhead_ratios(measured)
+            part["overhead"] = {**{n: r.as_dict() for n, r in measured.items()}, "relative": relative}
+            console.print(overhead_table(workload.size, measured, relative))
+            right = right and _right(measured)
+        write(path, data)  # after each size, so that an interrupted run leaves what it measured
+    data["machine"]["load_average_at_end"] = machine()["load_average"]
+    data["wall_s"] = time.time() - began
+    write(path, data)
+    console.print(f"Written to {path}", highlight=False)
+    return 0 if right else 1
+
+
+def _scaling(
+    workload: Workload, names: list[str], effort: Effort, part: dict[str, Any], say: Any, console: Console
+) -> bool:
+    kinds: list[str] = [kind for kind in ("hierarchical", "flat", "ray") if kind in names]
+    if workload.transport == "memory":
+        kinds = [kind for kind in kinds if kind != "ray"]
+    if not kinds:
+        return True
+    measured = scaling(workload, kinds, replace(effort, rounds=min(effort.rounds, 2)), say)
+    growths = {kind: growth(results) for kind, results in measured.items()}
+    part["scaling"] = {
+        kind: {
+            str(m): {**result.as_dict(), "time_relative_to_fewest": growths[kind][m]}
+            for m, result in results.items()
+        }
+        for kind, results in measured.items()
+    }
+    console.print(scaling_table(workload.size, measured, growths))
+    return all(_right({str(m): r for m, r in results.items()}) for results in measured.values())
+
+
+def _effort(effort: Effort, quick: bool, rounds: int | None) -> Effort:
+    effort = effort.quick() if quick else effort
+    return replace(effort, rounds=rounds) if rounds else effort
+
+
+def _right(results: dict[str, Result]) -> bool:
+    """Whether all that must equal the reference does; torch rounds in its own way."""
+    return all(r.exact is not False for r in results.values() if r.contender.name != "torch")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

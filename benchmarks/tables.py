@@ -1,0 +1,141 @@
+"""Results as Rich tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from .compare import Result
+from .measure import pooled, summary
+from .output import pair, show_ratio, show_time
+from .workload import Size
+
+# What the project set out to reach: size, against what, least, aim. Speeds relative to the other's.
+GOALS = [
+    ("large", "gemms", "the bare GEMMs", 0.85, 0.95),
+    ("large", "torch", "the transformers block", 0.8, 1.0),
+    ("small", "ray", "plain Ray", 3.0, 8.0),
+]
+OURS = ("hierarchical", "flat")
+Ratios = dict[str, dict[str, dict[str, float | None]]]
+
+
+def times_table(size: Size, results: dict[str, Result]) -> Table:
+    """All contenders of a size: wall times and what came out."""
+    table = Table(title=f"Wall time of a step. {size.title}", title_justify="left")
+    table.add_column("contender", no_wrap=True)
+    for heading in ("alone:\nmedian", "\nbest", "in a stream:\nper batch", "\ntokens/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("output")
+    for result in results.values():
+        if result.unavailable:
+            table.add_row(result.contender.title, "-", "-", "-", "-", result.unavailable)
+            continue
+        latency, stream = summary(pooled(result.latency)), summary(pooled(result.stream))
+        seconds = stream.get("median_s") or latency.get("median_s")
+        table.add_row(
+            result.contender.title,
+            show_time(latency.get("median_s")),
+            show_time(latency.get("best_s")),
+            show_time(stream.get("median_s")),
+            f"{size.tokens / seconds:,.0f}" if seconds and result.exact is not None else "-",
+            show_output(result),
+        )
+    return table
+
+
+def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
+    """How many times as fast contenders are as the bound and the baselines: alone / in a stream."""
+    table = Table(title="Speed relative to (a step alone / in a stream)", title_justify="left")
+    table.add_column("contender", no_wrap=True)
+    headings = {
+        "gemms": "bare GEMMs",
+        "processes": "... by processes",
+        "ray": "plain Ray",
+        "ray-one-home": "... one home",
+        "torch": "torch",
+    }
+    columns = [name for name in headings if name in results and not results[name].unavailable]
+    for name in columns:
+        table.add_column(headings[name], justify="right")
+    for name, result in results.items():
+        if result.unavailable or result.exact is None:
+            continue
+        cells = []
+        for other in columns:
+            both = ratios.get(name, {}).get(other, {})
+            cells.append(pair(show_ratio(both.get("latency")), show_ratio(both.get("stream"))))
+        table.add_row(result.contender.title, *cells)
+    table.caption = "Medians over turns that lie next to each other in time"
+    return table
+
+
+def show_output(result: Result) -> str:
+    """How the outputs compare with the reference's."""
+    if result.exact is None:
+        return "none"
+    return "exact" if result.exact else f"off by {result.difference:.1e}"
+
+
+def goal_lines(size: str, ratios: Ratios) -> list[str]:
+    """One line per goal of the size: what was reached, what must be, what is aimed at."""
+    lines = []
+    for goal_size, other, title, must, aim in GOALS:
+        if goal_size != size:
+            continue
+        for ours in OURS:
+            both = ratios.get(ours, {}).get(other)
+            if both is None or both["latency"] is None:
+                continue
+            lines.append(
+                f"{size}, {ours}: {show_ratio(both['latency'])} times as fast as {title} one at a time, "
+                f"{show_ratio(both['stream'])} in a stream (must {must:g}, aim {aim:g})"
+            )
+    return lines
+
+
+def scaling_table(
+    size: Size, results: dict[str, dict[int, Result]], growths: dict[str, dict[int, dict[str, float | None]]]
+) -> Table:
+    """Step time by number of modules; `x` columns are relative to the fewest modules."""
+    title = f"Wall time of a step by number of modules. {size.title.rsplit(', ', 1)[0]}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("modules", justify="right")
+    for kind in results:
+        name = "plain Ray" if kind == "ray" else kind
+        for heading in ("one at a time", "in a stream", "growth"):
+            table.add_column(f"{name}\n{heading}", justify="right")
+    table.add_column("output")
+    for modules in next(iter(results.values())):
+        cells = [str(modules)]
+        for kind, by_modules in results.items():
+            result, grown = by_modules[modules], growths[kind][modules]
+            cells.append(show_time(summary(pooled(result.latency)).get("median_s")))
+            cells.append(show_time(summary(pooled(result.stream)).get("median_s")))
+            cells.append(pair(show_ratio(grown["latency"]), show_ratio(grown["stream"])))
+        outputs = {show_output(by_modules[modules]) for by_modules in results.values()}
+        table.add_row(*cells, ", ".join(sorted(outputs)))
+    return table
+
+
+def overhead_table(size: Size, results: dict[str, Result], relative: dict[str, dict[str, Any]]) -> Table:
+    """The two variants, and the overhead in percent."""
+    title = f"Cost of the fault machinery without faults (must 5 %, aim 2 %). {size.title}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("variant", "one at a time, median (best)", "in a stream, per batch", "output"):
+        table.add_column(heading)
+    for result in results.values():
+        latency, stream = summary(pooled(result.latency)), summary(pooled(result.stream))
+        table.add_row(
+            result.contender.title,
+            f"{show_time(latency.get('median_s'))} ({show_time(latency.get('best_s'))})",
+            show_time(stream.get("median_s")),
+            show_output(result),
+        )
+    cells = [
+        f"{100 * r['median']:+.1f} % ({100 * r['least']:+.1f} to {100 * r['most']:+.1f})"
+        for r in (relative["latency"], relative["stream"])
+    ]
+    table.add_row("overhead: median of pairs (range)", *cells, "")
+    return table

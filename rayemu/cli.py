@@ -1,0 +1,230 @@
+"""The `rayemu` command. Everything heavy is imported by the command that needs it: --help stays quick."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import rayemu
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
+
+app = typer.Typer(
+    help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
+    epilog="Start with: rayemu run laptop",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rayemu {rayemu.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a scenario that comes with rayemu.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.top_k=4; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; else runs/NAME.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also write trace.json, for ui.perfetto.dev or chrome://tracing.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="RAY", help="A Ray cluster to use; else one is started here.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view; one line at the end.")] = False,
+) -> None:
+    """Run a scenario, check its output, and keep what happened in a run folder.
+
+    The exit code is 0 if every check of the run held, 1 if one did not, 2 if it could not be run, and 130
+    after Ctrl-C.
+    """
+    import json
+
+    from rich.console import Console
+
+    changes = list(settings or [])
+    if address is not None:
+        changes.append(f"cluster.address={json.dumps(address)}")
+    with _plain_errors():
+        from rayemu.report.live import make_view
+        from rayemu.report.table import one_line, print_summary
+        from rayemu.run import run_scenario
+        from rayemu.scenario import Scenario
+
+        chosen = Scenario.load(scenario).with_overrides(changes)
+        console = Console()
+        folder = out or Path("runs") / chosen.name
+        with make_view(chosen, console, quiet) as view:
+            summary = run_scenario(chosen, folder, view, trace, overwrite)
+        if quiet:
+            typer.echo(one_line(summary, folder))
+        else:
+            print_summary(summary, folder, console)
+    if not summary["passed"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command("list")
+def list_strategies(
+    family: Annotated[
+        str | None, typer.Argument(help="Only this one, like placement.kind or scenarios.")
+    ] = None,
+) -> None:
+    """List what a scenario can choose from: strategies, presets, codecs, faults, packaged scenarios."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rayemu.report.catalog import families
+
+    tables = families()
+    if family is not None and family not in tables:
+        _refuse([f"{family} is not a family; known: {', '.join(tables)}"])
+    console = Console()
+    for name, members in tables.items():
+        if family in (None, name):
+            table = Table.grid(padding=(0, 2))
+            table.add_column(style="cyan", no_wrap=True)
+            table.add_column()
+            for member, line in members.items():
+                table.add_row(f"  {escape(member)}", escape(line))
+            console.print(f"[bold]{name}[/bold]")
+            console.print(table)
+
+
+@app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Remove what killed runs left behind.")] = False,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a small emulation on Ray.")] = True,
+) -> None:
+    """Check whether this machine can run an emulation; exit code 1 if something is wrong."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(soft_wrap=True)
+    colours = {"ok": "green", "warning": "yellow", "wrong": "red"}
+    wrong = 0
+    with _plain_errors():
+        from rayemu.doctor import WRONG, examine
+
+        for finding in examine(fix, ray):
+            wrong += finding.state == WRONG
+            mark = f"[{colours[finding.state]}]{finding.state:7}[/]"
+            console.print(f"{mark}  {finding.name}: {escape(finding.text)}", highlight=False)
+            if finding.remedy:
+                console.print(f"         {escape(finding.remedy)}", highlight=False)
+    if wrong:
+        raise typer.Exit(FAILED)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Measure the speed against bare GEMMs, the reference and plain Ray; takes the options of its --help."""
+    with _plain_errors():
+        from rayemu.benchmarks import step
+
+        code = step.main(list(context.args))
+    if code:
+        raise typer.Exit(int(code))
+
+
+def _refuse(lines: list[str]) -> None:
+    for line in lines:
+        typer.secho(f"rayemu: {line}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(REFUSED)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What can go wrong without a bug of ours, as one line each instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho("rayemu: interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        lines = _expected(error)
+        if lines is None:
+            raise
+        _refuse(lines)
+
+
+def _expected(error: Exception) -> list[str] | None:
+    """The lines that say what went wrong, or None for an error that nobody expects."""
+    from rayemu.cluster.local_ray import RayUnavailable
+    from rayemu.cluster.session import ClusterError
+    from rayemu.emulator import LostExpertError
+    from rayemu.model.tensor_files import CheckpointError
+    from rayemu.protocol.simulator import SimulationStuck
+    from rayemu.report.folder import RunError
+    from rayemu.scenario import ScenarioError
+
+    if isinstance(error, ScenarioError):
+        return list(error.problems)
+    ours = (RunError, RayUnavailable, ClusterError, LostExpertError, CheckpointError, SimulationStuck)
+    if isinstance(error, (*ours, OSError)):
+        return [" ".join(str(error).split())]
+    return [f"out of memory: {error}"] if isinstance(error, MemoryError) else None
+
+
+def _steady_blas() -> None:
+    """Start this command again with other BLAS kernels where the usual ones would not give exact outputs.
+
+    Worker processes inherit the setting. It only acts before NumPy is loaded, hence the restart.
+    """
+    from rayemu.model.blas import row_invariant
+
+    if row_invariant():
+        return
+    from rayemu.doctor import SAFE_CORETYPE, blas_restart_helps
+
+    if not blas_restart_helps():
+        typer.echo("rayemu: with this BLAS outputs may not be exact; see rayemu doctor", err=True)
+        return
+    typer.echo(f"rayemu: uses OPENBLAS_CORETYPE={SAFE_CORETYPE}, with which outputs are exact here", err=True)
+    os.environ["OPENBLAS_CORETYPE"] = SAFE_CORETYPE
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def main() -> None:
+    """The entry point of the `rayemu` command."""
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["run"], ["bench"]) and not {"--help", "-h"} & set(arguments):
+        try:
+            _steady_blas()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The forward pass that every distributed path must equal to the bit.
+
+The pieces (`prepare`, `route`, `shared_forward`, `combine`, `finish`) are what a module runs on its own rows;
+`moe_forward` and `reference_forward` put them together in one process. Every piece treats each row alone.
+
+Shapes: h, x, y [T, D] float32: the stack's rows, the normalised rows, a block's output; experts and weights
+[T, K]; n rows that go to one expert.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rayemu.model.blas import F32
+from rayemu.model.expert import expert_forward
+from rayemu.model.model import Layer, Model
+from rayemu.routing.gate import Routing
+
+_CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: stays in the cache
+
+
+class Replay(Protocol):
+    """What a lossy or degraded run did to its rows, so that the reference can do the same."""
+
+    def kept(self, layer: int) -> npt.NDArray[np.bool_] | None:
+        """[T, K] False for choices that were dropped, or None when none was."""
+
+    def dispatch(
+        self, layer: int, tokens: npt.NDArray[np.intp], choice: npt.NDArray[np.intp], rows: F32
+    ) -> F32:
+        """Rows [n, D] as the experts received them; choice[i] of tokens[i] is row i."""
+
+    def combine(
+        self, layer: int, tokens: npt.NDArray[np.intp], choice: npt.NDArray[np.intp], rows: F32
+    ) -> F32:
+        """Expert outputs [n, D] as the home received them."""
+
+
+def reference_forward(model: Model, x: F32, replay: Replay | None = None) -> F32:
+    """All layers of `model` on x [T, D], with norms and residuals."""
+    for layer in model.layers:
+        x = finish(layer, x, moe_forward(layer, prepare(layer, x), replay))
+    return x
+
+
+def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
+    """One block on its own: gate, experts, weighted sum, shared expert; no norm and no residual."""
+    if not layer.has_experts:
+        return dense_forward(layer, x)
+    experts, weights = route(layer, x)
+    kept = replay.kept(layer.index) if replay is not None else None
+    if kept is not None:
+        weights = drop_choices(weights, kept)
+    choices = experts.shape[1]
+    rows = np.zeros((experts.size, x.shape[1]), np.float32)  # [T*K, D]
+    order = np.argsort(experts, axis=None, kind="stable")  # rows by expert, once
+    bounds = np.searchsorted(experts.reshape(-1)[order], np.arange(len(layer.experts) + 1))
+    for e in np.flatnonzero(np.diff(bounds)).tolist():
+        flat = order[bounds[e] : bounds[e + 1]]  # [n] positions t*K + k
+        if kept is not None:
+            flat = flat[kept.reshape(-1)[flat]]
+        tokens, choice = np.divmod(flat, choices)
+        sent = x[tokens]  # [n, D]
+        if replay is not None:
+            sent = replay.dispatch(layer.index, tokens, choice, sent)
+        reply = expert_forward(layer.experts[e], sent)
+        if replay is not None:
+            reply = replay.combine(layer.index, tokens, choice, reply)
+        rows[flat] = reply
+    return combine(weights, rows.reshape(*experts.shape, x.shape[1]), shared_forward(layer, x))
+
+
+def prepare(layer: Layer, h: F32) -> F32:
+    """RMSNorm of the rows, h * weight / sqrt(mean(h^2) + eps), or h itself for a layer without norm."""
+    if layer.norm is None:
+        return h
+    x = np.multiply(h, h)
+    scale = np.add.reduce(x, axis=1, keepdims=True)  # [T, 1]
+    scale *= np.float32(1.0 / h.shape[1])
+    scale += np.float32(layer.norm_eps)
+    np.sqrt(scale, out=scale)
+    np.reciprocal(scale, out=scale)
+    np.multiply(h, scale, out=x)
+    np.multiply(x, layer.norm, out=x)
+    return x
+
+
+def route(layer: Layer, x: F32) -> Routing:
+    """The choices of normalised rows x [T, D] by the layer's router and gate."""
+    if layer.gate is None:
+        raise ValueError(f"layer {layer.index} is dense: it has no gate to route with")
+    return layer.router.route(x, layer.gate)
+
+
+def shared_forward(layer: Layer, x: F32) -> F32 | None:
+    """The shared expert's output [T, D], times sigmoid(x . gate) where the layer has one; None without."""
+    if layer.shared is None:
+        return None
+    y = expert_forward(layer.shared, x)
+    if layer.shared_gate is not None:
+        opening = np.add.reduce(x * layer.shared_gate, axis=1, keepdims=True)  # [T, 1]
+        np.negative(opening, out=opening)
+        with np.errstate(over="ignore"):  # exp = inf closes the gate, which is right
+            np.exp(opening, out=opening)
+        opening += 1.0
+        np.reciprocal(opening, out=opening)
+        y *= opening
+    return y
+
+
+def dense_forward(layer: Layer, x: F32) -> F32:
+    """The FFN of a layer without routed experts on x [T, D]."""
+    if layer.shared is None:
+        raise ValueError(f"layer {layer.index} has neither experts nor a dense FFN")
+    return expert_forward(layer.shared, x)
+
+
+def drop_choices(weights: F32, kept: npt.NDArray[np.bool_]) -> F32:
+    """Weights [T, K] with dropped choices at 0 and the others scaled to the row's former sum.
+
+    A row that lost every choice gets zeros.
+    """
+    remaining = np.where(kept, weights, np.float32(0.0))  # [T, K]
+    total = np.add.reduce(weights, axis=1, keepdims=True)  # [T, 1]
+    left = np.add.reduce(remaining, axis=1, keepdims=True)  # [T, 1]
+    touched = ~kept.all(axis=1, keepdims=True) & (left > 0)
+    remaining *= np.divide(total, left, out=np.ones_like(left), where=touched)
+    return remaining
+
+
+def combine(weights: F32, rows: F32, shared: F32 | None = None, out: F32 | None = None) -> F32:
+    """Weighted sum of replies in the order k = 0 .. K-1, then plus the shared expert's output.
+
+    weights [T, K], rows [T, K, D], shared [T, D] or None -> [T, D]. Products and sums are rounded to float32
+    one by one. The row of a dropped choice must be zeros.
+    """
+    tokens, choices, width = rows.shape
+    if out is None:
+        out = np.empty((tokens, width), np.float32)
+    step = max(1, _CHUNK_ELEMENTS // max(width, 1))
+    term = np.empty((min(step, tokens), width), np.float32)
+    for start in range(0, tokens, step):
+        part = slice(start, start + step)
+        y, t = out[part], term[: min(step, tokens - start)]
+        np.multiply(rows[part, 0], weights[part, :1], out=y)
+        for k in range(1, choices):
+            np.multiply(rows[part, k], weights[part, k : k + 1], out=t)
+            np.add(y, t, out=y)
+        if shared is not None:
+            np.add(y, shared[part], out=y)
+    return out
+
+
+def finish(layer: Layer, h: F32, y: F32, out: F32 | None = None) -> F32:
+    """The block's result: h + y with a residual, else y."""
+    return np.add(h, y, out=out) if layer.residual else y

@@ -1,0 +1,112 @@
+"""Sums a run up: pure functions from its results and its record to what summary.json holds.
+
+Shapes: M modules, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rayemu.protocol.client import BatchResult
+from rayemu.protocol.config import LEVELS
+from rayemu.protocol.messages import DROPPED
+from rayemu.report.record import DISPATCH, FORWARD, GEMM, REPLY
+
+FRAMES = (DISPATCH, FORWARD, REPLY)
+
+
+def account_tokens(results: Sequence[BatchResult], layers: int, experts: int) -> dict[str, Any]:
+    """Counts what went in and what came out, token by token.
+
+    All tokens of a failed batch count as lost, and so does a token that no result delivered; each delivery
+    of a token after its first counts as a duplicate. `expert_tokens` [L, E] counts the choices of finished
+    batches, `dropped_choices` those that were left out because every copy of their expert was dead.
+    """
+    finished = [r for r in results if r.failure is None]
+    delivered = np.concatenate([np.zeros(0, np.int32), *(r.delivered for r in finished)])  # [tokens]
+    tokens_in = sum(len(r.delivered) for r in results)
+    tokens_out = int((delivered > 0).sum())
+    paths = [r.dispatch_paths for r in finished if r.dispatch_paths is not None]
+    chosen = np.zeros((layers, experts), np.int64)  # [L, E]
+    for result in finished:
+        chosen += result.expert_tokens
+    return {
+        "batches": len(results),
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "tokens_lost": tokens_in - tokens_out,
+        "tokens_duplicated": int(np.maximum(delivered - 1, 0).sum()),
+        "dropped_choices": sum(int((p == DROPPED).sum()) for p in paths),
+        "failed_batches": [
+            {"batch": r.batch, "layer": r.failure.layer, "expert": r.failure.expert}
+            for r in results
+            if r.failure is not None
+        ],
+        "expert_tokens": chosen.tolist(),
+    }
+
+
+def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> dict[str, Any]:
+    """Sums the frames and GEMMs of a record up; every value is None where nothing was recorded.
+
+    `bytes_raw` is the rows of all frames in float32, `bytes_sent` the frames as they left; what was sent
+    twice counts twice. `bytes_by_level` splits both by link level, with the codec of each (`codecs`, by
+    level). `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows` [M] the rows of
+    routed experts that each module computed, `module_busy_wall_s` [M] the time its GEMMs took. `balance` is
+    the mean of `module_rows` over its maximum: 1 when all modules computed alike.
+    """
+    if not len(record):
+        keys = ("bytes_raw", "bytes_sent", "bytes_by_level", "traffic_bytes", "frames", "flops")
+        return dict.fromkeys((*keys, "module_rows", "module_busy_wall_s", "balance"))
+    between = (record["src"] >= 0) & (record["dst"] >= 0) & (record["src"] != record["dst"])
+    frames = record[np.isin(record["kind"], FRAMES) & between]
+    traffic = np.zeros((modules, modules), np.int64)  # [M, M]
+    np.add.at(traffic, (frames["src"], frames["dst"]), frames["sent_bytes"])
+    by_level = {
+        name: {
+            "codec": codecs[level],
+            "frames": int((frames["level"] == level).sum()),
+            "raw": int(frames["raw_bytes"][frames["level"] == level].sum()),
+            "sent": int(frames["sent_bytes"][frames["level"] == level].sum()),
+        }
+        for level, name in enumerate(LEVELS)
+        if name != "local"
+    }
+    gemms = record[record["kind"] == GEMM]
+    routed = gemms[gemms["expert"] >= 0]
+    rows = np.bincount(routed["src"], routed["rows"], modules).astype(np.int64)  # [M]
+    busy = np.bincount(gemms["src"], gemms["end_wall_s"] - gemms["start_wall_s"], modules)  # [M]
+    return {
+        "bytes_raw": int(frames["raw_bytes"].sum()),
+        "bytes_sent": int(frames["sent_bytes"].sum()),
+        "bytes_by_level": by_level,
+        "traffic_bytes": traffic.tolist(),
+        "frames": len(frames),
+        "flops": float(gemms["flops"].sum()),
+        "module_rows": rows.tolist(),
+        "module_busy_wall_s": [round(float(s), 6) for s in busy],
+        "balance": float(rows.mean() / rows.max()) if rows.any() else None,
+    }
+
+
+def batch_times(results: Sequence[BatchResult], clock: str) -> dict[str, float]:
+    """How long batches took from submission to their last row: p50, p99 and longest, on the named clock."""
+    took = [r.finished_at - r.submitted_at for r in results if r.failure is None]
+    if not took:
+        return {}
+    names = {"p50": 50, "p99": 99, "max": 100}
+    return {f"batch_{name}_{clock}_s": float(np.percentile(took, q)) for name, q in names.items()}
+
+
+def slow_batches(
+    results: Sequence[BatchResult], factor: float = 3.0
+) -> list[tuple[BatchResult, float, float]]:
+    """Batches that took more than `factor` times the median: (result, its time, the median)."""
+    took = np.array([r.finished_at - r.submitted_at for r in results])
+    if len(took) < 3:
+        return []
+    median = float(np.median(took))
+    return [(r, float(t), median) for r, t in zip(results, took, strict=True) if t > factor * median > 0]

@@ -1,0 +1,95 @@
+"""The summary of a run as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rayemu.report.wording import count
+from rayemu.units import format_bytes, format_seconds
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """Whether the run held what it promised, in a few words."""
+    failed = [name.replace("_", " ") for name, held in summary["checks"].items() if held is False]
+    if failed:
+        return f"FAILED: not {', not '.join(failed)}"
+    exact = "exact, " if summary["exact"] else "not compared with the reference, "
+    return f"{exact}nothing lost, nothing duplicated"
+
+
+def one_line(summary: Mapping[str, Any], folder: Path) -> str:
+    """The shortest account of a run."""
+    rate = f", {count(summary['tokens_per_wall_s'])} tokens/s" if summary["tokens_per_wall_s"] else ""
+    return f"{summary['name']}: {verdict(summary)}; {summary['tokens_out']} tokens{rate}; {folder}"
+
+
+def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print a summary (see `run_scenario`) and where the run folder is."""
+    style = "bold green" if summary["passed"] else "bold red"
+    table = Table(title=Text(verdict(summary), style=style), show_header=False, title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in _rows(summary):
+        table.add_row(name, escape(value))
+    table.add_row("run folder", escape(str(folder)))
+    console.print(table)
+
+
+def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    s = summary
+    names = ("in", "out", "lost", "duplicated")
+    yield "tokens", ", ".join(f"{s[f'tokens_{name}']} {name}" for name in names)
+    if s["failed_batches"]:
+        shown = [f"{f['batch']} (layer {f['layer']} expert {f['expert']})" for f in s["failed_batches"][:5]]
+        more = f" and {len(s['failed_batches']) - 5} more" if len(s["failed_batches"]) > 5 else ""
+        yield "failed batches", f"{', '.join(shown)}{more}: every copy of the expert was dead"
+    if s["dropped_choices"]:
+        yield "dropped choices", f"{s['dropped_choices']}: every copy of their expert was dead"
+    if s["wall_s"] and s["tokens_per_wall_s"]:
+        yield "wall time", f"{format_seconds(s['wall_s'])}, {count(s['tokens_per_wall_s'])} tokens/s"
+    yield "around it", f"start {format_seconds(s['start_wall_s'])}, check {format_seconds(s['check_wall_s'])}"
+    for clock in ("wall", "virtual"):
+        if f"batch_p50_{clock}_s" in s:
+            took = [
+                f"{name} {format_seconds(s[f'batch_{name}_{clock}_s'])}" for name in ("p50", "p99", "max")
+            ]
+            yield "time of a batch", ", ".join(took) + (" (virtual)" if clock == "virtual" else "")
+    if s["bytes_sent"] is not None:
+        yield "bytes", f"{format_bytes(s['bytes_raw'])} raw, {format_bytes(s['bytes_sent'])} sent{_ratio(s)}"
+        for level, of in s["bytes_by_level"].items():
+            name = {"module": "  between modules", "node": "  between nodes"}[level]
+            sizes = f"{format_bytes(of['raw'])} raw, {format_bytes(of['sent'])} sent"
+            yield name, f"{sizes} in {of['frames']} frames{_ratio(of)}, {of['codec']}"
+    if s["module_rows"] is not None:
+        rows = " ".join(count(r) for r in s["module_rows"])
+        balance = f", balance {s['balance']:.2f}" if s["balance"] is not None else ""
+        yield "rows by module", f"{rows}{balance}"
+    for fault in s["faults"]:
+        yield f"fault: {fault['kind']}", _fault(fault)
+
+
+def _ratio(of: Mapping[str, Any]) -> str:
+    raw, sent = of.get("raw", of.get("bytes_raw")), of.get("sent", of.get("bytes_sent"))
+    return f" (raw/sent {raw / sent:.2f})" if raw and sent else ""
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    where = "all modules" if fault["module"] is None else f"module {fault['module']}"
+    clock = "virtual" if "began_virtual_s" in fault else "wall"
+    began, detected = fault[f"began_{clock}_s"], fault[f"detected_{clock}_s"]
+    if began is None:
+        return f"{where}, never due: the run was over"
+    text = f"{where} after {format_seconds(began)}"
+    if detected is not None:
+        text += f"; detected in {format_seconds(detected)} ({fault['signal']})"
+        for key, words in (("recovered", "next batch finished in"), ("rejoined", "module back in")):
+            if fault[f"{key}_{clock}_s"] is not None:
+                text += f"; {words} {format_seconds(fault[f'{key}_{clock}_s'])}"
+    return text + (" (virtual)" if clock == "virtual" else "")

@@ -1,0 +1,92 @@
+"""A run for trace viewers (Perfetto, chrome://tracing): the JSON trace event format.
+
+One process per module with three threads: what its exchange, its experts and its combines did when. Faults
+and changes of membership are marks across all of them. Times are wall time, in microseconds from the start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayemu.protocol.config import LEVELS
+from rayemu.report.record import COMBINE, GEMM, KINDS
+
+EXCHANGE_THREAD, COMPUTE_THREAD, COMBINE_THREAD = 0, 1, 2
+_THREADS = ("exchange", "compute", "combine")
+_THREAD_OF_KIND = {GEMM: COMPUTE_THREAD, COMBINE: COMBINE_THREAD}
+_MARKS = ("fault", "suspected", "dead", "recovered", "joined", "failed", "slow_batch")
+
+
+def trace(
+    record: np.ndarray,
+    module_to_node: Sequence[int],
+    codecs: Sequence[str],
+    events: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The record of a run and its events as one trace; `codecs` are by link level."""
+    origin = float(record["start_wall_s"].min()) if len(record) else 0.0
+    rows = record[np.lexsort((record["start_wall_s"], record["src"]))]
+    sources = sorted({*range(len(module_to_node)), *(int(s) for s in np.unique(record["src"]))})
+    listed = [entry for source in sources for entry in _names(source, module_to_node)]
+    listed += [_span(row, origin, codecs) for row in rows]
+    listed += [_mark(e, origin) for e in events if e["kind"] in _MARKS and e["wall_s"] >= origin]
+    return {"traceEvents": listed, "displayTimeUnit": "ms"}
+
+
+def save_trace(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a trace for a viewer to open."""
+    path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+
+
+def _process(source: int) -> int:
+    return source + 1  # the coordinator is -1, and viewers dislike negative ids
+
+
+def _names(source: int, module_to_node: Sequence[int]) -> list[dict[str, Any]]:
+    name = "coordinator" if source < 0 else f"module {source} (node {module_to_node[source]})"
+    common = {"ph": "M", "pid": _process(source)}
+    return [
+        {**common, "name": "process_name", "args": {"name": name}},
+        {**common, "name": "process_sort_index", "args": {"sort_index": source}},
+        *(
+            {**common, "name": "thread_name", "tid": thread, "args": {"name": label}}
+            for thread, label in enumerate(_THREADS)
+        ),
+    ]
+
+
+def _span(row: np.void, origin: float, codecs: Sequence[str]) -> dict[str, Any]:
+    kind, level = int(row["kind"]), int(row["level"])
+    args: dict[str, Any] = {key: int(row[key]) for key in ("batch", "shard", "micro", "layer", "rows") if row[key] >= 0}
+    name = KINDS[kind]
+    if kind == GEMM:
+        expert = int(row["expert"])
+        name = f"expert {expert}" if expert >= 0 else "shared expert"
+        args["flops"] = int(row["flops"])
+    elif row["sent_bytes"] > 0:
+        name = f"{name} to {int(row['dst'])}"
+        args |= {"raw_bytes": int(row["raw_bytes"]), "sent_bytes": int(row["sent_bytes"])}
+        args |= {"link": LEVELS[level], "codec": codecs[level]}
+    return {
+        "ph": "X",
+        "name": name,
+        "cat": KINDS[kind],
+        "pid": _process(int(row["src"])),
+        "tid": _THREAD_OF_KIND.get(kind, EXCHANGE_THREAD),
+        "ts": round((float(row["start_wall_s"]) - origin) * 1e6, 1),
+        "dur": round(max(0.0, float(row["end_wall_s"]) - float(row["start_wall_s"])) * 1e6, 1),
+        "args": args,
+    }
+
+
+def _mark(event: Mapping[str, Any], origin: float) -> dict[str, Any]:
+    what = event.get("fault", event["kind"])
+    name = f"{what} of module {event['module']}" if event.get("module") is not None else str(what)
+    facts = {k: v for k, v in event.items() if k not in ("wall_s", "kind")}
+    at = round((float(event["wall_s"]) - origin) * 1e6, 1)
+    return {"ph": "i", "s": "g", "name": name, "cat": "event", "pid": 0, "tid": 0, "ts": at, "args": facts}

@@ -1,0 +1,58 @@
+"""Events and figures as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rayemu.units import format_seconds
+
+_PARAMETERS = (("for", "for {:g} s"), ("factor", "by {:g}"), ("rate", "of {:.0%}"), ("delay", "by {:g} s"))
+
+
+def describe(event: Mapping[str, Any]) -> str:
+    """One line for an event of the journal, without its time; empty for what need not be shown."""
+    kind = event["kind"]
+    where = "all modules" if event.get("module") is None else f"module {event['module']}"
+    if kind == "fault":
+        parameters = [text.format(event[key]) for key, text in _PARAMETERS if key in event]
+        return " ".join([f"{where}: fault injected:", event["fault"], *parameters])
+    if kind in ("suspected", "dead", "recovered", "joined"):
+        return f"{where} {kind} (signal: {event['signal']}), epoch {event['epoch']}"
+    if kind == "replace":
+        return f"{where}: a replacement is being started"
+    if kind == "failed":
+        expert = f"expert {event['expert']} (layer {event['layer']})"
+        return f"batch {event['batch']} failed: every copy of {expert} is dead"
+    if kind == "mismatch":
+        return f"batch {event['batch']}: {event['why']}"
+    if kind == "slow_batch":
+        took, median = format_seconds(event["took_s"]), format_seconds(event["median_s"])
+        return f"batch {event['batch']} was slow: {took}, the median is {median}"
+    if kind == "fault_never_due":
+        return f"the fault {event['fault']} at {_at(event['due'])} was never due: the run was over"
+    if kind == "fallback":
+        return f"fallback: {event['what']}"
+    return ""
+
+
+def _at(at: Mapping[str, Any]) -> str:
+    return f"batch {at['batch']}" if "batch" in at else f"{at['time']:g} s"
+
+
+def since_start(event: Mapping[str, Any]) -> str:
+    """The event's time from the first batch, with its clock if that is not the wall's."""
+    if "since_start_s" in event:
+        return f"{event['since_start_s']:+.3f} s"
+    if "since_start_virtual_s" in event:
+        return f"{event['since_start_virtual_s']:+.3f} virtual s"
+    return ""
+
+
+def count(number: float) -> str:
+    """A count for a person to read: 950, 12.3 k, 4.56 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size * 0.9995:
+            scaled = number / size
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,66 @@
+"""Routers: which experts a token goes to, and with which weights.
+
+A strategy is a frozen dataclass of its parameters with `route(x [T, D], gate) -> Routing` and
+`check(experts)`. A row's choices and weights do not depend on the other rows, to the bit, so that routing in
+one place or in many gives the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Protocol
+
+from rayemu.model.blas import F32
+from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
+from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
+from rayemu.routing.softmax_topk import SoftmaxTopK
+
+__all__ = [
+    "ROUTERS",
+    "Gate",
+    "Router",
+    "Routing",
+    "SigmoidGroupTopK",
+    "SoftmaxGroupTopK",
+    "SoftmaxTopK",
+    "make_router",
+]
+
+
+class Router(Protocol):
+    """What a routing strategy offers."""
+
+    @property
+    def top_k(self) -> int:
+        """Choices per token."""
+
+    def check(self, experts: int) -> None:
+        """Raise ValueError when `experts` experts cannot serve the parameters."""
+
+    def route(self, x: F32, gate: Gate) -> Routing:
+        """x [T, D] -> Routing [T, K]."""
+
+
+ROUTERS: dict[str, type[Router]] = {
+    "softmax_topk": SoftmaxTopK,
+    "softmax_group_topk": SoftmaxGroupTopK,
+    "sigmoid_group_topk": SigmoidGroupTopK,
+}
+
+
+def make_router(kind: str, experts: int, **params: Any) -> Router:
+    """The router `kind` with `params` (top_k among them), checked against a gate of `experts` experts.
+
+    Raises ValueError for an unknown kind or parameter or an impossible value, naming what is allowed.
+    """
+    if kind not in ROUTERS:
+        raise ValueError(f"routing.kind is {kind!r}; allowed: one of {', '.join(ROUTERS)}")
+    strategy: Any = ROUTERS[kind]
+    allowed = [entry.name for entry in fields(strategy)]
+    for name in params:
+        if name not in allowed:
+            raise ValueError(f"routing.{name} is no parameter of {kind}; allowed: {', '.join(allowed)}")
+    router: Router = strategy(**params)
+    router.check(experts)
+    return router

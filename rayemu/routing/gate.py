@@ -1,0 +1,81 @@
+"""What every router works with: the gate's weights, and the choices that come out.
+
+Shapes: T tokens, K choices per token, E experts, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rayemu.model.blas import F32, exact_matmul
+
+
+class Routing(NamedTuple):
+    """Choices of each token, best first: `experts` [T, K] int32 and their `weights` [T, K] float32."""
+
+    experts: npt.NDArray[np.int32]
+    weights: F32
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """A gate's parameters: `weight` [D, E]; `selection_bias` [E] is added to scores to choose, or None."""
+
+    weight: F32
+    selection_bias: F32 | None = None
+
+    def logits(self, x: F32) -> F32:
+        """x [T, D] -> [T, E]; a row's bits do not depend on the other rows."""
+        return exact_matmul(x, self.weight)
+
+
+def top_k(scores: F32, count: int) -> tuple[npt.NDArray[np.intp], F32]:
+    """The `count` highest scores of each row, best first, ties to the lower index. Overwrites `scores`.
+
+    scores [T, E] C-contiguous -> indices [T, count], values [T, count]. `count` passes of a vectorised argmax
+    cost less than a stable sort of the row for the few choices that routers make.
+    """
+    rows, width = scores.shape
+    indices = np.empty((rows, count), np.intp)
+    values = np.empty((rows, count), np.float32)
+    flat = scores.reshape(-1)
+    offsets = np.arange(0, rows * width, width)  # [T]
+    for choice in range(count):
+        best = scores.argmax(axis=1)  # [T]
+        indices[:, choice] = best
+        best += offsets
+        values[:, choice] = flat[best]
+        flat[best] = -np.inf
+    return indices, values
+
+
+def close_groups(scores: F32, group_scores: F32, open_groups: int) -> None:
+    """Set the scores of all but the best `open_groups` groups of each row to -inf, in place.
+
+    scores [T, E] C-contiguous, group_scores [T, G] (overwritten); groups are E/G neighbouring experts.
+    """
+    rows, groups = group_scores.shape
+    chosen, _ = top_k(group_scores, open_groups)  # [T, open_groups]
+    closed = np.ones((rows, groups), bool)
+    np.put_along_axis(closed, chosen, False, axis=1)
+    scores.reshape(rows, groups, scores.shape[1] // groups)[closed] = -np.inf
+
+
+def check_choices(top_k: int, experts: int, groups: int = 1, top_groups: int = 1, least: int = 1) -> None:
+    """Refuse parameters that no gate of `experts` experts can satisfy; raises ValueError.
+
+    `least` is how many experts a group must hold.
+    """
+    if groups < 1 or experts % groups or experts // groups < least:
+        raise ValueError(
+            f"routing.groups is {groups}; allowed: a divisor of {experts} experts with >= {least} in each"
+        )
+    if not 1 <= top_groups <= groups:
+        raise ValueError(f"routing.top_groups is {top_groups}; allowed: 1 to groups = {groups}")
+    available = experts // groups * top_groups
+    if not 1 <= top_k <= available:
+        raise ValueError(f"routing.top_k is {top_k}; allowed: 1 to {available}, the experts open to a token")

@@ -1,0 +1,52 @@
+"""Sigmoid router with selection bias and groups: the `noaux_tc` gate of DeepSeek-V3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayemu.model.blas import F32
+from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, top_k
+
+
+@dataclass(frozen=True)
+class SigmoidGroupTopK:
+    """Top-k of sigmoid score plus the gate's selection bias, among the experts of the best groups.
+
+    A group is as good as the sum of its two best biased scores. Weights are the scores without bias, with
+    `renormalise` divided by their sum over the K choices, times `scaling`.
+    DeepSeek-AI 2024 (V3), equations 13-16 and section 2.1.2, node-limited routing.
+    """
+
+    top_k: int
+    groups: int = 1
+    top_groups: int = 1
+    renormalise: bool = True
+    scaling: float = 1.0
+
+    def check(self, experts: int) -> None:
+        """Raise ValueError when `experts` experts cannot serve these parameters."""
+        limited = self.top_groups < self.groups
+        check_choices(self.top_k, experts, self.groups, self.top_groups, least=2 if limited else 1)
+
+    def route(self, x: F32, gate: Gate) -> Routing:
+        """x [T, D] -> choices [T, K] by descending biased score, ties to the lower group and expert."""
+        scores = gate.logits(x)  # [T, E], turned into 1 / (1 + exp(-logit)) in place
+        np.negative(scores, out=scores)
+        with np.errstate(over="ignore"):  # exp = inf gives score 0, which is right
+            np.exp(scores, out=scores)
+        scores += 1.0
+        np.reciprocal(scores, out=scores)
+        biased = scores.copy() if gate.selection_bias is None else scores + gate.selection_bias  # [T, E]
+        if self.top_groups < self.groups:
+            rows, experts = scores.shape
+            grouped = biased.reshape(rows * self.groups, experts // self.groups).copy()  # [T*G, E/G]
+            _, two = top_k(grouped, 2)  # [T*G, 2]
+            close_groups(biased, (two[:, 0] + two[:, 1]).reshape(rows, self.groups), self.top_groups)
+        chosen, _ = top_k(biased, self.top_k)  # [T, K]
+        weights = np.take_along_axis(scores, chosen, axis=1)
+        if self.renormalise:
+            weights /= np.add.reduce(weights, axis=1, keepdims=True) + np.float32(1e-20)
+        weights *= np.float32(self.scaling)
+        return Routing(chosen.astype(np.int32), weights)

@@ -1,0 +1,44 @@
+"""Group-limited softmax router: the `group_limited_greedy` gate of DeepSeek-V2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayemu.model.blas import F32
+from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, top_k
+
+
+@dataclass(frozen=True)
+class SoftmaxGroupTopK:
+    """Softmax top-k among the experts of the best groups, a group being as good as its best expert.
+
+    With `renormalise` the K weights sum to `scaling`, otherwise they are probabilities times `scaling`.
+    DeepSeek-AI 2024 (V2), section 2.2.2, device-limited routing.
+    """
+
+    top_k: int
+    groups: int = 1
+    top_groups: int = 1
+    renormalise: bool = False
+    scaling: float = 1.0
+
+    def check(self, experts: int) -> None:
+        """Raise ValueError when `experts` experts cannot serve these parameters."""
+        check_choices(self.top_k, experts, self.groups, self.top_groups)
+
+    def route(self, x: F32, gate: Gate) -> Routing:
+        """x [T, D] -> choices [T, K] by descending logit, ties (of groups too) to the lower number."""
+        logits = gate.logits(x)  # [T, E]
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))  # [T, E]
+        total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
+        if self.top_groups < self.groups:
+            rows, experts = logits.shape
+            best_of_group = logits.reshape(rows, self.groups, experts // self.groups).max(axis=2)  # [T, G]
+            close_groups(logits, best_of_group, self.top_groups)
+        chosen, _ = top_k(logits, self.top_k)  # [T, K]
+        weights = np.take_along_axis(powers, chosen, axis=1)
+        weights /= np.add.reduce(weights, axis=1, keepdims=True) if self.renormalise else total
+        weights *= np.float32(self.scaling)
+        return Routing(chosen.astype(np.int32), weights)

@@ -1,0 +1,320 @@
+"""Runs a scenario from its first batch to its summary, and keeps what happened in a run folder.
+
+    summary = run_scenario(Scenario.load("laptop"))      # runs/laptop/{scenario.yaml, events.jsonl, ...}
+
+The outputs are kept in memory until the cluster is down, and only then compared with the reference, so that
+the comparison does not take cores from what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from rayemu.emulator import Emulator
+from rayemu.protocol.client import BatchResult
+from rayemu.protocol.messages import Notice
+from rayemu.report import machine
+from rayemu.report.faults import Injected, fault_entry
+from rayemu.report.folder import RunError, claimed_folder
+from rayemu.report.journal import Journal, read_journal
+from rayemu.report.progress import Progress
+from rayemu.report.record import RECORD, save_columns
+from rayemu.report.summary import account_tokens, account_traffic, batch_times, slow_batches
+from rayemu.report.trace import save_trace
+from rayemu.report.trace import trace as trace_of
+from rayemu.scenario import Scenario
+from rayemu.scenario.faults import MODULE_FAULTS
+from rayemu.units import format_bytes
+
+RANDOM_MODULES = 3  # what a seeded generator is for: placement has 1, message faults 2
+NOTICE_WITHIN_S = 1.0  # how long a finished run waits for the detection of its last fault
+
+Report = Callable[[Progress], None]
+
+
+@dataclass
+class Measured:
+    """What came out of a run, before it is judged. Times are on the run's clock."""
+
+    results: list[BatchResult] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)  # of each batch as it was handed out
+    injected: list[Injected] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    record: np.ndarray = field(default_factory=lambda: np.zeros(0, RECORD))
+    began: float = 0.0
+    start_wall_s: float = 0.0  # from nothing to a cluster that waits for work
+    wall_s: float = 0.0  # from the first batch handed out to the last result
+    duplicate_results: int = 0
+    reissued_shards: int = 0
+
+
+def run_scenario(
+    scenario: Scenario,
+    out: Path | None = None,
+    on_progress: Report | None = None,
+    trace: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Run a scenario and return its summary, which is also in the run folder (default: runs/NAME).
+
+    The folder gets scenario.yaml (as resolved), events.jsonl, record.npz, summary.json, and trace.json if
+    `trace`. With `run.check: exact` every output is kept (tokens x width x 4 bytes) and compared bit by bit.
+    `summary["passed"]` says whether every check held. Raises RunError for a folder that holds a run already
+    (unless `overwrite`) and for what does not fit the memory, and whatever the emulator raises.
+    """
+    report = on_progress or (lambda progress: None)
+    refuse_too_large(scenario)
+    with claimed_folder(out or Path("runs") / scenario.name, overwrite) as (folder, file):
+        (folder / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
+        journal = Journal(file)
+        try:
+            summary = _run(scenario, folder, journal, report, trace)
+        except KeyboardInterrupt:
+            journal.write("interrupted")
+            raise
+        except Exception as error:
+            journal.write("ended", error=f"{type(error).__name__}: {error}")
+            raise
+        path = folder / "summary.json"
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in summary.items())
+        path.with_suffix(".part").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+        path.with_suffix(".part").replace(path)  # its presence says that the run is complete
+    return summary
+
+
+def refuse_too_large(scenario: Scenario) -> None:
+    """Raise RunError when the run needs more memory than this machine has left: how much, and the remedy.
+
+    Modules count where they run on this machine. An exact check needs the weights once more, and the outputs.
+    """
+    free = machine.available_bytes()
+    cluster, run, spec = scenario.cluster, scenario.run, scenario.spec
+    simulated = cluster.transport == "memory"
+    elsewhere = simulated or cluster.address is not None or "RAY_ADDRESS" in os.environ
+    parts = {"the modules": 0 if elsewhere else int(scenario.module_bytes().sum())}
+    if simulated or run.check == "exact":
+        parts["the reference's weights"] = spec.model_bytes()
+    if run.check == "exact":
+        parts["the outputs to compare"] = 4 * run.batches * run.batch_tokens * spec.d_model
+    if free is not None and sum(parts.values()) > free:
+        listed = ", ".join(f"{format_bytes(size)} for {what}" for what, size in parts.items() if size)
+        raise RunError(
+            f"the run needs {format_bytes(sum(parts.values()))} of memory ({listed}), and "
+            f"{format_bytes(free)} are free; raise model.scale, lower model.layers, placement.copies or "
+            "run.batches, or set run.check to none"
+        )
+
+
+def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, trace: bool) -> dict[str, Any]:
+    if "OPENBLAS_CORETYPE" in os.environ:
+        kernels = os.environ["OPENBLAS_CORETYPE"]
+        journal.write("fallback", what=f"OPENBLAS_CORETYPE={kernels} chose the BLAS kernels")
+    report(Progress("start", 0, scenario.run.batches, events=journal.take_new()))
+    with Emulator(scenario) as emulator:
+        measured = _measure(emulator, journal, report)
+    for result, took, median in slow_batches(measured.results):
+        journal.write("slow_batch", result.finished_at, batch=result.batch, took_s=took, median_s=median)
+    exact, check_wall_s = None, 0.0
+    if scenario.run.check == "exact":
+        start = time.perf_counter()
+        exact = _compare(emulator, measured, journal, report)
+        check_wall_s = time.perf_counter() - start
+    summary = _summary(scenario, emulator, measured, journal, exact, check_wall_s)
+    journal.write("finished", passed=summary["passed"])
+    save_columns(folder / "record.npz", measured.record)
+    if trace:
+        nodes = np.repeat(np.arange(scenario.cluster.nodes), scenario.cluster.modules_per_node)
+        codecs = [codec.name for codec in emulator.config.codecs]
+        events = read_journal(folder / "events.jsonl")
+        save_trace(folder / "trace.json", trace_of(measured.record, nodes.tolist(), codecs, events))
+    return summary
+
+
+def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
+    """Stream all batches through a running emulator, with the faults of its plan."""
+    run = emulator.scenario.run
+    measured = Measured(start_wall_s=journal.clock() - journal.opened)
+    if emulator.scenario.cluster.transport == "memory":
+        backend = emulator._backend
+        journal.clock, journal.virtual = (lambda: backend.now), True
+    _note(emulator.take_notices(), measured, journal)
+    journal.write(
+        "started", start_wall_s=round(measured.start_wall_s, 3), transport=emulator.scenario.cluster.transport
+    )
+    plan = _plan(emulator.scenario)
+    began = 0.0
+
+    def tell(phase: str) -> None:
+        wall_s = time.perf_counter() - began if measured.digests else 0.0
+        tokens = sum(len(r.delivered) for r in measured.results)
+        events = journal.take_new()
+        report(Progress(phase, len(measured.results), run.batches, tokens, wall_s, emulator.totals, events))
+
+    def begin_due(batch: int) -> None:
+        """Begin the faults that are due when `batch` is next; message faults act on every module at once."""
+        for injected in [i for i in plan if _due(i, batch, journal.clock() - measured.began)]:
+            plan.remove(injected)
+            fault = injected.fault
+            measured.injected.append(replace(injected, began=journal.clock()))
+            emulator.inject(fault, injected.module)
+            facts = fault.model_dump(by_alias=True, exclude_none=True, exclude={"kind", "module", "at"})
+            journal.write(
+                "fault", measured.injected[-1].began, fault=fault.kind, module=injected.module, **facts
+            )
+
+    def batches() -> Iterator[np.ndarray]:
+        nonlocal began
+        for number, x in enumerate(_inputs(emulator.scenario)):
+            if number == 0:
+                measured.began = journal.began = journal.clock()
+                began = time.perf_counter()
+            measured.digests.append(xxhash.xxh3_64_intdigest(x.data))
+            begin_due(number)
+            yield x
+
+    tell("run")
+    for result in emulator.stream(batches(), yield_failed=True):
+        measured.results.append(result)
+        begin_due(-1)
+        _note(emulator.take_notices(), measured, journal)
+        if result.failure is not None:
+            failure = result.failure
+            journal.write("failed", batch=result.batch, layer=failure.layer, expert=failure.expert)
+        tell("run")
+    measured.wall_s = time.perf_counter() - began
+    _await_detection(emulator, measured, journal)
+    for injected in plan:
+        measured.injected.append(injected)
+        journal.write(
+            "fault_never_due", fault=injected.fault.kind, due=injected.fault.at.model_dump(exclude_none=True)
+        )
+    measured.record = emulator.record()
+    measured.duplicate_results = emulator.duplicate_results
+    measured.reissued_shards = int(emulator.totals.get("reissued", 0))
+    return measured
+
+
+def _inputs(scenario: Scenario) -> Iterator[np.ndarray]:
+    """The batches of a run x [T, D]; the same ones each time."""
+    run = scenario.run
+    batches = scenario.stream.build().batches(run.batch_tokens, scenario.spec.d_model, run.seed)
+    yield from islice(batches, run.batches)
+
+
+def _plan(scenario: Scenario) -> list[Injected]:
+    """The faults of a scenario, with a module drawn for each "random"."""
+    rng = np.random.default_rng([scenario.run.seed, RANDOM_MODULES])
+    drawn = rng.integers(scenario.cluster.modules, size=len(scenario.faults)).tolist()
+    return [
+        Injected(fault, module if fault.module == "random" else fault.module)  # type: ignore[arg-type]
+        for fault, module in zip(scenario.faults, drawn, strict=True)
+    ]
+
+
+def _due(injected: Injected, batch: int, since_start: float) -> bool:
+    at = injected.fault.at
+    return at.batch == batch if at.batch is not None else at.time is not None and since_start >= at.time
+
+
+def _note(notices: Iterable[Notice], measured: Measured, journal: Journal) -> None:
+    """Keep what the coordinator reported; where its clock is another machine's, the arrival counts."""
+    for notice in notices:
+        if not journal.virtual and not journal.opened <= notice.wall_s <= journal.clock():
+            notice = replace(notice, wall_s=journal.clock())
+        measured.notices.append(notice)
+        journal.write(notice.kind, notice.wall_s, **notice.facts)
+
+
+def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -> None:
+    """A module that was hit near the end may not have been missed yet: give it a moment."""
+    hit = {
+        i.module: i.began
+        for i in measured.injected
+        if i.fault.kind in MODULE_FAULTS and i.fault.kind != "slow"
+    }
+    deadline = time.monotonic() + NOTICE_WITHIN_S
+    while not journal.virtual and time.monotonic() < deadline:
+        seen = [n for n in measured.notices if n.kind in ("suspected", "dead")]
+        if all(any(n.facts["module"] == m and n.wall_s >= (t or 0.0) for n in seen) for m, t in hit.items()):
+            return
+        time.sleep(0.01)
+        emulator.poll()
+        _note(emulator.take_notices(), measured, journal)
+
+
+def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: Report) -> bool:
+    """Whether every finished batch equals the reference bit by bit; False when none was finished."""
+    batches = len(measured.results)
+    compared, equal = 0, 0
+    inputs = zip(measured.results, measured.digests, _inputs(emulator.scenario), strict=True)
+    for done, (result, digest, x) in enumerate(inputs, 1):
+        report(Progress("check", done, batches, events=journal.take_new()))
+        if result.failure is not None:
+            continue
+        compared += 1
+        if xxhash.xxh3_64_intdigest(x.data) != digest:
+            journal.write("mismatch", batch=result.batch, why="the stream gave other tokens when read again")
+            continue
+        y = emulator.reference(x, result)  # [T, D]
+        other = (y.view(np.uint32) != result.y.view(np.uint32)).any(axis=1)  # [T]
+        if other.any():
+            worst = float(np.abs(y[other] - result.y[other]).max())
+            facts = {
+                "tokens": int(other.sum()),
+                "first_token": int(other.argmax()),
+                "largest_difference": worst,
+            }
+            journal.write("mismatch", batch=result.batch, why="the output is not the reference's", **facts)
+        else:
+            equal += 1
+    return 0 < compared == equal
+
+
+def _summary(
+    scenario: Scenario,
+    emulator: Emulator,
+    measured: Measured,
+    journal: Journal,
+    exact: bool | None,
+    check_wall_s: float,
+) -> dict[str, Any]:
+    spec, clock = scenario.spec, "virtual" if journal.virtual else "wall"
+    tokens = account_tokens(measured.results, spec.layers, spec.experts)
+    codecs = [codec.name for codec in emulator.config.codecs]
+    checks = {
+        "exact": exact,
+        "nothing_lost": tokens["tokens_lost"] == 0,
+        "nothing_duplicated": tokens["tokens_duplicated"] == 0,
+    }
+    faults = [
+        fault_entry(i, measured.notices, measured.results, measured.began, clock) for i in measured.injected
+    ]
+    return {
+        "name": scenario.name,
+        "passed": all(held is not False for held in checks.values()),
+        "check": scenario.run.check,
+        "checks": checks,
+        "exact": exact,
+        **tokens,
+        "duplicate_results_refused": measured.duplicate_results,
+        "reissued_shards": measured.reissued_shards,
+        "wall_s": measured.wall_s,
+        "tokens_per_wall_s": tokens["tokens_out"] / measured.wall_s if measured.wall_s else None,
+        "start_wall_s": measured.start_wall_s,
+        "check_wall_s": check_wall_s,
+        **batch_times(measured.results, clock),
+        **account_traffic(measured.record, scenario.cluster.modules, codecs),
+        "faults": faults,
+        "seed": scenario.run.seed,
+        "versions": machine.versions(),
+    }

@@ -1,0 +1,75 @@
+"""What sections of a scenario are made of: strict frozen models, quantities, strategies with parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
+
+from rayemu.scenario.errors import Problem, not_one_of, problem_of, show
+from rayemu.units import exact_bytes, exact_seconds, parse_bytes, parse_seconds
+
+
+class Section(BaseModel):
+    """A part of a scenario: nothing unknown, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+
+def _naming_the_value(parse: Callable[[object], Any]) -> BeforeValidator:
+    def checked(value: object) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise ValueError(f"{show(value)} {error}") from None
+
+    return BeforeValidator(checked)
+
+
+Bytes = Annotated[int, _naming_the_value(parse_bytes), PlainSerializer(exact_bytes)]
+Seconds = Annotated[float, _naming_the_value(parse_seconds), PlainSerializer(exact_seconds)]
+
+
+def known_in(table: Mapping[str, Any], what: str) -> BeforeValidator:
+    """A field's check that its value names a member of a table of strategies."""
+
+    def checked(value: object) -> object:
+        if value is not None and (not isinstance(value, str) or value not in table):
+            raise ValueError(not_one_of(value, what, table))
+        return value
+
+    return BeforeValidator(checked)
+
+
+def parameter_problems(
+    strategy: type, kind: str, given: Mapping[str, Any], without: tuple[str, ...] = ()
+) -> list[Problem]:
+    """What is wrong with a strategy's parameters: names and types against its dataclass fields."""
+    hints = get_type_hints(strategy)
+    allowed = [f.name for f in dataclasses.fields(strategy) if f.init and f.name not in without]
+    problems = []
+    for name, value in given.items():
+        if name not in allowed:
+            takes = f"takes: {', '.join(allowed)}" if allowed else "takes no parameters"
+            problems.append(Problem((name,), f"is not a parameter of {kind}, which {takes}"))
+            continue
+        try:
+            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].replace("Input ", "it ", 1)
+            problems.append(Problem((name,), f"{show(value)} is not allowed; {message}"))
+    return problems
+
+
+def build_problems(build: Callable[[], Any], section: str) -> list[Problem]:
+    """What building a strategy has against its parameters, as seen from inside `section`."""
+    try:
+        build()
+    except ValueError as error:
+        problem = problem_of(error, section)
+        return [Problem(problem.path[1:] if problem.path[0] == section else problem.path, problem.text)]
+    return []

@@ -1,0 +1,177 @@
+"""The scenario as a whole: loading, saving, and the checks that need more than one section."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from rayemu.model.spec import ModelSpec
+from rayemu.placement import PLACEMENTS
+from rayemu.placement import Placement as Placed
+from rayemu.routing import ROUTERS, make_router
+from rayemu.scenario.base import Section, parameter_problems
+from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse
+from rayemu.scenario.faults import Fault
+from rayemu.scenario.loading import override, parse
+from rayemu.scenario.sections import Cluster, Exchange, Model, Placement, Replicas, Routing, Run, Stream
+from rayemu.units import format_bytes
+
+
+class Scenario(Section):
+    """One experiment. Make it with `load`, `from_dict` or `with_overrides`, which raise ScenarioError."""
+
+    name: str = Field(default="scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model: Model
+    cluster: Cluster = Cluster()
+    stream: Stream = Stream()
+    routing: Routing = Routing()
+    placement: Placement = Placement()
+    replicas: Replicas = Replicas()
+    exchange: Exchange = Exchange()
+    faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
+    run: Run = Run()
+
+    @classmethod
+    def load(cls, source: str | Path) -> Scenario:
+        """Reads a YAML file, or a scenario that comes with rayemu by its name ("laptop")."""
+        path = Path(source)
+        packaged = cls.packaged()
+        if path.is_file():
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ScenarioError([f"{source}: cannot be read: {error}"]) from None
+        elif path.name == str(source) and path.stem in packaged:
+            text = (
+                resources.files("rayemu.scenarios").joinpath(f"{path.stem}.yaml").read_text(encoding="utf-8")
+            )
+        else:
+            raise ScenarioError(
+                [f"{source}: no such file; scenarios that come with rayemu: {', '.join(packaged)}"]
+            )
+        return cls.from_dict(parse(text, str(source)))
+
+    @classmethod
+    def packaged(cls) -> list[str]:
+        """The names of the scenarios that come with rayemu."""
+        files = resources.files("rayemu.scenarios").iterdir()
+        return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Scenario:
+        """Checks plain data, as YAML gives it."""
+        if not isinstance(data, Mapping):
+            raise ScenarioError(
+                [f"scenario: {data!r} is not allowed; it should be a mapping with a model in it"]
+            )
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise ScenarioError(lines(error, cls)) from None
+
+    def with_overrides(self, assignments: Iterable[str]) -> Scenario:
+        """A changed copy: assignments such as "model.top_k=4"; values are YAML."""
+        given = self.model_dump(by_alias=True, exclude_unset=True)
+        if "stream" in given:  # exclude_unset does not see which parameters of a strategy were given
+            given["stream"] = {k: v for k, v in given["stream"].items() if k in self.stream.model_fields_set}
+        return self.from_dict(override(given, assignments))
+
+    def to_yaml(self) -> str:
+        """The whole scenario, defaults included, so that `from_dict` of it is equal to this one."""
+        data = self.model_dump(by_alias=True, exclude_none=True)
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The model that runs: `model.spec(run.seed)` with the scenario's router in the place of its own."""
+        spec = self.model.spec(self.run.seed)
+        own = spec.router if self.routing.kind is None else self.routing.kind
+        params = {**(spec.router_params if own == spec.router else {}), **self.routing.params}
+        return dataclasses.replace(spec, router=own, router_params=params)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Scenario:
+        try:
+            spec = self.spec
+        except (ValueError, OSError) as error:
+            problem = problem_of(ValueError(str(error)), "model")
+            if self.model.checkpoint is not None and problem.path == ("model",):
+                problem = Problem(("model", "checkpoint"), problem.text)
+            refuse([problem])
+            raise AssertionError("unreachable") from error
+        refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
+        refuse(self._memory_problems(spec))
+        return self
+
+    def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        problems = parameter_problems(
+            ROUTERS[spec.router], spec.router, self.routing.params, without=("top_k",)
+        )
+        if problems:
+            return [Problem(("routing", *problem.path), problem.text) for problem in problems]
+        try:
+            make_router(spec.router, spec.experts, top_k=spec.top_k, **spec.router_params)
+        except ValueError as error:
+            return [problem_of(error, "routing")]
+        return []
+
+    def _copies_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        copies, modules = self.placement.copies, self.cluster.modules
+        for expert, count in copies.items() if isinstance(copies, dict) else [(None, copies)]:
+            path = ("placement", "copies") if expert is None else ("placement", "copies", expert)
+            if expert is not None and expert >= spec.experts:
+                yield Problem(path, f"there is no expert {expert}; the model has {spec.experts}")
+            elif count > modules:
+                yield Problem(path, f"{count} is not allowed; allowed: 1 to {modules}, the number of modules")
+
+    def _fault_problems(self) -> Iterable[Problem]:
+        for position, fault in enumerate(self.faults):
+            if isinstance(fault.module, int) and not 0 <= fault.module < self.cluster.modules:
+                text = f"{fault.module} is not allowed; allowed: 0 to {self.cluster.modules - 1}, or random"
+                yield Problem(("faults", position, "module"), text)
+
+    def _memory_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        limit = self.cluster.memory
+        if limit is None:
+            return
+        needs = self.module_bytes(spec)
+        most = int(needs.argmax())
+        if needs[most] > limit:
+            text = (
+                f"{format_bytes(limit)} is not enough: module {most} needs {format_bytes(needs[most])}; "
+                "raise it or model.scale, add modules, or take fewer layers or copies"
+            )
+            yield Problem(("cluster", "memory"), text)
+
+    def placed(self, spec: ModelSpec | None = None) -> Placed:
+        """Slots and modules of every expert copy, as `placement` says."""
+        rng = np.random.default_rng([self.run.seed, 1])
+        strategy: Any = PLACEMENTS[self.placement.kind]()
+        copies = self.placement.copies_per_expert((spec or self.spec).experts)
+        placed: Placed = strategy.place(copies, self.cluster.modules, rng)
+        return placed
+
+    def module_bytes(self, spec: ModelSpec | None = None) -> np.ndarray:
+        """Bytes of weights and activations that each module needs [M], at the width it runs at."""
+        spec = spec or self.spec
+        modules = self.cluster.modules
+        slots = np.bincount(self.placed(spec).slot_to_module, minlength=modules)  # [M]
+        routed = slots * spec.moe_layers * spec.expert_bytes()  # [M]
+        common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
+        shard = -(-self.run.batch_tokens // modules)
+        return routed + common + self.run.in_flight * spec.activation_bytes(shard)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes short mappings and lists on one line, as the scenarios are written by hand."""
+
+
+_Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(value)))

@@ -1,0 +1,247 @@
+"""The sections of a scenario, one class each; `Scenario` puts them together and checks them as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
+from rayemu.compression import make_codec
+from rayemu.model.presets import PRESETS
+from rayemu.model.spec import ModelSpec
+from rayemu.placement import PLACEMENTS
+from rayemu.routing import ROUTERS
+from rayemu.scenario.base import Bytes, Seconds, Section, build_problems, known_in, parameter_problems
+from rayemu.scenario.errors import Problem, refuse, show
+from rayemu.streams import STREAMS
+from rayemu.units import exact_bytes, exact_seconds
+
+_DIMENSIONS = ("d_model", "d_ff", "experts", "top_k")
+
+
+def _not_allowed(key: str, value: str, allowed: str) -> Problem:
+    return Problem((key,), f"{value} is not allowed; allowed: {allowed}")
+
+
+class Model(Section):
+    """What is run: a preset, dimensions, or a checkpoint folder.
+
+    A dimension given beside a preset replaces the preset's. Widths are those of the full model; it runs at
+    width / `scale`. Without a `seed` the run's is used.
+    """
+
+    preset: Annotated[str | None, known_in(PRESETS, "a preset")] = None
+    checkpoint: str | None = None
+    scale: int = Field(default=1, ge=1)
+    layers: int | None = Field(default=None, ge=1)
+    d_model: int | None = Field(default=None, ge=1)
+    d_ff: int | None = Field(default=None, ge=1)
+    experts: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
+    activation: Literal["swiglu", "gelu", "relu"] | None = None
+    shared_d_ff: int | None = Field(default=None, ge=0)
+    shared_gate: bool | None = None
+    dense_layers: int | None = Field(default=None, ge=0)
+    dense_d_ff: int | None = Field(default=None, ge=0)
+    norm: bool | None = None
+    norm_eps: float | None = Field(default=None, gt=0)
+    residual: bool | None = None
+    seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        given = [key for key in ("preset", "checkpoint") if getattr(self, key) is not None]
+        if len(given) == 2:
+            raise ValueError("preset and checkpoint exclude each other; give one")
+        if self.checkpoint is not None:
+            refuse(
+                Problem((key,), "is set by the checkpoint; leave it out")
+                for key in type(self).model_fields
+                if key in self.model_fields_set - {"checkpoint"} and getattr(self, key) is not None
+            )
+        elif not given:
+            missing = [key for key in _DIMENSIONS if getattr(self, key) is None]
+            if len(missing) == len(_DIMENSIONS):
+                raise ValueError(f"give preset, or checkpoint, or {', '.join(_DIMENSIONS)}")
+            refuse(Problem((key,), "is missing; a model without preset needs it") for key in missing)
+        return self
+
+    def spec(self, seed: int) -> ModelSpec:
+        """The model as plain data; `seed` is used where the section has none. Raises ValueError."""
+        if self.checkpoint is not None:
+            from rayemu.model.checkpoint import load_checkpoint
+
+            return load_checkpoint(os.path.abspath(os.path.expanduser(self.checkpoint))).spec
+        own = {f.name for f in dataclasses.fields(ModelSpec)} - {"name", "scale", "checkpoint"}
+        given = {
+            key: value
+            for key in own & set(type(self).model_fields)
+            if (value := getattr(self, key)) is not None
+        }
+        given.setdefault("seed", seed)
+        if self.preset is None:
+            spec = ModelSpec(name="custom", **given)
+        else:
+            spec = dataclasses.replace(PRESETS[self.preset], **given)
+        return spec.scaled(self.scale)
+
+
+class Cluster(Section):
+    """Where it runs: modules by node, how frames travel, and when a silent module is given up."""
+
+    nodes: int = Field(default=2, ge=1)
+    modules_per_node: int = Field(default=4, ge=1)
+    transport: Literal["zmq", "ray", "memory"] = "zmq"
+    sockets: Literal["auto", "ipc", "tcp"] = "auto"
+    relay: Annotated[str, known_in(RELAYS, "a relay choice")] = "spread"
+    address: str | None = None
+    blas_threads: int | None = Field(default=None, ge=1)
+    memory: Bytes | None = None
+    heartbeat: Seconds = 0.02
+    suspect_after: Seconds = 0.06
+    evict_after: Seconds = 5.0
+    replace: bool = True
+    replace_after: Seconds = 0.3
+    retry_after: Seconds = 0.25
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Cluster:
+        order = [
+            ("heartbeat", "more than", ""),
+            ("retry_after", "more than", ""),
+            ("suspect_after", "more than", "heartbeat"),
+            ("evict_after", "at least", "suspect_after"),
+        ]
+        problems = []
+        for key, relation, other in order:
+            value, least = getattr(self, key), getattr(self, other) if other else 0.0
+            if value < least or (value == least and relation == "more than"):
+                allowed = f"{relation} {exact_seconds(least)}" + (f", the {other}" if other else "")
+                problems.append(_not_allowed(key, exact_seconds(value), allowed))
+        refuse(problems)
+        return self
+
+    @property
+    def modules(self) -> int:
+        """Modules in all (M)."""
+        return self.nodes * self.modules_per_node
+
+
+class Stream(Section):
+    """What is fed in: a strategy of `rayemu.streams` and its parameters."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: Annotated[str, known_in(STREAMS, "a stream")] = "zipf"
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Stream:
+        problems = parameter_problems(STREAMS[self.kind], self.kind, self.params)
+        refuse(problems or build_problems(self.build, "stream"))
+        # Defaults are filled in without being marked as set: an override of `kind` must not trip over them.
+        object.__setattr__(self, "__pydantic_extra__", dataclasses.asdict(self.build()))
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The strategy's parameters."""
+        return dict(self.model_extra or {})
+
+    def build(self) -> Any:
+        """The stream: `batches(batch_tokens, d_model, seed)` gives activations [T, D] without end."""
+        return STREAMS[self.kind](**self.params)
+
+
+class Routing(Section):
+    """Which experts a token goes to: a strategy of `rayemu.routing`, its parameters, and where it runs.
+
+    Without a `kind` it is the model's own router; what is given then replaces that router's parameters.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
+    place: Literal["coordinator", "modules"] = "coordinator"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The strategy's parameters as given."""
+        return dict(self.model_extra or {})
+
+
+def _copies(value: object) -> object:
+    counts = value.values() if isinstance(value, dict) else [value]
+    keys = value if isinstance(value, dict) else []
+    if not all(type(n) is int and n >= 1 for n in counts) or not all(type(e) is int and e >= 0 for e in keys):
+        raise ValueError(
+            f"{show(value)} is not allowed; allowed: a number from 1, or a mapping of expert to number"
+        )
+    return value
+
+
+class Placement(Section):
+    """Where experts live: a strategy of `rayemu.placement`, and how many copies each expert has."""
+
+    kind: Annotated[str, known_in(PLACEMENTS, "a placement")] = "linear"
+    copies: Annotated[int | dict[int, int], BeforeValidator(_copies)] = 1
+
+    def copies_per_expert(self, experts: int) -> np.ndarray:
+        """Copies of each expert [E]; experts that a mapping leaves out have one."""
+        if isinstance(self.copies, int):
+            return np.full(experts, self.copies, dtype=np.int64)
+        return np.array([self.copies.get(expert, 1) for expert in range(experts)], dtype=np.int64)
+
+
+class Replicas(Section):
+    """Which copy of an expert computes a row: a strategy of `rayemu.alltoall`."""
+
+    kind: Annotated[str, known_in(REPLICAS, "a replica choice")] = "nearest"
+
+
+def _codec(value: object) -> object:
+    if not isinstance(value, (str, dict)):
+        raise ValueError(f"{show(value)} is not a codec; write its name, or a pipeline like int8+zstd")
+    make_codec(value)
+    return value
+
+
+CodecSpec = Annotated[str | dict[str, Any], BeforeValidator(_codec)]
+
+
+class Codecs(Section):
+    """What travels on each link level: between modules of a node, and between nodes."""
+
+    module: CodecSpec = "raw"
+    node: CodecSpec = "raw"
+
+
+class Exchange(Section):
+    """How rows travel: shape, micro-batches that overlap, frame size, and bytes under way per destination."""
+
+    kind: Annotated[str, known_in(EXCHANGES, "an exchange")] = "hierarchical"
+    micro_batches: int = Field(default=1, ge=1)
+    chunk: Bytes = 4 << 20
+    window: Bytes = 32 << 20
+    min_shard_rows: int = Field(default=64, ge=1)
+    linger: Seconds = 0.002
+    codec: Codecs = Codecs()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Exchange:
+        if not 1 <= self.chunk <= self.window:
+            allowed = f"1 B to {exact_bytes(self.window)}, the window"
+            refuse([_not_allowed("chunk", exact_bytes(self.chunk), allowed)])
+        return self
+
+
+class Run(Section):
+    """How much is run and how it is judged."""
+
+    batches: int = Field(default=10, ge=1)
+    batch_tokens: int = Field(default=512, ge=1)
+    seed: int = Field(default=0, ge=0)
+    check: Literal["exact", "none"] = "exact"
+    on_lost_expert: Literal["fail", "drop"] = "fail"
+    in_flight: int = Field(default=4, ge=1)
