@@ -1,0 +1,132 @@
+"""Frames of messages: every kind survives the trip, and nothing malformed gets through as a message."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from rayemu.compression import WireError, make_codec
+from rayemu.compression.wire import pack, unpack
+from rayemu.protocol import messages
+from rayemu.protocol.messages import Dispatch, Heartbeat, Reply, Result
+from rayemu.protocol.wire import Wire
+
+WIRE = Wire((make_codec("raw"), make_codec("fp16"), make_codec("int8+zstd")))
+RNG = np.random.default_rng(4)
+ROWS = RNG.standard_normal((5, 16), dtype=np.float32)
+LOTS = [[0, 3, 2], [1, 4, 4]]
+DISPATCH = Dispatch(2, 1 << 41, -1, 0, 7, 1, 0, 1, 9, 8, 0, ROWS, np.array([0, 1, 2, 3, 4, 0], np.int32), LOTS)
+REPLY = Reply(2, 1 << 41, 7, 0, 1, 5, ROWS, [[0, 2, 0, 0], [4, 3, 1, 2]])
+
+SAMPLES: dict[str, Any] = {"bool": True, "str": "x", "float": 0.5, "list[str]": ["a"], "Rows": [], "int": 3}
+
+
+def sample(kind: type) -> Any:
+    """Make a message of a kind, with something in every field."""
+    if kind is Dispatch:
+        return dataclasses.replace(DISPATCH)
+    if kind is Reply:
+        return dataclasses.replace(REPLY)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name in kind.ARRAYS:  # type: ignore[attr-defined]
+            dtype = np.float32 if field.name in ("rows", "weights") else np.int32
+            values[field.name] = RNG.integers(0, 9, (4, 3)).astype(dtype)
+        else:
+            values[field.name] = SAMPLES.get(str(field.type), {"k": 1.5})
+    return kind(**values)
+
+
+@pytest.mark.parametrize("kind", get_args(messages.Message), ids=lambda k: k.__name__)
+def test_round_trip(kind: type) -> None:
+    message = sample(kind)
+    back = WIRE.decode(WIRE.encode(message))
+    assert type(back) is kind
+    for field in dataclasses.fields(kind):
+        sent, got = getattr(message, field.name), getattr(back, field.name)
+        if isinstance(sent, np.ndarray):
+            assert got.dtype == sent.dtype and np.array_equal(got, sent)
+        else:
+            assert got == sent
+
+
+def test_optional_arrays_may_be_missing() -> None:
+    result = Result(1, 2, 3, 4, 5, ROWS, np.zeros((1, 4), np.int32))
+    back = WIRE.decode(WIRE.encode(result))
+    assert isinstance(back, Result) and back.dispatch_paths is None
+
+
+@pytest.mark.parametrize(("level", "codec"), [(1, "fp16"), (2, "int8+zstd")])
+def test_rows_go_through_the_codec_of_the_level(level: int, codec: str) -> None:
+    back = WIRE.decode(WIRE.encode(DISPATCH, level))
+    assert isinstance(back, Dispatch)
+    assert np.array_equal(back.rows, make_codec(codec).roundtrip(ROWS))
+    assert not np.array_equal(back.rows, ROWS)
+
+
+@pytest.mark.parametrize("message", [DISPATCH, REPLY, Heartbeat(1, 0, 3, {"rows": 2.0})], ids=lambda m: type(m).__name__)
+def test_altered_frames_are_refused(message: Any) -> None:
+    frame = WIRE.encode(message)
+    for _ in range(300):
+        bad = frame.copy()
+        bad[RNG.integers(len(bad))] ^= np.uint8(1 << RNG.integers(8))
+        with pytest.raises(WireError):
+            WIRE.decode(bad.tobytes())
+    for cut in range(0, len(frame), 7):
+        with pytest.raises(WireError):
+            WIRE.decode(frame[:cut].tobytes())
+
+
+def forge(message: Any, change: Any, level: int = 0) -> Any:
+    """Alter the header of a frame and seal it again: what a careless or hostile sender could do."""
+    header, segments = unpack(WIRE.encode(message, level))
+    return pack(change(list(header)) or header, segments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h.__setitem__(0, 99),
+        lambda h: h.__setitem__(0, -1),
+        lambda h: h.__setitem__(0, "x"),
+        lambda h: h.__setitem__(1, 7),
+        lambda h: h.__setitem__(2, []),
+        lambda h: h[2].__setitem__(0, "home"),
+        lambda h: h[2].__setitem__(0, True),
+        lambda h: h[2].__setitem__(-1, [[0, 3, 1 << 40]]),
+        lambda h: h[2].__setitem__(-1, [[0, 3, 2]]),
+        lambda h: h[2].__setitem__(-1, [[0, 3]]),
+        lambda h: h[2].__setitem__(-1, [3, 4, 5]),
+        lambda h: h[2].__setitem__(-1, [[0, -3, 6]]),
+        lambda h: h.__setitem__(3, []),
+        lambda h: h.__setitem__(3, [None, None]),
+        lambda h: h[3].__setitem__(0, [-1, 5, 1 << 50, 1, []]),
+        lambda h: h[3].__setitem__(0, [-1, 1 << 39, 1 << 39, 1, []]),
+        lambda h: h[3].__setitem__(0, [-1, 5, 16, 3, []]),
+        lambda h: h[3].__setitem__(0, [-1]),
+        lambda h: h[3].__setitem__(1, [77, 6]),
+        lambda h: h[3].__setitem__(1, [1, 3]),
+        lambda h: h[3].__setitem__(1, [1, 1 << 62, 1 << 62]),
+        lambda h: [1],
+        lambda h: {"a": 1},
+    ],
+)
+def test_forged_headers_are_refused(change: Any) -> None:
+    def apply(header: list[Any]) -> Any:
+        out = change(header)
+        return out if out is not None else header
+
+    with pytest.raises(WireError):
+        forged = forge(DISPATCH, apply)
+        message = WIRE.decode(forged.tobytes())
+        raise AssertionError(f"accepted as {message}")
+
+
+def test_row_indices_stay_in_range() -> None:
+    for index in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, -1], [0, 1]):
+        bad = dataclasses.replace(DISPATCH, row_of_pair=np.array(index, np.int32))
+        with pytest.raises(WireError):
+            WIRE.decode(WIRE.encode(bad).tobytes())
