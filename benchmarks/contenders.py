@@ -141,13 +141,13 @@ def plain(workload: Workload, modules: int | None = None, homes: int | None = No
 CONTENDERS = {
     c.name: c
     for c in (
-        Contender("gemms", "bare GEMMs, all cores", True, _gemms),
-        Contender("processes", "bare GEMMs, a process per core", True, _processes),
+        Contender("gemms", "bare GEMMs", True, _gemms),
+        Contender("processes", "bare GEMMs, by processes", True, _processes),
         Contender("reference", "reference, one process", True, _reference),
-        Contender("torch", "transformers Mixtral block", True, _torch),
-        Contender("hierarchical", "rayemu, hierarchical", False, partial(emulated, exchange="hierarchical")),
-        Contender("flat", "rayemu, flat", False, partial(emulated, exchange="flat")),
-        Contender("ray", "plain Ray, a home per module", False, plain),
+        Contender("torch", "transformers Mixtral", True, _torch),
+        Contender("hierarchical", "rayemu hierarchical", False, partial(emulated, exchange="hierarchical")),
+        Contender("flat", "rayemu flat", False, partial(emulated, exchange="flat")),
+        Contender("ray", "plain Ray", False, plain),
         Contender("ray-one-home", "plain Ray, one home", False, partial(plain, homes=1)),
     )
 }

@@ -25,7 +25,7 @@ def times_table(size: Size, results: dict[str, Result]) -> Table:
     """All contenders of a size: wall times and what came out."""
     table = Table(title=f"Wall time of a step. {size.title}", title_justify="left")
     table.add_column("contender", no_wrap=True)
-    for heading in ("alone:\nmedian", "\nbest", "in a stream:\nper batch", "\ntokens/s"):
+    for heading in ("alone:\nmedian", "\nbest", "stream:\nper batch", "\ntokens/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("output")
     for result in results.values():
@@ -51,9 +51,9 @@ def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
     table.add_column("contender", no_wrap=True)
     headings = {
         "gemms": "bare GEMMs",
-        "processes": "... by processes",
+        "processes": "by processes",
         "ray": "plain Ray",
-        "ray-one-home": "... one home",
+        "ray-one-home": "one home",
         "torch": "torch",
     }
     columns = [name for name in headings if name in results and not results[name].unavailable]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,7 @@ OK, WARNING, WRONG = "ok", "warning", "wrong"
 SHARED_MEMORY_BYTES = 192 << 20  # what a local Ray of ours takes, with some room
 SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103  # bytes of a Unix socket's path
 SOCKET_PATH_OF_RAY = "/rayemu-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+RUN_DIRECTORY = re.compile(r"rayemu-[0-9a-f]{8}")
 OPEN_FILES = 1024
 ORPHAN_AFTER_S = 3600.0  # age of a directory without a note of its owner
 
@@ -183,7 +185,7 @@ def blas_restart_helps() -> bool:
 
 def check_stale_directories(temporary: Path, fix: bool) -> Finding:
     """What runs that were killed left behind: rayemu-* directories whose owner is dead."""
-    stale = sorted(d for d in temporary.glob("rayemu-*") if d.is_dir() and is_stale(d))
+    stale = sorted(d for d in temporary.glob("rayemu-*") if RUN_DIRECTORY.fullmatch(d.name) and is_stale(d))
     if not stale:
         return Finding("left-overs", OK, f"no directories of dead runs in {temporary}")
     listed = ", ".join(d.name for d in stale)
@@ -211,7 +213,7 @@ def is_stale(directory: Path) -> bool:
             return False
     except (OSError, ValueError):
         return False
-    return not (owner and _lives(owner)) and not _in_use(directory)
+    return directory.is_dir() and not (owner and _lives(owner)) and not _in_use(directory)
 
 
 def _lives(pid: int) -> bool:

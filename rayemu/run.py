@@ -24,7 +24,7 @@ from rayemu.emulator import Emulator
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.report import machine
-from rayemu.report.faults import Injected, fault_entry
+from rayemu.report.faults import Injected, due, fault_entry, parameters
 from rayemu.report.folder import RunError, claimed_folder
 from rayemu.report.journal import Journal, read_journal
 from rayemu.report.progress import Progress
@@ -167,10 +167,8 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
             fault = injected.fault
             measured.injected.append(replace(injected, began=journal.clock()))
             emulator.inject(fault, injected.module)
-            facts = fault.model_dump(by_alias=True, exclude_none=True, exclude={"kind", "module", "at"})
-            journal.write(
-                "fault", measured.injected[-1].began, fault=fault.kind, module=injected.module, **facts
-            )
+            facts = {"fault": fault.kind, "module": injected.module, **parameters(fault)}
+            journal.write("fault", measured.injected[-1].began, **facts)
 
     def batches() -> Iterator[np.ndarray]:
         nonlocal began
@@ -195,9 +193,7 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
     _await_detection(emulator, measured, journal)
     for injected in plan:
         measured.injected.append(injected)
-        journal.write(
-            "fault_never_due", fault=injected.fault.kind, due=injected.fault.at.model_dump(exclude_none=True)
-        )
+        journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
     measured.record = emulator.record()
     measured.duplicate_results = emulator.duplicate_results
     measured.reissued_shards = int(emulator.totals.get("reissued", 0))
@@ -252,8 +248,8 @@ def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -
         _note(emulator.take_notices(), measured, journal)
 
 
-def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: Report) -> bool:
-    """Whether every finished batch equals the reference bit by bit; False when none was finished."""
+def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: Report) -> bool | None:
+    """Whether every finished batch equals the reference bit by bit; None when none was finished."""
     batches = len(measured.results)
     compared, equal = 0, 0
     inputs = zip(measured.results, measured.digests, _inputs(emulator.scenario), strict=True)
@@ -277,7 +273,7 @@ def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: R
             journal.write("mismatch", batch=result.batch, why="the output is not the reference's", **facts)
         else:
             equal += 1
-    return 0 < compared == equal
+    return equal == compared if compared else None
 
 
 def _summary(

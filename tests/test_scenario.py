@@ -79,6 +79,16 @@ def test_the_resolved_yaml_shows_defaults_and_units() -> None:
     assert resolved["stream"] == {"kind": "zipf", "vocabulary": 32768, "alpha": 1.1, "context": 0.0}
 
 
+def test_other_dumps_give_plain_numbers() -> None:
+    fault = Scenario.load("chaos").with_overrides(["faults=[{kind: slow, module: 1, for: 500 ms}]"]).faults[0]
+    assert fault.model_dump(by_alias=True, exclude_none=True, exclude={"at"}) == {
+        "kind": "slow",
+        "module": 1,
+        "for": 0.5,
+        "factor": 4.0,
+    }
+
+
 def test_quantities_accept_numbers_and_units() -> None:
     scenario = Scenario.from_dict(
         TINY

@@ -57,13 +57,13 @@ class Experts(Sequence[Expert]):
     def __getitem__(self, index: int | slice) -> Expert | list[Expert]:
         if isinstance(index, slice):
             return [self[e] for e in range(*index.indices(self._count))]
-        expert = self._held.get(index)
-        if expert is not None:
-            return expert
         if not -self._count <= index < self._count:
             raise IndexError(f"expert {index} of layer {self._layer}, which has {self._count}")
         number = int(index) % self._count
-        return self._held.setdefault(number, self._weights.expert(self._layer, number))
+        expert = self._held.get(number)
+        if expert is None:
+            expert = self._held.setdefault(number, self._weights.expert(self._layer, number))
+        return expert
 
     def release(self, index: int) -> None:
         """Forget expert `index`; it is made or read again when touched."""
@@ -134,8 +134,9 @@ class Model:
         if router is None:
             params: dict[str, Any] = {"top_k": spec.top_k, **spec.router_params}
             router = routing.make_router(spec.router, spec.experts, **params)
-        else:
-            router.check(spec.experts)
+        router.check(spec.experts)
+        if router.top_k != spec.top_k:
+            raise ValueError(f"routing.top_k is {router.top_k}; allowed: model.top_k = {spec.top_k}")
         weights: Weights
         if spec.checkpoint is None:
             weights = SeededWeights(spec)

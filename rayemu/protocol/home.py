@@ -82,11 +82,15 @@ class _Request:
     parcel: Parcel
     view: View  # when it was planned
     size: int  # bytes that it holds of the hop's window
-    active: np.ndarray  # [n] bool: pairs that this request still answers for
-    unanswered: int
+    active: np.ndarray  # [n] bool: pairs that were not asked for again elsewhere
     deadline: float = float("inf")  # inf while it waits for window
     silent_probes: int = 0
     message: Dispatch | None = None
+
+    def open(self) -> np.ndarray:
+        """Return which pairs [n] only this request can still bring."""
+        assert self.unit.have is not None
+        return self.active & ~self.unit.have[self.parcel.pairs]
 
 
 @dataclass(slots=True, eq=False)
@@ -271,7 +275,7 @@ class Home:
     def _load(self) -> np.ndarray:
         load = np.zeros(self.view.modules, np.int64)
         for request in self.requests.values():
-            if request.unanswered > 0:
+            if request.size:
                 for module, _, rows in request.parcel.lots:
                     load[module] += rows
         return load
@@ -305,7 +309,7 @@ class Home:
             lots=parcel.lots,
         )
         size = message.rows.nbytes
-        request = _Request(unit, unit.layer, parcel, self.view, size, np.ones(count, bool), count, message=message)
+        request = _Request(unit, unit.layer, parcel, self.view, size, np.ones(count, bool), message=message)
         self.requests[number] = request
         unit.requests.append(number)
         held = self.in_flight.get(parcel.hop, 0)
@@ -364,16 +368,14 @@ class Home:
             unit.rows[pairs] = rows
             unit.have[pairs] = True
             unit.left -= len(pairs)
-            request.unanswered -= count
             if (dispatch_path or combine_path) and unit.shard.dispatch_paths is not None:
                 assert unit.shard.combine_paths is not None
                 self._paths(unit.shard.dispatch_paths, unit)[pairs] = dispatch_path
                 self._paths(unit.shard.combine_paths, unit)[pairs] = combine_path
-        if request.unanswered <= 0:
+        request.silent_probes = 0
+        if not request.open().any():
             self.requests.pop(m.request)
             self._release(request, now)
-        else:
-            request.silent_probes = 0
         if unit.left == 0:
             self._advance(unit, now)
 
@@ -448,9 +450,7 @@ class Home:
     def _orphans(self, request: _Request, view: View, now: float) -> np.ndarray | None:
         """Return the open pairs of a request that nobody will answer any more, and let go of them."""
         parcel, then = request.parcel, request.view.incarnations
-        unit = request.unit
-        assert unit.have is not None
-        missing = request.active & ~unit.have[parcel.pairs]
+        missing = request.open()
         if view.serves(parcel.hop, then[parcel.hop]):
             lost = [m for m in {lot[0] for lot in parcel.lots} if not view.serves(m, then[m])]
             missing &= np.isin(parcel.modules, lost)
@@ -460,10 +460,7 @@ class Home:
             missing &= self._has_other(request, view)
             if not missing.any():
                 return None
-        request.active &= ~missing
-        request.unanswered -= int(missing.sum())
-        if request.unanswered <= 0 or not view.serves(parcel.hop, then[parcel.hop]):
-            self._release(request, now)
+        self._let_go(request, missing, now)
         return parcel.pairs[missing]
 
     def _has_other(self, request: _Request, view: View) -> np.ndarray:
@@ -487,22 +484,21 @@ class Home:
         if m.known:
             request.deadline = now + self.config.retry_after
             return
-        unit, parcel = request.unit, request.parcel
-        assert unit.have is not None
-        missing = request.active & ~unit.have[parcel.pairs]
+        parcel, missing = request.parcel, request.open()
         if m.module != parcel.hop:
             missing &= parcel.modules == m.module
-        self._reassign(m.request, request, missing, now)
+        self._reassign(request, missing, now)
 
-    def _reassign(self, number: int, request: _Request, missing: np.ndarray, now: float) -> None:
-        pairs = request.parcel.pairs[missing]
-        if not len(pairs):
-            return
+    def _let_go(self, request: _Request, missing: np.ndarray, now: float) -> None:
+        """Stop waiting for pairs of a request; a late answer is still welcome."""
         request.active &= ~missing
-        request.unanswered -= len(pairs)
-        if request.unanswered <= 0:
+        if not request.open().any():
             self._release(request, now)
-        self._plan(request.unit, pairs, now, direct=True)
+
+    def _reassign(self, request: _Request, missing: np.ndarray, now: float) -> None:
+        if missing.any():
+            self._let_go(request, missing, now)
+            self._plan(request.unit, request.parcel.pairs[missing], now, direct=True)
 
     def tick(self, now: float) -> None:
         """Probe what is overdue; give up on a module that answers no probe."""
@@ -519,9 +515,7 @@ class Home:
             request.deadline = now + self.config.retry_after * 2 ** min(request.silent_probes, 3)
             if request.silent_probes > PROBES:
                 self.out.append(Send(COORDINATOR, Suspect(hop, int(request.view.incarnations[hop]), self.me)))
-                assert request.unit.have is not None
-                missing = request.active & ~request.unit.have[request.parcel.pairs]
-                self._reassign(number, request, missing, now)
+                self._reassign(request, request.open(), now)
             else:
                 self.out.append(Send(hop, Probe(self.me, number)))
         for parked in self.parked:

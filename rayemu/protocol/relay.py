@@ -101,7 +101,7 @@ class Relay:
                 del self.gathers[home, request]
                 continue
             then = gather.view.incarnations
-            gone = [start for start, m in gather.waiting.items() if not view.serves(m, then[m])]
+            gone = [s for s, m in gather.waiting.items() if m != self.me and not view.serves(m, then[m])]
             for start in gone:
                 del gather.waiting[start]
             if gone and not gather.waiting:

@@ -20,6 +20,18 @@ class Injected:
     began: float | None = None
 
 
+def due(fault: Fault) -> dict[str, float]:
+    """When a fault was planned to begin: batch, or time_s after the first one."""
+    times = {"batch": fault.at.batch, "time_s": fault.at.time}
+    return {name: value for name, value in times.items() if value is not None}
+
+
+def parameters(fault: Fault) -> dict[str, float]:
+    """What a fault was told beside its kind, module and time; those that it does not take are left out."""
+    given = {"factor": fault.factor, "rate": fault.rate, "delay_s": fault.delay, "for_s": fault.duration}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def fault_times(
     injected: Injected, notices: Sequence[Notice], results: Sequence[BatchResult], run_began: float
 ) -> dict[str, float | str | None]:
@@ -60,13 +72,9 @@ def fault_entry(
     clock: str,
 ) -> dict[str, Any]:
     """A fault as summary.json lists it; `clock` ("wall" or "virtual") is in the names of its times."""
-    fault = injected.fault
     times = fault_times(injected, notices, results, run_began)
-    entry: dict[str, Any] = {"kind": fault.kind, "module": injected.module}
-    entry["at"] = fault.at.model_dump(exclude_none=True)
-    for key in ("duration", "factor", "rate", "delay"):
-        if getattr(fault, key) is not None:
-            entry[key] = getattr(fault, key)
+    entry: dict[str, Any] = {"kind": injected.fault.kind, "module": injected.module}
+    entry |= {"at": due(injected.fault), **parameters(injected.fault)}
     entry["signal"] = times.pop("signal")
     return entry | {f"{name}_{clock}_s": value for name, value in times.items()}
 

@@ -14,12 +14,18 @@ from rich.text import Text
 from rayemu.report.wording import count
 from rayemu.units import format_bytes, format_seconds
 
+_FAILURES = {
+    "exact": "not exact",
+    "nothing_lost": "tokens lost",
+    "nothing_duplicated": "tokens duplicated",
+}
+
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """Whether the run held what it promised, in a few words."""
-    failed = [name.replace("_", " ") for name, held in summary["checks"].items() if held is False]
+    failed = [_FAILURES[name] for name, held in summary["checks"].items() if held is False]
     if failed:
-        return f"FAILED: not {', not '.join(failed)}"
+        return f"FAILED: {', '.join(failed)}"
     exact = "exact, " if summary["exact"] else "not compared with the reference, "
     return f"{exact}nothing lost, nothing duplicated"
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from rayemu.units import format_seconds
 
-_PARAMETERS = (("for", "for {:g} s"), ("factor", "by {:g}"), ("rate", "of {:.0%}"), ("delay", "by {:g} s"))
+_PARAMETERS = (
+    ("factor", "by {:g}"),
+    ("rate", "of {:.0%}"),
+    ("delay_s", "by {:g} s"),
+    ("for_s", "for {:g} s"),
+)
 
 
 def describe(event: Mapping[str, Any]) -> str:
@@ -37,7 +42,7 @@ def describe(event: Mapping[str, Any]) -> str:
 
 
 def _at(at: Mapping[str, Any]) -> str:
-    return f"batch {at['batch']}" if "batch" in at else f"{at['time']:g} s"
+    return f"batch {at['batch']}" if "batch" in at else f"{at['time_s']:g} s"
 
 
 def since_start(event: Mapping[str, Any]) -> str:

@@ -6,7 +6,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    SerializationInfo,
+    TypeAdapter,
+    ValidationError,
+)
 
 from rayemu.scenario.errors import Problem, not_one_of, problem_of, show
 from rayemu.units import exact_bytes, exact_seconds, parse_bytes, parse_seconds
@@ -30,8 +38,18 @@ def _naming_the_value(parse: Callable[[object], Any]) -> BeforeValidator:
     return BeforeValidator(checked)
 
 
-Bytes = Annotated[int, _naming_the_value(parse_bytes), PlainSerializer(exact_bytes)]
-Seconds = Annotated[float, _naming_the_value(parse_seconds), PlainSerializer(exact_seconds)]
+WITH_UNITS = {"units": True}  # the context of a dump that people read; other dumps give plain numbers
+
+
+def _writing(write: Callable[[Any], str]) -> PlainSerializer:
+    def written(value: Any, info: SerializationInfo) -> Any:
+        return write(value) if info.context == WITH_UNITS and value is not None else value
+
+    return PlainSerializer(written)
+
+
+Bytes = Annotated[int, _naming_the_value(parse_bytes), _writing(exact_bytes)]
+Seconds = Annotated[float, _naming_the_value(parse_seconds), _writing(exact_seconds)]
 
 
 def known_in(table: Mapping[str, Any], what: str) -> BeforeValidator:

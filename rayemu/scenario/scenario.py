@@ -17,7 +17,7 @@ from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS
 from rayemu.placement import Placement as Placed
 from rayemu.routing import ROUTERS, make_router
-from rayemu.scenario.base import Section, parameter_problems
+from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse
 from rayemu.scenario.faults import Fault
 from rayemu.scenario.loading import override, parse
@@ -86,7 +86,7 @@ class Scenario(Section):
 
     def to_yaml(self) -> str:
         """The whole scenario, defaults included, so that `from_dict` of it is equal to this one."""
-        data = self.model_dump(by_alias=True, exclude_none=True)
+        data = self.model_dump(by_alias=True, exclude_none=True, context=WITH_UNITS)
         return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
     @cached_property

@@ -91,10 +91,12 @@ def test_weights_keep_the_size_of_rows() -> None:
 
 def test_router_comes_from_the_spec_or_the_caller() -> None:
     assert Model(SPEC).layers[1].router.top_k == 2
-    router = SoftmaxTopK(top_k=3)
+    router = SoftmaxTopK(top_k=2)
     assert Model(SPEC, router=router).layers[1].router is router
     with pytest.raises(ValueError, match=r"routing.top_k is 7; allowed: 1 to 6"):
         Model(SPEC, router=SoftmaxTopK(top_k=7))
+    with pytest.raises(ValueError, match=r"routing.top_k is 3; allowed: model.top_k = 2"):
+        Model(SPEC, router=SoftmaxTopK(top_k=3))
     with pytest.raises(ValueError, match=r"routing.kind is 'magic'; allowed: one of softmax_topk"):
         Model(dataclasses.replace(SPEC, router="magic", router_params={}))
     with pytest.raises(ValueError, match=r"routing\.groups is 4"):

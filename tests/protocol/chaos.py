@@ -55,7 +55,9 @@ def run(seed: int, batches: int = 4) -> Outcome:
         window_bytes=int(rng.choice([512, 1 << 20])),
         route_at_coordinator=bool(rng.integers(2)),
     )
-    placement = PLACEMENTS[str(rng.choice(list(PLACEMENTS)))]().place(np.full(4, 2), modules, rng)
+    fault = FAULTS[int(rng.integers(len(FAULTS)))]
+    copies = 2 if "crash" in fault else int(rng.integers(1, 3))
+    placement = PLACEMENTS[str(rng.choice(list(PLACEMENTS)))]().place(np.full(4, copies), modules, rng)
     network = Network(
         loss=float(rng.choice([0, 0.02, 0.1])),
         duplicate=float(rng.choice([0, 0.1])),
@@ -67,7 +69,6 @@ def run(seed: int, batches: int = 4) -> Outcome:
     inputs = [rng.standard_normal((int(rng.integers(1, 40)), 16), dtype=np.float32) for _ in range(batches)]
     for x in inputs:
         simulator.submit(x)
-    fault = FAULTS[int(rng.integers(len(FAULTS)))]
     plan(simulator, fault, modules, rng)
     for x in inputs:
         result = simulator.next_result()

@@ -1,0 +1,91 @@
+"""The viewer's trace of a hand-made record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayemu.report.record import COMBINE, DISPATCH, GEMM, RECORD
+from rayemu.report.trace import save_trace, trace
+
+START = 1_700_000_000.0
+
+
+def a_record() -> np.ndarray:
+    record = np.zeros(4, RECORD)
+    record["kind"] = DISPATCH, GEMM, COMBINE, GEMM
+    record["level"] = 2, 0, 0, 0
+    record["src"] = 0, 1, 0, 1
+    record["dst"] = 1, 1, 0, 1
+    record["expert"] = -1, 6, -1, -1
+    record["batch"], record["shard"] = 7, -1
+    record["rows"] = 10, 10, 5, 3
+    record["flops"] = 0, 640, 20, 30
+    record["raw_bytes"], record["sent_bytes"] = (160, 160, 80, 48), (90, 0, 0, 0)
+    record["start_wall_s"] = START + np.array([0.5, 0.25, 2.0, 1.0])
+    record["end_wall_s"] = START + np.array([0.5625, 0.75, 2.25, 1.5])
+    return record
+
+
+def spans(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in content["traceEvents"] if entry["ph"] == "X"]
+
+
+def test_every_row_is_a_span_on_the_thread_of_its_module() -> None:
+    listed = spans(trace(a_record(), [0, 1], ["raw", "fp16", "int8"]))
+    found = {(e["pid"], e["tid"], e["name"]): (e["ts"], e["dur"]) for e in listed}
+    assert found == {
+        (1, 0, "dispatch to 1"): (250_000.0, 62_500.0),
+        (2, 1, "expert 6"): (0.0, 500_000.0),
+        (1, 2, "combine"): (1_750_000.0, 250_000.0),
+        (2, 1, "shared expert"): (750_000.0, 500_000.0),
+    }
+
+
+def test_spans_say_what_they_moved_and_computed() -> None:
+    listed = {e["name"]: e["args"] for e in spans(trace(a_record(), [0, 1], ["raw", "fp16", "int8"]))}
+    assert listed["dispatch to 1"] == {
+        "batch": 7,
+        "micro": 0,
+        "layer": 0,
+        "rows": 10,
+        "raw_bytes": 160,
+        "sent_bytes": 90,
+        "link": "node",
+        "codec": "int8",
+    }
+    assert listed["expert 6"] == {"batch": 7, "micro": 0, "layer": 0, "rows": 10, "flops": 640}
+
+
+def test_processes_and_threads_are_named() -> None:
+    content = trace(a_record(), [0, 1], ["raw"] * 3)
+    names = {
+        (e["name"], e["pid"], e.get("tid")): e["args"].get("name")
+        for e in content["traceEvents"]
+        if e["ph"] == "M"
+    }
+    assert names["process_name", 1, None] == "module 0 (node 0)"
+    assert names["process_name", 2, None] == "module 1 (node 1)"
+    assert [names["thread_name", 2, tid] for tid in range(3)] == ["exchange", "compute", "combine"]
+
+
+def test_faults_and_epochs_are_marks_from_the_record_s_start_on() -> None:
+    events = [
+        {"wall_s": START - 5, "kind": "joined", "module": 0, "epoch": 1},
+        {"wall_s": START + 1.25, "kind": "fault", "fault": "kill", "module": 1},
+        {"wall_s": START + 1.5, "kind": "dead", "module": 1, "epoch": 3},
+        {"wall_s": START + 1.5, "kind": "started"},
+    ]
+    content = trace(a_record(), [0, 1], ["raw"] * 3, events)
+    marks = [(e["name"], e["ts"], e["s"]) for e in content["traceEvents"] if e["ph"] == "i"]
+    assert marks == [("kill of module 1", 1_000_000.0, "g"), ("dead of module 1", 1_250_000.0, "g")]
+
+
+def test_an_empty_record_is_a_valid_trace_and_survives_a_file(tmp_path: Path) -> None:
+    content = trace(np.zeros(0, RECORD), [0], ["raw"] * 3)
+    assert spans(content) == []
+    save_trace(tmp_path / "trace.json", content)
+    assert json.loads((tmp_path / "trace.json").read_text()) == content
