@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from .contenders import Contender, Subject
+from .contenders import Contender, Light, Subject
 from .measure import Run, pooled, repeat, speed, summary
 from .torch_block import TorchUnavailable
 from .workload import F32, Workload
@@ -81,7 +81,7 @@ def compare(
     bounds are measured undisturbed, and seconds away from what is compared with them.
     """
     results = {c.name: Result(c) for c in contenders}
-    light = {}
+    light: dict[str, Light] = {}
     heavy = [c for c in contenders if not c.light]
     position = 0
     with ExitStack() as stack:
@@ -113,9 +113,7 @@ def measure(workload: Workload, subject: Subject, result: Result, effort: Effort
     outputs: list[tuple[int, F32]] = []
 
     def step(index: int) -> None:
-        y = subject.step(index)
-        if y is not None:
-            outputs.append((index, y))
+        outputs.append((index, subject.step(index)))
 
     repeat(step, 2 if effort.samples < 10 else 10, 0.0)  # warm-up
     result.check(workload, outputs)
@@ -136,26 +134,25 @@ def measure(workload: Workload, subject: Subject, result: Result, effort: Effort
 
 
 def _measure_light(
-    workload: Workload, light: dict[str, Subject], results: dict[str, Result], effort: Effort, position: float
+    workload: Workload, light: dict[str, Light], results: dict[str, Result], effort: Effort, position: float
 ) -> None:
     """One turn of all light contenders, sample by sample in turn."""
     if not light:
         return
     taken: dict[str, list[float]] = {name: [] for name in light}
     for subject in light.values():
-        subject.step(0)
+        subject.timed(0)
     began, index = time.perf_counter(), 0
     while index < effort.light_samples or time.perf_counter() - began < effort.light_s * len(light):
         for name, subject in light.items():
-            start = time.perf_counter()
-            y = subject.step(index)
-            taken[name].append(time.perf_counter() - start)
+            seconds, y = subject.timed(index)
+            taken[name].append(seconds)
             if y is not None:
                 results[name].check(workload, [(index, y)])
         index += 1
-    for name, seconds in taken.items():
+    for name, samples in taken.items():
         results[name].detail = light[name].detail
-        results[name].latency.append(Run(position, tuple(seconds)))
+        results[name].latency.append(Run(position, tuple(samples)))
 
 
 def ratios(results: dict[str, Result]) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -4,6 +4,7 @@ are clusters, started for each of their turns, so that nothing else runs while o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,17 +18,26 @@ from rayemu.model.reference import reference_forward
 
 from .gemms import Gemms, cores, gemm_processes
 from .plain_ray import plain_ray
-from .torch_block import TorchBlock
+from .torch_block import torch_process
 from .workload import F32, Workload
 
 
-class Subject(Protocol):
-    """Something that computes steps: `index` picks the workload's input."""
+class Light(Protocol):
+    """Something in or beside this process that computes steps: `index` picks the workload's input."""
 
     detail: str
 
-    def step(self, index: int) -> F32 | None:
-        """One step; None where the result is no output of the block."""
+    def timed(self, index: int) -> tuple[float, F32 | None]:
+        """One step: seconds, and the output; None where the result is no output of the block."""
+
+
+class Subject(Protocol):
+    """A cluster that computes steps."""
+
+    detail: str
+
+    def step(self, index: int) -> F32:
+        """One step."""
 
     def stream(self, indexes: Iterable[int], in_flight: int) -> Iterator[F32]:
         """Steps in order, several in flight."""
@@ -40,22 +50,24 @@ class Contender:
     name: str
     title: str
     light: bool
-    open: Callable[[Workload], AbstractContextManager[Subject]]
+    open: Callable[[Workload], AbstractContextManager[Any]]  # of a Light or a Subject
 
 
 class Calls:
-    """A subject that only takes one call at a time."""
+    """A light contender that is a function."""
 
-    def __init__(self, call: Callable[[int], F32 | None], detail: str = "") -> None:
-        self.step, self.detail = call, detail
+    def __init__(self, call: Callable[[int], F32 | None], detail: str) -> None:
+        self.call, self.detail = call, detail
 
-    def stream(self, indexes: Iterable[int], in_flight: int) -> Iterator[F32]:
-        """Not offered: one call uses all cores already."""
-        raise NotImplementedError
+    def timed(self, index: int) -> tuple[float, F32 | None]:
+        """Call it and look at the clock."""
+        began = time.perf_counter()
+        y = self.call(index)
+        return time.perf_counter() - began, y
 
 
 @contextmanager
-def _gemms(workload: Workload) -> Iterator[Subject]:
+def _gemms(workload: Workload) -> Iterator[Light]:
     gemms = Gemms(workload.model, range(workload.size.experts), workload.expert_rows)
 
     def call(index: int) -> None:
@@ -66,7 +78,7 @@ def _gemms(workload: Workload) -> Iterator[Subject]:
 
 
 @contextmanager
-def _processes(workload: Workload) -> Iterator[Subject]:
+def _processes(workload: Workload) -> Iterator[Light]:
     with gemm_processes(workload.spec, workload.expert_rows, cores()) as pool:
 
         def call(index: int) -> None:
@@ -76,16 +88,15 @@ def _processes(workload: Workload) -> Iterator[Subject]:
 
 
 @contextmanager
-def _reference(workload: Workload) -> Iterator[Subject]:
+def _reference(workload: Workload) -> Iterator[Light]:
     with threadpool_limits(cores()):
         yield Calls(lambda i: reference_forward(workload.model, workload.batch(i)), f"{cores()} BLAS threads")
 
 
 @contextmanager
-def _torch(workload: Workload) -> Iterator[Subject]:
-    block = TorchBlock(workload, cores())
-    detail = f"torch {block.torch.__version__}, {cores()} threads, {block.implementation}"
-    yield Calls(lambda i: block.forward(workload.batch(i)), detail)
+def _torch(workload: Workload) -> Iterator[Light]:
+    with torch_process(workload, cores()) as block:
+        yield block
 
 
 class Emulated:

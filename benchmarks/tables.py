@@ -47,7 +47,7 @@ def times_table(size: Size, results: dict[str, Result]) -> Table:
 
 def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
     """How many times as fast contenders are as the bound and the baselines: alone / in a stream."""
-    table = Table(title="Speed relative to (a step alone / in a stream)", title_justify="left")
+    table = Table(title="Relative speed: a step alone / in a stream", title_justify="left")
     table.add_column("contender", no_wrap=True)
     headings = {
         "gemms": "bare GEMMs",
@@ -67,7 +67,6 @@ def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
             both = ratios.get(name, {}).get(other, {})
             cells.append(pair(show_ratio(both.get("latency")), show_ratio(both.get("stream"))))
         table.add_row(result.contender.title, *cells)
-    table.caption = "Medians over turns that lie next to each other in time"
     return table
 
 
@@ -75,7 +74,7 @@ def show_output(result: Result) -> str:
     """How the outputs compare with the reference's."""
     if result.exact is None:
         return "none"
-    return "exact" if result.exact else f"off by {result.difference:.1e}"
+    return "exact" if result.exact else f"off {result.difference:.0e}"
 
 
 def goal_lines(size: str, ratios: Ratios) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -234,12 +235,14 @@ def test_other_blas_kernels_are_chosen_by_a_restart_that_says_so(monkeypatch: py
 
 @pytest.mark.timeout(120)
 def test_a_killed_module_on_real_ray(tmp_path: Path) -> None:
-    """Two modules that hold every expert; one is killed in mid-stream. Needs some seconds for Ray."""
+    """Four modules, every expert twice; one module is killed in mid-stream. Needs some seconds for Ray."""
     out = tmp_path / "out"
     done = process(
         "run",
         "smoke",
         "--set=run.batches=12",
+        "--set=cluster.modules_per_node=2",
+        "--set=replicas.kind=hash",
         "--set=placement.copies=2",
         "--set=faults=[{kind: kill, module: 1, at: {batch: 4}}]",
         "--out",
@@ -252,7 +255,9 @@ def test_a_killed_module_on_real_ray(tmp_path: Path) -> None:
     (fault,) = summary["faults"]
     assert fault["signal"] in ("disconnect", "process")
     assert 0 < fault["detected_wall_s"] <= fault["recovered_wall_s"] < 30
-    assert 0 < summary["bytes_by_level"]["node"]["sent"] == summary["bytes_sent"]
-    assert sum(summary["module_rows"]) >= 2 * 2 * 12 * 64 - 64 * 4 * 4
+    traffic = np.array(summary["traffic_bytes"])  # [M, M]
+    assert 0 < traffic.sum() == summary["bytes_sent"] and not traffic.diagonal().any()
+    assert traffic[:2, 2:].sum() + traffic[2:, :2].sum() == summary["bytes_by_level"]["node"]["sent"]
+    assert sum(summary["module_rows"]) >= 2 * 2 * 12 * 64  # layers x choices x tokens, and what was repeated
     categories = {e.get("cat") for e in json.loads((out / "trace.json").read_text())["traceEvents"]}
     assert {"dispatch", "gemm", "reply", "combine", "event"} <= categories

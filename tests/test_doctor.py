@@ -55,8 +55,11 @@ def test_only_directories_of_dead_runs_are_stale_and_fix_removes_them(tmp_path: 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
 def test_a_directory_in_which_a_process_works_is_left_alone(tmp_path: Path) -> None:
     directory = run_directory(tmp_path, "rayemu-00000001", dead_process())
-    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", f"--session={directory}/ray"]
-    with subprocess.Popen(sleeper) as worker:
+    script = "import time; print(flush=True); time.sleep(60)"
+    sleeper = [sys.executable, "-c", script, f"--session={directory}/ray"]
+    with subprocess.Popen(sleeper, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
         assert doctor.check_stale_directories(tmp_path, fix=True).state == OK
         assert directory.exists()
         worker.kill()

@@ -2,11 +2,21 @@
 
 import collections
 
+from collections.abc import Iterator
+
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tests.protocol import chaos
 
 BLOCK = 30
+
+
+@pytest.fixture(autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """Tiny GEMMs on several threads spend their time waiting for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.mark.parametrize("first", range(0, 360, BLOCK))
