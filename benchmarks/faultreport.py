@@ -21,6 +21,7 @@ from .measure import spread, summary
 from .output import machine, results_file, show_time, write
 from .workload import Size, Workload
 
+MODULES = 8
 TIMES = {
     "detected_s": "first told of by the coordinator",
     "recovered_s": "first finished batch that needed the module",
@@ -50,14 +51,19 @@ def run(
     lasts_s: float,
     goal: str,
 ) -> int:
-    """Run the faultload, print the table, write the JSON; 0 when no token was lost, doubled or wrong."""
+    """Run the faultload, print the table, write the JSON; 0 when no token was lost, doubled or wrong.
+
+    Raises SystemExit for arguments that make no sense.
+    """
+    if strikes < 1 or args.in_flight < 1 or args.tokens < MODULES:
+        raise SystemExit(f"give at least 1 fault, 1 batch in flight, and {MODULES} tokens (one per module)")
     began = time.time()
     progress, console = Console(stderr=True), Console()
 
     def say(text: str) -> None:
         progress.print(f"[dim]{time.time() - began:5.0f} s  {text}[/dim]", highlight=False)
 
-    size = Size("stream", args.tokens, d_model=256, d_ff=512)
+    size = Size("stream", args.tokens, d_model=256, d_ff=512, modules=MODULES)
     workload = Workload(size, args.seed, batches=16)
     workload.outputs  # noqa: B018  computed before the stream, which must not wait for them
     facts = machine()

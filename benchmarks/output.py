@@ -56,9 +56,9 @@ def show_time(seconds: float | None) -> str:
         return "-"
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         value = seconds * factor
-        if value >= 1 or unit == "us":
+        if value >= 0.9995 or unit == "us":
             break
-    return f"{value:.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+    return f"{value:.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
 
 
 def show_ratio(value: float | None) -> str:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from rayemu.model.expert import expert_forward
 from rayemu.model.model import Model
@@ -33,10 +34,9 @@ Part = tuple[np.ndarray, np.ndarray]  # experts [n], rows [n, D]
 class PlainModule:
     """One module: expert server and home. Experts are spread as by linear placement."""
 
-    def __init__(self, spec: ModelSpec, module: int, modules: int, blas_threads: int) -> None:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(blas_threads)
+    def __init__(self, spec: ModelSpec, module: int, modules: int, blas_threads: int | None = None) -> None:
+        if blas_threads is not None:
+            threadpool_limits(blas_threads)  # for the life of the process
         self.layer = Model(spec).layers[0]
         self.modules = modules
         self.expert_to_module = np.arange(spec.experts) * modules // spec.experts  # [E]

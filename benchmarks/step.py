@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in CONTENDERS:
             p.error(f"--only: {name!r} is not a contender; known: {', '.join(CONTENDERS)}")
     if args.rounds is not None and args.rounds < 1:
-        p.error("--rounds: at least 1")
+        p.error(f"--rounds: {args.rounds} is not allowed; at least 1")
     everything = not (args.compare or args.scaling or args.overhead)
     sizes = list(SIZES) if args.size == "both" else [args.size]
     console = Console()

@@ -97,24 +97,25 @@ def goal_lines(size: str, ratios: Ratios) -> list[str]:
 def scaling_table(
     size: Size, results: dict[str, dict[int, Result]], growths: dict[str, dict[int, dict[str, float | None]]]
 ) -> Table:
-    """Step time by number of modules; `x` columns are relative to the fewest modules."""
+    """Step time by number of modules; growth is relative to the fewest, alone / in a stream."""
     title = f"Wall time of a step by number of modules. {size.title.rsplit(', ', 1)[0]}"
     table = Table(title=title, title_justify="left")
-    table.add_column("modules", justify="right")
-    for kind in results:
-        name = "plain Ray" if kind == "ray" else kind
-        for heading in ("one at a time", "in a stream", "growth"):
-            table.add_column(f"{name}\n{heading}", justify="right")
+    table.add_column("", no_wrap=True)
+    for heading in ("modules", "alone: median", "stream: per batch", "growth"):
+        table.add_column(heading, justify="right")
     table.add_column("output")
-    for modules in next(iter(results.values())):
-        cells = [str(modules)]
-        for kind, by_modules in results.items():
-            result, grown = by_modules[modules], growths[kind][modules]
-            cells.append(show_time(summary(pooled(result.latency)).get("median_s")))
-            cells.append(show_time(summary(pooled(result.stream)).get("median_s")))
-            cells.append(pair(show_ratio(grown["latency"]), show_ratio(grown["stream"])))
-        outputs = {show_output(by_modules[modules]) for by_modules in results.values()}
-        table.add_row(*cells, ", ".join(sorted(outputs)))
+    for kind, by_modules in results.items():
+        for modules, result in by_modules.items():
+            grown = growths[kind][modules]
+            table.add_row(
+                "plain Ray" if kind == "ray" else f"rayemu {kind}",
+                str(modules),
+                show_time(summary(pooled(result.latency)).get("median_s")),
+                show_time(summary(pooled(result.stream)).get("median_s")),
+                pair(show_ratio(grown["latency"]), show_ratio(grown["stream"])),
+                show_output(result),
+            )
+        table.add_section()
     return table
 
 
@@ -122,8 +123,8 @@ def overhead_table(size: Size, results: dict[str, Result], relative: dict[str, d
     """The two variants, and the overhead in percent."""
     title = f"Cost of the fault machinery without faults (must 5 %, aim 2 %). {size.title}"
     table = Table(title=title, title_justify="left")
-    for heading in ("variant", "one at a time, median (best)", "in a stream, per batch", "output"):
-        table.add_column(heading)
+    for heading in ("", "alone: median (best)", "stream: per batch", "output"):
+        table.add_column(heading, no_wrap=True)
     for result in results.values():
         latency, stream = summary(pooled(result.latency)), summary(pooled(result.stream))
         table.add_row(
@@ -136,5 +137,5 @@ def overhead_table(size: Size, results: dict[str, Result], relative: dict[str, d
         f"{100 * r['median']:+.1f} % ({100 * r['least']:+.1f} to {100 * r['most']:+.1f})"
         for r in (relative["latency"], relative["stream"])
     ]
-    table.add_row("overhead: median of pairs (range)", *cells, "")
+    table.add_row("overhead (range)", *cells, "")
     return table

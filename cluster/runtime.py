@@ -20,7 +20,7 @@ from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS
-from rayemu.protocol.messages import CLIENT, COORDINATOR, Dispatch, Epoch, Heartbeat, Inject, Join, Message, Reply, Send
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Dispatch, Epoch, Heartbeat, Inject, Join, Reply, Send
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.server import SHARED, Job, run_job
 from rayemu.protocol.wire import Wire
@@ -199,17 +199,21 @@ class ModuleRuntime:
         else:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
-        count = 0
         join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), socket.gethostname())
+        plain, epoch = b"", -1  # the usual beat, encoded once per epoch
+        count = 0
         while not self.stopping:
             view = self.machine.view
-            message: Message
             if view.state[self.me] == DEAD or view.incarnations[self.me] != self.incarnation:
-                message = join
+                send(self.wire.encode(join).tobytes())
+            elif count % TOTALS_EVERY == 0:
+                beat = Heartbeat(self.me, self.incarnation, view.epoch, dict(self.totals))
+                send(self.wire.encode(beat).tobytes())
             else:
-                totals = dict(self.totals) if count % TOTALS_EVERY == 0 else {}
-                message = Heartbeat(self.me, self.incarnation, view.epoch, totals)
-            send(self.wire.encode(message).tobytes())
+                if epoch != view.epoch:
+                    epoch = view.epoch
+                    plain = self.wire.encode(Heartbeat(self.me, self.incarnation, epoch)).tobytes()
+                send(plain)
             count += 1
             time.sleep(interval)
         if isinstance(self.link, ZmqLink):

@@ -41,25 +41,22 @@ def plan_parcels(
     key = (hops.astype(np.int64) * span + modules) * width + experts
     order = np.argsort(key, kind="stable")
     key, pairs = key[order], pairs[order]
-    cuts = np.flatnonzero(key[1:] != key[:-1]) + 1
-    starts = np.concatenate(([0], cuts))  # lots
-    hop_of_lot = key[starts] // (span * width)
-    ends = np.append(starts[1:], len(key))
-    parcels = []
-    hop_starts = np.concatenate(([0], np.flatnonzero(hop_of_lot[1:] != hop_of_lot[:-1]) + 1, [len(starts)]))
-    for first, last in zip(hop_starts[:-1], hop_starts[1:], strict=True):
-        low, high = int(starts[first]), int(ends[last - 1])
-        for a in range(low, high, chunk_pairs):
-            b = min(a + chunk_pairs, high)
-            if (a, b) == (low, high):
-                begin, stop = starts[first:last], ends[first:last]
-            else:
-                inside = (ends[first:last] > a) & (starts[first:last] < b)
-                begin = np.maximum(starts[first:last][inside], a)
-                stop = np.minimum(ends[first:last][inside], b)
-            lot_key = key[begin]
-            lots = np.stack((lot_key // width % span, lot_key % width, stop - begin), axis=1)  # [l, 3]
-            parcels.append(Parcel(int(hop_of_lot[first]), pairs[a:b], lots.tolist()))
+    cuts = (np.flatnonzero(key[1:] != key[:-1]) + 1).tolist()
+    starts, ends = [0, *cuts], [*cuts, len(key)]
+    parcels: list[Parcel] = []
+    hop, begin, lots = -1, 0, []
+    for lot, low, high in zip(key[starts].tolist(), starts, ends, strict=True):
+        rest, expert = divmod(lot, width)
+        lot_hop, module = divmod(rest, span)
+        while low < high:
+            if lots and (lot_hop != hop or low - begin == chunk_pairs):
+                parcels.append(Parcel(hop, pairs[begin:low], lots))
+                begin, lots = low, []
+            hop = lot_hop
+            taken = min(high, begin + chunk_pairs) - low
+            lots.append([module, expert, taken])
+            low += taken
+    parcels.append(Parcel(hop, pairs[begin:], lots))
     parcels.sort(key=lambda p: -len(p.pairs))
     return parcels
 

@@ -1,0 +1,107 @@
+"""What a strike did, from hand-made histories."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from rayemu.benchmarks.faultload import (
+    Batch,
+    Faultload,
+    Signal,
+    Strike,
+    Watchdog,
+    combined_before,
+    false_alarms,
+    outcome,
+)
+from rayemu.benchmarks.faultreport import clean, tokens, undisturbed
+from rayemu.report.record import COMBINE, GEMM, RECORD
+
+
+def batch(number: int, submitted: float, finished: float, **changed: Any) -> Batch:
+    return Batch(number, submitted, finished, **{"exact": True, "lost": 0, "doubled": 0, **changed})
+
+
+STRIKE = Strike(module=3, at=10.0, wall=1000.0, back=12.0)
+SIGNALS = [
+    Signal(9.0, "suspected", 3, "heartbeat"),  # before the strike
+    Signal(10.004, "suspected", 5, "heartbeat"),  # another module
+    Signal(10.006, "suspected", 3, "disconnect"),
+    Signal(10.009, "dead", 3, "process"),
+    Signal(12.0, "joined", 3, "join"),
+]
+BATCHES = [
+    batch(0, 9.0, 9.99),  # out before the strike
+    batch(1, 9.5, 10.002),  # the module had done its part
+    batch(2, 9.6, 10.030),
+    batch(3, 9.7, 10.020),
+    batch(4, 10.0001, 10.040),  # sent after the strike, before anyone knew
+    batch(5, 10.002, 10.015),  # a later one is not needed to know
+    batch(6, 10.5, 10.6),
+]
+
+
+def test_recovery_is_the_first_batch_that_needed_the_module() -> None:
+    o = outcome(STRIKE, BATCHES, SIGNALS, combined={0, 1})
+    assert (o.module, o.signal, o.needed) == (3, "disconnect", 3)
+    assert o.detected_s == pytest.approx(0.006)
+    assert o.recovered_s == pytest.approx(0.020)
+    assert o.all_s == pytest.approx(0.040)
+    assert o.back_s == pytest.approx(2.0)
+
+
+def test_a_batch_sent_after_the_detection_proves_nothing() -> None:
+    late = [batch(4, 10.007, 10.04)]
+    o = outcome(STRIKE, late, SIGNALS, set())
+    assert (o.recovered_s, o.all_s, o.needed) == (None, None, 0)
+
+
+def test_a_strike_that_nobody_noticed() -> None:
+    o = outcome(Strike(3, 10.0, 1000.0), BATCHES, [], {1})
+    assert (o.signal, o.detected_s, o.back_s) == ("none", None, None)
+    assert o.recovered_s == pytest.approx(0.020)
+
+
+def test_combined_shards_are_read_from_the_record() -> None:
+    record = np.zeros(5, RECORD)
+    record["kind"] = [COMBINE, COMBINE, COMBINE, GEMM, COMBINE]
+    record["src"] = [3, 3, 2, 3, 3]
+    record["batch"] = [1, 2, 3, 4, 5]
+    record["end_wall_s"] = [999.0, 1001.0, 999.0, 999.0, 0.0]  # 0: an unused row
+    assert combined_before(record, STRIKE) == {1}
+
+
+def test_false_alarms_are_those_without_a_strike() -> None:
+    found = false_alarms([STRIKE], [*SIGNALS, Signal(12.5, "suspected", 3, "silent to 1")])
+    assert found == {"suspected (heartbeat)": 2, "suspected (silent)": 1}
+
+
+def test_undisturbed_batches_lie_outside_of_strikes() -> None:
+    load = cast(Faultload, SimpleNamespace(done=[STRIKE], batches=[*BATCHES, batch(7, 12.5, 12.75)]))
+    assert undisturbed(load) == pytest.approx([0.99, 0.25])
+
+
+def test_tokens_are_accounted_for() -> None:
+    data = tokens([batch(0, 0, 1), batch(1, 0, 1, lost=2, exact=False), batch(2, 0, 1, doubled=1)], 4, 64)
+    assert (data["tokens_in"], data["tokens_lost"], data["tokens_doubled"]) == (256, 66, 1)
+    assert (data["batches_not_exact"], data["exact"]) == (1, False)
+    assert not clean(data)
+    assert clean(tokens([batch(0, 0, 1)], 1, 64))
+    assert not clean(tokens([batch(0, 0, 1, doubled=1)], 1, 64))
+
+
+def test_the_watchdog_ends_a_wait() -> None:
+    with pytest.raises(TimeoutError, match="stuck"), Watchdog(0.1):
+        time.sleep(10)
+
+
+def test_the_watchdog_lets_progress_be() -> None:
+    with Watchdog(5.0) as watchdog:
+        watchdog.progress()
+    with pytest.raises(KeyboardInterrupt), Watchdog(5.0):
+        raise KeyboardInterrupt

@@ -1,0 +1,112 @@
+"""Cells, tables and goals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from rayemu.benchmarks.compare import Result, ratios
+from rayemu.benchmarks.contenders import CONTENDERS
+from rayemu.benchmarks.measure import Run
+from rayemu.benchmarks.output import pair, show_ratio, show_time, write
+from rayemu.benchmarks.overhead import overhead_ratios
+from rayemu.benchmarks.scaling import growth
+from rayemu.benchmarks.tables import goal_lines, overhead_table, scaling_table, speeds_table, times_table
+from rayemu.benchmarks.workload import SIZES
+
+
+def text(table: Table) -> str:
+    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))
+    console.print(table)
+    return console.export_text()
+
+
+def result(name: str, latency: float, stream: float | None = None, exact: bool | None = True) -> Result:
+    return Result(
+        CONTENDERS[name],
+        latency=[Run(0, (latency, 2 * latency, latency))],
+        stream=[] if stream is None else [Run(0, (stream,))],
+        exact=exact,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (None, "-"),
+        (12.345, "12.3 s"),
+        (1.0, "1 s"),
+        (0.9996, "1 s"),
+        (0.9991, "999 ms"),
+        (0.0214, "21.4 ms"),
+        (0.000123, "123 us"),
+        (2e-7, "0.2 us"),
+        (1234.5, "1234 s"),
+    ],
+)
+def test_times_have_units(seconds: float | None, shown: str) -> None:
+    assert show_time(seconds) == shown
+
+
+def test_ratios_have_enough_figures() -> None:
+    assert [show_ratio(v) for v in (None, 0.8734, 1.254, 14.23)] == ["-", "0.873", "1.25", "14.2"]
+    assert pair("-", "-") == "-"
+    assert pair("0.9", "-") == "0.9 / -"
+
+
+def test_a_comparison_as_tables() -> None:
+    results = {
+        "gemms": result("gemms", 0.8, exact=None),
+        "torch": Result(CONTENDERS["torch"], unavailable="torch not installed"),
+        "hierarchical": result("hierarchical", 1.0, 0.5),
+        "ray": result("ray", 2.0, 4.0),
+    }
+    table = ratios(results)
+    assert table["hierarchical"]["gemms"] == {"latency": pytest.approx(0.8), "stream": pytest.approx(1.6)}
+    assert table["hierarchical"]["ray"] == {"latency": pytest.approx(2.0), "stream": pytest.approx(8.0)}
+    assert table["gemms"]["ray"]["stream"] is None
+    assert table["hierarchical"]["torch"]["latency"] is None
+    times = text(times_table(SIZES["large"], results))
+    assert "torch not" in times and "exact" in times and "8,192" in times
+    speeds = text(speeds_table(results, table))
+    assert "0.800 / 1.60" in speeds and "2.00 / 8.00" in speeds and "torch" not in speeds
+    (line,) = goal_lines("large", table)
+    assert "0.800 times as fast as the bare GEMMs" in line and "must 0.85" in line
+
+
+def test_growth_is_relative_to_the_fewest_modules() -> None:
+    by_modules = {4: result("flat", 3.0, 2.0), 2: result("flat", 1.0, 1.0)}
+    grown = growth(by_modules)
+    assert grown[4] == {"latency": pytest.approx(3.0), "stream": pytest.approx(2.0)}
+    assert grown[2] == {"latency": 1.0, "stream": 1.0}
+    assert growth({}) == {}
+    shown = text(scaling_table(SIZES["small"], {"flat": by_modules}, {"flat": grown}))
+    assert "3.00 / 2.00" in shown
+
+
+def test_overhead_is_the_median_over_pairs() -> None:
+    default, never = result("flat", 1.02, 1.0), result("flat", 1.0, 1.0)
+    default.latency.append(Run(3, (1.1,)))
+    never.latency.append(Run(2, (1.0,)))
+    default.latency.append(Run(4, (0.99,)))
+    never.latency.append(Run(5, (1.0,)))
+    relative = overhead_ratios({"default": default, "never": never})
+    assert relative["latency"] == {
+        "median": pytest.approx(0.02),
+        "least": pytest.approx(-0.01),
+        "most": pytest.approx(0.1),
+    }
+    shown = text(overhead_table(SIZES["small"], {"default": default, "never": never}, relative))
+    assert "+2.0 % (-1.0 to +10.0)" in " ".join(shown.split())
+
+
+def test_results_are_written_whole(tmp_path: Path) -> None:
+    write(tmp_path / "new" / "x.json", {"a": 1})
+    assert (tmp_path / "new" / "x.json").read_text() == '{\n "a": 1\n}\n'
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["x.json"]
+    with pytest.raises(ValueError):
+        write(tmp_path / "y.json", {"a": float("nan")})
+    assert not (tmp_path / "y.json").exists()
