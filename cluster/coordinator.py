@@ -37,7 +37,9 @@ class CoordinatorRuntime:
     ) -> None:
         self.setup, self.link = setup, link
         self.replace, self.kill = replace, kill
-        self.machine = CoordinatorMachine(setup.config, Model(setup.spec), setup.placement, setup.module_to_node)
+        self.machine = CoordinatorMachine(
+            setup.config, Model(setup.spec), setup.placement, setup.module_to_node
+        )
         self.wire = Wire(setup.config.codecs)
         self.weather = Weather(link, [setup.seed, 2, 1 << 20])
         self.posted: deque[tuple[int, int, str]] = deque()
@@ -135,7 +137,9 @@ class CoordinatorRuntime:
         if change.kind == "dead":
             threading.Thread(target=self.kill, args=(change.module, change.incarnation), daemon=True).start()
         elif change.kind == "replace":
-            threading.Thread(target=self.replace, args=(change.module, change.incarnation), daemon=True).start()
+            threading.Thread(
+                target=self.replace, args=(change.module, change.incarnation), daemon=True
+            ).start()
 
     def _report(self, now: float) -> None:
         state = self.machine.membership.view.state
@@ -146,4 +150,3 @@ class CoordinatorRuntime:
             "open_batches": len(self.machine.ledger.batches),
         }
         self._emit([Send(CLIENT, Notice("totals", now, facts))])
-

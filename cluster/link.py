@@ -88,7 +88,11 @@ class ZmqLink:
         channel.set_hwm(0)
         channel.linger = 0
         settings = self.settings
-        if endpoint.startswith("tcp") and settings.client_keys is not None and settings.server_keys is not None:
+        if (
+            endpoint.startswith("tcp")
+            and settings.client_keys is not None
+            and settings.server_keys is not None
+        ):
             channel.curve_publickey, channel.curve_secretkey = settings.client_keys
             channel.curve_serverkey = settings.server_keys[0]
         channel.connect(endpoint)
@@ -115,7 +119,7 @@ class ZmqLink:
         return self._drain()
 
     def _drain(self) -> list[Any]:
-        frames = []
+        frames: list[Any] = []
         try:
             while len(frames) < 256:
                 frames.append(self.inbox.recv(zmq.NOBLOCK, copy=False).buffer)

@@ -48,8 +48,12 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
         )
         return True
     except Exception as error:
-        remedy = "is the cluster up and of the same Ray and Python version?" if address else "see `rayemu doctor`"
-        raise RayUnavailable(f"Ray could not be {'joined at ' + address if address else 'started'}: {error}; {remedy}") from error
+        remedy = (
+            "is the cluster up and of the same Ray and Python version?" if address else "see `rayemu doctor`"
+        )
+        raise RayUnavailable(
+            f"Ray could not be {'joined at ' + address if address else 'started'}: {error}; {remedy}"
+        ) from error
 
 
 def machines() -> int:
@@ -78,8 +82,8 @@ def reserve(module_to_node: np.ndarray, timeout_s: float) -> Any:
     except ray.exceptions.GetTimeoutError:
         free = ray.available_resources().get("CPU", 0)
         raise RayUnavailable(
-            f"no room on the Ray cluster: {len(sizes)} emulated nodes need machines with {int(sizes.max())} free "
-            f"CPUs each, {free:g} are free in all; lower cluster.nodes or cluster.modules_per_node"
+            f"no room on the Ray cluster: {len(sizes)} emulated nodes need machines with {int(sizes.max())} "
+            f"free CPUs each, {free:g} are free in all; lower cluster.nodes or cluster.modules_per_node"
         ) from None
     return group
 

@@ -20,7 +20,17 @@ from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS
-from rayemu.protocol.messages import CLIENT, COORDINATOR, Dispatch, Epoch, Heartbeat, Inject, Join, Reply, Send
+from rayemu.protocol.messages import (
+    CLIENT,
+    COORDINATOR,
+    Dispatch,
+    Epoch,
+    Heartbeat,
+    Inject,
+    Join,
+    Reply,
+    Send,
+)
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.server import SHARED, Job, run_job
 from rayemu.protocol.wire import Wire
@@ -50,7 +60,9 @@ class ModuleRuntime:
         self.link = link
         self.weather = Weather(link, [setup.seed, 2, module, incarnation])
         self.recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
-        self.totals = dict.fromkeys(("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{n}" for n in LEVELS)), 0.0)
+        self.totals = dict.fromkeys(
+            ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{n}" for n in LEVELS)), 0.0
+        )
         self.stopping = False
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -123,9 +135,18 @@ class ModuleRuntime:
             row_bytes = combined.rows * self.model.spec.d_model * 4
             flops = 2.0 * combined.rows * self.model.spec.top_k * self.model.spec.d_model
             self.recorder.append(
-                COMBINE, 0, self.me, self.me, combined.layer, combined.micro, combined.batch, combined.shard, -1,
-                combined.rows, flops, row_bytes, 0, start, time.time(),
-            )  # fmt: skip
+                COMBINE,
+                self.me,
+                self.me,
+                combined.rows,
+                start,
+                layer=combined.layer,
+                micro=combined.micro,
+                batch=combined.batch,
+                shard=combined.shard,
+                flops=flops,
+                raw_bytes=row_bytes,
+            )
         for send in sends:
             message, to = send.message, send.to
             level = self.machine.level(to)
@@ -148,9 +169,20 @@ class ModuleRuntime:
         self.totals["sent_bytes"] += sent
         self.totals[f"sent_{LEVELS[level]}"] += sent
         self.recorder.append(
-            kind, level, self.me, to, message.layer, message.micro, message.batch, shard, expert,
-            len(message.rows), 0.0, raw, sent, began, time.time(),
-        )  # fmt: skip
+            kind,
+            self.me,
+            to,
+            len(message.rows),
+            began,
+            layer=message.layer,
+            micro=message.micro,
+            batch=message.batch,
+            shard=shard,
+            expert=expert,
+            level=level,
+            raw_bytes=raw,
+            sent_bytes=sent,
+        )
 
     # -- compute ----------------------------------------------------------------------------------------
     def _start(self, job: Job) -> None:
@@ -182,12 +214,22 @@ class ModuleRuntime:
         self.totals["rows"] += job.rows
         self.totals["busy_s"] += end - start
         work = job.parts[0].work
-        d = work.dispatch if work is not None else None
+        first = work.dispatch if work is not None else None  # of the requests merged into this job
         self.recorder.append(
-            GEMM, 0, self.me, self.me, job.layer, d.micro if d else 0, d.batch if d else -1, d.shard if d else -1,
-            -1 if job.expert == SHARED else job.expert, job.rows, job.flops,
-            job.rows * self.model.spec.d_model * 4, 0, start, end,
-        )  # fmt: skip
+            GEMM,
+            self.me,
+            self.me,
+            job.rows,
+            start,
+            layer=job.layer,
+            micro=first.micro if first else 0,
+            batch=first.batch if first else -1,
+            shard=first.shard if first else -1,
+            expert=-1 if job.expert == SHARED else job.expert,
+            flops=job.flops,
+            raw_bytes=job.rows * self.model.spec.d_model * 4,
+            end_wall_s=end,
+        )
         self._emit(self.machine.finish(job, time.monotonic()), time.time())
 
     # -- heartbeats and faults ----------------------------------------------------------------------------

@@ -75,7 +75,9 @@ class Session:
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow
-                config = replace(config, suspect_after=config.suspect_after * slow, retry_after=config.retry_after * 2)
+                config = replace(
+                    config, suspect_after=config.suspect_after * slow, retry_after=config.retry_after * 2
+                )
             self.setup = Setup(
                 run_id=run_id,
                 config=config,
@@ -105,7 +107,9 @@ class Session:
     def _zmq_settings(self, sockets: str) -> ZmqSettings:
         several = local_ray.machines() > 1
         if sockets == "ipc" and several:
-            raise ClusterError("cluster.sockets is ipc, but the Ray cluster has several machines; use auto or tcp")
+            raise ClusterError(
+                "cluster.sockets is ipc, but the Ray cluster has several machines; use auto or tcp"
+            )
         if sockets == "ipc" or (sockets == "auto" and not several):
             return ZmqSettings(str(self.directory))
         host = local_ray.own_address() if several else "127.0.0.1"
@@ -231,7 +235,10 @@ class Session:
                 self.totals = notice.facts
             else:
                 if notice.kind == "joined":
-                    self.pids[int(str(notice.facts["module"]))] = (int(str(notice.facts["pid"])), str(notice.facts["host"]))
+                    self.pids[int(str(notice.facts["module"]))] = (
+                        int(str(notice.facts["pid"])),
+                        str(notice.facts["host"]),
+                    )
                 self.notices.append(notice)
         self._client.notices.clear()
 
@@ -260,4 +267,3 @@ class Session:
             if target >= 0:
                 self._link.connect(target, self.epoch.endpoints[target])
             self._link.send(target, self._wire.encode(Inject(fault)))
-

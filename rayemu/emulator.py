@@ -72,7 +72,12 @@ class Emulator:
             from rayemu.protocol.simulator import Simulator
 
             self._backend = Simulator(
-                self.config, self.model, placement, module_to_node, scenario.run.seed, heartbeat=cluster.heartbeat
+                self.config,
+                self.model,
+                placement,
+                module_to_node,
+                scenario.run.seed,
+                heartbeat=cluster.heartbeat,
             )
         else:
             from rayemu.cluster.session import Session
@@ -133,7 +138,9 @@ class Emulator:
             while waiting:
                 yield self._next(waiting, yield_failed)
         finally:
-            while waiting:  # abandoned half-way: take what is still coming, so that the next call starts clean
+            while (
+                waiting
+            ):  # abandoned half-way: take what is still coming, so that the next call starts clean
                 self._next(waiting, True)
         if refused is not None:
             raise refused
@@ -147,11 +154,17 @@ class Emulator:
         return reference_forward(self.model, as_rows(x, self.spec.d_model), replay)
 
     def inject(self, fault: Fault, module: int | None = None) -> None:
-        """Begin a fault now, at `module` (default: the fault's own; message faults without one: everywhere)."""
+        """Begin a fault now, at `module` or the fault's own; message faults without either hit everyone."""
         if module is None and isinstance(fault.module, int):
             module = fault.module
         duration = 1e9 if fault.duration is None else fault.duration
-        facts = {"kind": fault.kind, "for": duration, "factor": fault.factor, "rate": fault.rate, "delay": fault.delay}
+        facts = {
+            "kind": fault.kind,
+            "for": duration,
+            "factor": fault.factor,
+            "rate": fault.rate,
+            "delay": fault.delay,
+        }
         self._backend.inject(facts, module)
 
     def poll(self) -> None:

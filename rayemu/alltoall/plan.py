@@ -6,6 +6,7 @@ on one module. A *parcel* is what one frame carries to its first hop.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,8 @@ def plan_parcels(
     cuts = (np.flatnonzero(key[1:] != key[:-1]) + 1).tolist()
     starts, ends = [0, *cuts], [*cuts, len(key)]
     parcels: list[Parcel] = []
-    hop, begin, lots = -1, 0, []
+    hop, begin = -1, 0
+    lots: list[list[int]] = []
     for lot, low, high in zip(key[starts].tolist(), starts, ends, strict=True):
         rest, expert = divmod(lot, width)
         lot_hop, module = divmod(rest, span)
@@ -65,11 +67,11 @@ def cut_shards(tokens: int, modules: int, min_rows: int) -> list[tuple[int, int]
     """Cut T tokens into at most `modules` even shards of at least `min_rows` rows (one if T is small)."""
     shards = max(1, min(modules, tokens // max(min_rows, 1)))
     edges = [tokens * i // shards for i in range(shards + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def cut_micro_batches(rows: int, count: int) -> list[tuple[int, int]]:
     """Cut a shard's rows into at most `count` even, non-empty micro-batches."""
     count = max(1, min(count, rows))
     edges = [rows * i // count for i in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))

@@ -4,7 +4,7 @@ A row must come out of an expert with the same bits whether it arrives alone, in
 batch; otherwise no distributed run could equal the reference. BLAS promises nothing of the kind, so
 `exact_matmul` keeps it on paths where it holds, and `row_invariant` measures whether it does here.
 
-What was found for OpenBLAS (0.3.31, SkylakeX and Sandybridge kernels):
+What was found for OpenBLAS (0.3.27 to 0.3.34, SkylakeX and Sandybridge kernels, 1 to 4 threads):
 - one row goes to another kernel (gemv), and a product with M*N*K <= 10^6 may go to a small-matrix kernel:
   both round differently. Zero rows are appended until neither is taken.
 - with few columns (N < 64) the bits of a row can depend on M and on the threads: such products are cut in

@@ -36,7 +36,9 @@ ANNOUNCE_AGAIN = 4.0  # an epoch is repeated after this many retry times to memb
 class CoordinatorMachine:
     """State machine of the coordinator. Batches wait in the ledger until every module has joined."""
 
-    def __init__(self, config: ProtocolConfig, model: Model, placement: Placement, module_to_node: np.ndarray) -> None:
+    def __init__(
+        self, config: ProtocolConfig, model: Model, placement: Placement, module_to_node: np.ndarray
+    ) -> None:
         self.config = config
         self.model = model
         self.ledger = Ledger(config.min_shard_rows, config.retry_after)
@@ -75,7 +77,9 @@ class CoordinatorMachine:
                 self.ledger.on_status(message.batch, message.shard, message.home, message.known, view, now)
             )
         if isinstance(message, Suspect):
-            changes = self.membership.suspect(message.module, message.incarnation, f"silent to {message.by}", now)
+            changes = self.membership.suspect(
+                message.module, message.incarnation, f"silent to {message.by}", now
+            )
             return self.apply(changes, now)
         if isinstance(message, Failure):
             if len(self.membership.view.copies[message.expert]):

@@ -17,9 +17,9 @@ from rayemu.model.model import Model
 from rayemu.model.reference import combine, drop_choices, finish, prepare, route
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import (
+    CLIENT,
     COORDINATOR,
     DROPPED,
-    CLIENT,
     Dispatch,
     Failure,
     Probe,
@@ -107,7 +107,13 @@ class Home:
     """All shards of one module and their outstanding requests."""
 
     def __init__(
-        self, me: int, incarnation: int, config: ProtocolConfig, model: Model, server: ExpertServer, view: View
+        self,
+        me: int,
+        incarnation: int,
+        config: ProtocolConfig,
+        model: Model,
+        server: ExpertServer,
+        view: View,
     ) -> None:
         self.me = me
         self.config = config

@@ -73,7 +73,9 @@ class Ledger:
             sends += self._assign(number, batch, orphans, view, now)
         return sends
 
-    def on_status(self, number: int, shard: int, home: int, known: bool, view: View, now: float) -> list[Send]:
+    def on_status(
+        self, number: int, shard: int, home: int, known: bool, view: View, now: float
+    ) -> list[Send]:
         """A home answered a probe: wait on, or send it the shard again."""
         batch = self.batches.get(number)
         entry = batch.open.get(shard) if batch else None
@@ -118,4 +120,6 @@ class Ledger:
 
     def _send(self, number: int, batch: _Batch, entry: _Entry) -> Send:
         rows = batch.rows[entry.low : entry.high]
-        return Send(entry.home, Shard(number, entry.shard, entry.low, batch.shards, self.complete_below, rows))
+        return Send(
+            entry.home, Shard(number, entry.shard, entry.low, batch.shards, self.complete_below, rows)
+        )

@@ -9,7 +9,6 @@ import numpy as np
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
 from rayemu.placement import Placement
 
-
 PATIENCE = 2.5  # false suspicions stretch the heartbeat deadline, at most to this multiple
 
 

@@ -63,7 +63,11 @@ class ModuleMachine:
         self.server = ExpertServer(me, config, model)
         self.relay = Relay(me)
         self.home = Home(me, incarnation, config, model, self.server, view)
-        self._lossy = (0, 0 if config.codecs[1].lossless else MODULE_CODEC, 0 if config.codecs[2].lossless else NODE_CODEC)
+        self._lossy = (
+            0,
+            0 if config.codecs[1].lossless else MODULE_CODEC,
+            0 if config.codecs[2].lossless else NODE_CODEC,
+        )
 
     def level(self, to: int) -> int:
         """Return the link level between this module and another address."""

@@ -18,7 +18,9 @@ class PathReplay:
     On dispatch a row meets the node link's codec before the module link's; on combine the reverse.
     """
 
-    def __init__(self, dispatch_paths: np.ndarray, combine_paths: np.ndarray, module: Codec, node: Codec) -> None:
+    def __init__(
+        self, dispatch_paths: np.ndarray, combine_paths: np.ndarray, module: Codec, node: Codec
+    ) -> None:
         self.dispatch_paths, self.combine_paths = dispatch_paths, combine_paths
         self.outward = ((NODE_CODEC, node), (MODULE_CODEC, module))
 

@@ -88,7 +88,9 @@ class ExpertServer:
         work = Work(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), len(dispatch.lots))
         self.works[key] = work
         for expert, index, span in lots_of(dispatch):
-            part = Part(work, dispatch.rows if index is not None else dispatch.rows[span], index, work.rows[span])
+            part = Part(
+                work, dispatch.rows if index is not None else dispatch.rows[span], index, work.rows[span]
+            )
             self._queue((dispatch.layer, expert), part, dispatch.shards, now)
 
     def accept_shared(self, layer: int, rows: np.ndarray, tag: object, now: float) -> None:
@@ -106,7 +108,8 @@ class ExpertServer:
             return None
         key = min(ready)[1]
         group = self.groups[key]
-        parts, rows = [], 0
+        parts: list[Part] = []
+        rows = 0
         limit = 1 if key[1] == SHARED else len(group.parts)
         while group.parts and len(parts) < limit and (not rows or rows + group.parts[0].count <= MOST_ROWS):
             parts.append(group.parts.pop(0))

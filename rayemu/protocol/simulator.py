@@ -246,7 +246,9 @@ class Simulator:
 
     # -- modules ----------------------------------------------------------------------------------------
     def _boot(self, module: int, incarnation: int) -> None:
-        view = view_of(self.coordinator.epoch(), self.coordinator.membership.view.module_to_node, self.model.spec.experts)
+        view = view_of(
+            self.coordinator.epoch(), self.coordinator.membership.view.module_to_node, self.model.spec.experts
+        )
         state = _Module(ModuleMachine(module, incarnation, self.config, self.model, view))
         self.modules[module] = state
         self._beat(state)

@@ -19,13 +19,14 @@ from rayemu.protocol.messages import Dispatch, Message, Reply
 _DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1")]
 _DTYPE_CODE = {d: i for i, d in enumerate(_DTYPES)}
 _CODED = -1  # in place of a dtype: the array went through the codec of the frame's level
-_KINDS: list[type] = list(get_args(Message))
+_KINDS: list[Any] = list(get_args(Message))
 _KIND_OF = {kind: i for i, kind in enumerate(_KINDS)}
 _SCALARS = {k: [f.name for f in dataclasses.fields(k) if f.name not in k.ARRAYS] for k in _KINDS}
 _ORDER = {k: [*_SCALARS[k], *k.ARRAYS] for k in _KINDS}
 _PYTHON = {"int": int, "bool": bool, "str": str, "float": float, "Rows": list, "list[str]": list}
 _TYPES = {
-    k: [_PYTHON.get(str(f.type), dict) for f in dataclasses.fields(k) if f.name not in k.ARRAYS] for k in _KINDS
+    k: [_PYTHON.get(str(f.type), dict) for f in dataclasses.fields(k) if f.name not in k.ARRAYS]
+    for k in _KINDS
 }
 _LARGEST = 1 << 40
 
@@ -120,7 +121,9 @@ def _check_dispatch(m: Dispatch) -> None:
     if m.row_of_pair is None:
         if len(m.rows) != pairs:
             raise WireError(f"dispatch: {len(m.rows)} rows for {pairs} pairs")
-    elif m.row_of_pair.shape != (pairs,) or (pairs and not 0 <= m.row_of_pair.min() <= m.row_of_pair.max() < len(m.rows)):
+    elif m.row_of_pair.shape != (pairs,) or (
+        pairs and not 0 <= m.row_of_pair.min() <= m.row_of_pair.max() < len(m.rows)
+    ):
         raise WireError("dispatch: row indices out of range")
 
 

@@ -6,7 +6,9 @@ run folder holds all of them merged, as one compressed column per field.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,43 +49,29 @@ class Recorder:
     def append(
         self,
         kind: int,
-        level: int,
         src: int,
         dst: int,
+        rows: int,
+        start_wall_s: float,
+        *,
         layer: int,
         micro: int,
         batch: int,
-        shard: int,
-        expert: int,
-        rows: int,
-        flops: float,
-        raw_bytes: int,
-        sent_bytes: int,
-        start_wall_s: float,
-        end_wall_s: float,
+        shard: int = -1,
+        expert: int = -1,
+        level: int = 0,
+        flops: float = 0.0,
+        raw_bytes: int = 0,
+        sent_bytes: int = 0,
+        end_wall_s: float = 0.0,
     ) -> None:
-        """Write one row; see RECORD for the fields."""
+        """Write one row; see RECORD for the fields. It ends now unless an end is given."""
         if self._size == len(self._rows):
             self._rows.flush()
             self._rows = np.memmap(self.path, RECORD, "r+", shape=(self._size + _GROW,))
-        self._rows[self._size] = (
-            kind,
-            level,
-            level,
-            src,
-            dst,
-            layer,
-            micro,
-            batch,
-            shard,
-            expert,
-            rows,
-            flops,
-            raw_bytes,
-            sent_bytes,
-            start_wall_s,
-            end_wall_s,
-        )
+        where = (kind, level, level, src, dst, layer, micro, batch, shard, expert)
+        what = (rows, flops, raw_bytes, sent_bytes, start_wall_s, end_wall_s or time.time())
+        self._rows[self._size] = where + what
         self._size += 1
 
 
@@ -101,7 +89,8 @@ def merge_records(paths: list[Path]) -> np.ndarray:
 
 def save_columns(path: Path, rows: np.ndarray) -> None:
     """Save a record as one compressed array per field (`numpy.load` reads it)."""
-    np.savez_compressed(path, **{name: rows[name] for name in RECORD.names or ()})
+    columns: dict[str, Any] = {name: rows[name] for name in RECORD.names or ()}
+    np.savez_compressed(path, **columns)
 
 
 def load_columns(path: Path) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Plans against brute force; replica choice and relays against hand-made clusters."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -47,9 +49,7 @@ def test_parcels_carry_every_pair_once(n: int, modules: int, experts: int, chunk
                 assert pair not in found
                 found[pair] = (parcel.hop, m, e)
             at += rows
-    expected = {
-        int(p): (hop_of_module[m], m, e) for p, m, e in zip(pairs, module, expert, strict=True)
-    }
+    expected = {int(p): (hop_of_module[m], m, e) for p, m, e in zip(pairs, module, expert, strict=True)}
     assert found == expected
 
 
@@ -122,11 +122,13 @@ def test_hierarchical_hops_use_one_live_relay_per_remote_node() -> None:
     assert RELAYS["first"](np.array([3, 4]), 7) == 3
 
 
-@pytest.mark.parametrize(("tokens", "modules", "least"), [(1, 8, 64), (64, 8, 64), (512, 8, 64), (513, 3, 100), (7, 4, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "modules", "least"), [(1, 8, 64), (64, 8, 64), (512, 8, 64), (513, 3, 100), (7, 4, 1)]
+)
 def test_cuts_cover_the_rows(tokens: int, modules: int, least: int) -> None:
     for cuts in (cut_shards(tokens, modules, least), cut_micro_batches(tokens, modules)):
         assert cuts[0][0] == 0 and cuts[-1][1] == tokens
-        assert all(a[1] == b[0] for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(cuts))
         sizes = [high - low for low, high in cuts]
         assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1 and len(cuts) <= modules
     shards = cut_shards(tokens, modules, least)

@@ -1,4 +1,4 @@
-"""The running system on real Ray, sockets and signals: exact everywhere, nothing lost, nothing left behind."""
+"""The running system on real Ray, sockets and signals: exact, nothing lost, nothing left behind."""
 
 from __future__ import annotations
 

@@ -117,7 +117,11 @@ def test_silence_is_suspected_then_fatal_then_replaced() -> None:
     story = run(m, 3.0, 0.5, (2,))
     assert [text for _, text in story] == ["suspected 2", "dead 2", "replace 2"]
     suspected, dead, replaced = (t for t, _ in story)
-    assert 0.05 <= suspected - 0.49 <= 0.08 and 1.0 <= dead - suspected <= 1.03 and 0.3 <= replaced - dead <= 0.33
+    assert (
+        0.05 <= suspected - 0.49 <= 0.08
+        and 1.0 <= dead - suspected <= 1.03
+        and 0.3 <= replaced - dead <= 0.33
+    )
     assert m.view.state.tolist() == [ALIVE, ALIVE, DEAD, ALIVE]
     assert m.join(2, 1, "new", 3.0)[0].kind == "joined"
     assert m.view.state[2] == ALIVE and m.view.incarnations[2] == 1 and m.endpoints[2] == "new"

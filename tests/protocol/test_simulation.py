@@ -1,7 +1,6 @@
 """Thousands of seeds through the real state machines: exact, nothing lost, nothing twice, and an end."""
 
 import collections
-
 from collections.abc import Iterator
 
 import pytest

@@ -18,7 +18,9 @@ WIRE = Wire((make_codec("raw"), make_codec("fp16"), make_codec("int8+zstd")))
 RNG = np.random.default_rng(4)
 ROWS = RNG.standard_normal((5, 16), dtype=np.float32)
 LOTS = [[0, 3, 2], [1, 4, 4]]
-DISPATCH = Dispatch(2, 1 << 41, -1, 0, 7, 1, 0, 1, 9, 8, 0, ROWS, np.array([0, 1, 2, 3, 4, 0], np.int32), LOTS)
+DISPATCH = Dispatch(
+    2, 1 << 41, -1, 0, 7, 1, 0, 1, 9, 8, 0, ROWS, np.array([0, 1, 2, 3, 4, 0], np.int32), LOTS
+)
 REPLY = Reply(2, 1 << 41, 7, 0, 1, 5, ROWS, [[0, 2, 0, 0], [4, 3, 1, 2]])
 
 SAMPLES: dict[str, Any] = {"bool": True, "str": "x", "float": 0.5, "list[str]": ["a"], "Rows": [], "int": 3}
@@ -67,7 +69,9 @@ def test_rows_go_through_the_codec_of_the_level(level: int, codec: str) -> None:
     assert not np.array_equal(back.rows, ROWS)
 
 
-@pytest.mark.parametrize("message", [DISPATCH, REPLY, Heartbeat(1, 0, 3, {"rows": 2.0})], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "message", [DISPATCH, REPLY, Heartbeat(1, 0, 3, {"rows": 2.0})], ids=lambda m: type(m).__name__
+)
 def test_altered_frames_are_refused(message: Any) -> None:
     frame = WIRE.encode(message)
     for _ in range(300):
