@@ -153,8 +153,8 @@ CONTENDERS = {
     c.name: c
     for c in (
         Contender("gemms", "bare GEMMs", True, _gemms),
-        Contender("processes", "bare GEMMs, by processes", True, _processes),
-        Contender("reference", "reference, one process", True, _reference),
+        Contender("processes", "GEMMs by processes", True, _processes),
+        Contender("reference", "reference", True, _reference),
         Contender("torch", "transformers Mixtral", True, _torch),
         Contender("hierarchical", "rayemu hierarchical", False, partial(emulated, exchange="hierarchical")),
         Contender("flat", "rayemu flat", False, partial(emulated, exchange="flat")),

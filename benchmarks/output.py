@@ -69,8 +69,8 @@ def show_ratio(value: float | None) -> str:
 
 
 def pair(latency: str, stream: str) -> str:
-    """Two figures of one cell: one batch at a time / in a stream."""
-    return "-" if latency == stream == "-" else f"{latency} / {stream}"
+    """Two figures of one cell: one batch at a time/in a stream."""
+    return "-" if latency == stream == "-" else f"{latency}/{stream}"
 
 
 def _processor() -> str:

@@ -47,18 +47,17 @@ def times_table(size: Size, results: dict[str, Result]) -> Table:
 
 def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
     """How many times as fast contenders are as the bound and the baselines: alone / in a stream."""
-    table = Table(title="Relative speed: a step alone / in a stream", title_justify="left")
+    table = Table(title="Relative speed: a step alone/in a stream", title_justify="left")
     table.add_column("contender", no_wrap=True)
     headings = {
         "gemms": "bare GEMMs",
         "processes": "by processes",
         "ray": "plain Ray",
-        "ray-one-home": "one home",
         "torch": "torch",
     }
     columns = [name for name in headings if name in results and not results[name].unavailable]
     for name in columns:
-        table.add_column(headings[name], justify="right")
+        table.add_column(headings[name], justify="right", no_wrap=True)
     for name, result in results.items():
         if result.unavailable or result.exact is None:
             continue
@@ -97,12 +96,12 @@ def goal_lines(size: str, ratios: Ratios) -> list[str]:
 def scaling_table(
     size: Size, results: dict[str, dict[int, Result]], growths: dict[str, dict[int, dict[str, float | None]]]
 ) -> Table:
-    """Step time by number of modules; growth is relative to the fewest, alone / in a stream."""
+    """Step time by number of modules; medians; growth is relative to the fewest, alone/in a stream."""
     title = f"Wall time of a step by number of modules. {size.title.rsplit(', ', 1)[0]}"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
-    for heading in ("modules", "alone: median", "stream: per batch", "growth"):
-        table.add_column(heading, justify="right")
+    for heading in ("modules", "alone", "stream", "growth"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("output")
     for kind, by_modules in results.items():
         for modules, result in by_modules.items():
@@ -133,9 +132,8 @@ def overhead_table(size: Size, results: dict[str, Result], relative: dict[str, d
             show_time(stream.get("median_s")),
             show_output(result),
         )
-    cells = [
-        f"{100 * r['median']:+.1f} % ({100 * r['least']:+.1f} to {100 * r['most']:+.1f})"
-        for r in (relative["latency"], relative["stream"])
-    ]
-    table.add_row("overhead (range)", *cells, "")
+    table.add_section()
+    for what in ("median", "least", "most"):
+        cells = [f"{100 * relative[kind][what]:+.1f} %" for kind in ("latency", "stream")]
+        table.add_row(f"overhead, {what} of pairs", *cells, "")
     return table

@@ -54,7 +54,7 @@ def test_times_have_units(seconds: float | None, shown: str) -> None:
 def test_ratios_have_enough_figures() -> None:
     assert [show_ratio(v) for v in (None, 0.8734, 1.254, 14.23)] == ["-", "0.873", "1.25", "14.2"]
     assert pair("-", "-") == "-"
-    assert pair("0.9", "-") == "0.9 / -"
+    assert pair("0.9", "-") == "0.9/-"
 
 
 def test_a_comparison_as_tables() -> None:
@@ -72,7 +72,7 @@ def test_a_comparison_as_tables() -> None:
     times = text(times_table(SIZES["large"], results))
     assert "torch not" in times and "exact" in times and "8,192" in times
     speeds = text(speeds_table(results, table))
-    assert "0.800 / 1.60" in speeds and "2.00 / 8.00" in speeds and "torch" not in speeds
+    assert "0.800/1.60" in speeds and "2.00/8.00" in speeds and "torch" not in speeds
     (line,) = goal_lines("large", table)
     assert "0.800 times as fast as the bare GEMMs" in line and "must 0.85" in line
 
@@ -84,7 +84,7 @@ def test_growth_is_relative_to_the_fewest_modules() -> None:
     assert grown[2] == {"latency": 1.0, "stream": 1.0}
     assert growth({}) == {}
     shown = text(scaling_table(SIZES["small"], {"flat": by_modules}, {"flat": grown}))
-    assert "3.00 / 2.00" in shown
+    assert "3.00/2.00" in shown
 
 
 def test_overhead_is_the_median_over_pairs() -> None:
@@ -100,7 +100,7 @@ def test_overhead_is_the_median_over_pairs() -> None:
         "most": pytest.approx(0.1),
     }
     shown = text(overhead_table(SIZES["small"], {"default": default, "never": never}, relative))
-    assert "+2.0 % (-1.0 to +10.0)" in " ".join(shown.split())
+    assert "+2.0 %" in shown and "-1.0 %" in shown and "+10.0 %" in shown
 
 
 def test_results_are_written_whole(tmp_path: Path) -> None:
