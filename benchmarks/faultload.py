@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.emulator import Emulator
-from rayemu.report.record import COMBINE
+from rayemu.report.record import COMBINE, DISPATCH
 from rayemu.scenario import Scenario
 
 from .workload import Size, Workload
@@ -71,6 +71,7 @@ class Outcome:
     module: int
     signal: str  # what told of it first
     detected_s: float | None
+    unit_s: float | None  # first shard that the module was home of and had begun, redone elsewhere
     recovered_s: float | None  # first finished batch that needed the module
     all_s: float | None  # last of the batches that were under way, or sent right after the strike
     back_s: float | None
@@ -213,7 +214,13 @@ class Faultload:
                 last.back = signal.at
 
 
-def outcome(strike: Strike, batches: list[Batch], signals: list[Signal], combined: set[int]) -> Outcome:
+def outcome(
+    strike: Strike,
+    batches: list[Batch],
+    signals: list[Signal],
+    combined: set[int],
+    unit_s: float | None = None,
+) -> Outcome:
     """What a strike did. `combined` are the batches of which the module had finished its own shard by then.
 
     A batch under way at the strike *needed* the module if the module had not yet finished the shard that it
@@ -233,6 +240,7 @@ def outcome(strike: Strike, batches: list[Batch], signals: list[Signal], combine
         module=strike.module,
         signal=first.cause if first is not None else "none",
         detected_s=None if first is None else first.at - strike.at,
+        unit_s=unit_s,
         recovered_s=min((b.finished - strike.at for b in needed), default=None),
         all_s=max((b.finished - strike.at for b in under_way + after), default=None),
         back_s=None if strike.back is None else strike.back - strike.at,
@@ -245,6 +253,18 @@ def combined_before(record: np.ndarray, strike: Strike) -> set[int]:
     mine = (record["kind"] == COMBINE) & (record["src"] == strike.module)
     before = mine & (record["end_wall_s"] > 0) & (record["end_wall_s"] <= strike.wall)
     return set(record["batch"][before].tolist())
+
+
+def first_redone(record: np.ndarray, strike: Strike) -> float | None:
+    """Seconds until a shard that the module was home of, and had begun, was combined elsewhere."""
+    units = record["batch"].astype(np.int64) << 32 | record["shard"].astype(np.int64) & 0xFFFFFFFF
+    before = (record["end_wall_s"] > 0) & (record["end_wall_s"] <= strike.wall)
+    mine, combines = record["src"] == strike.module, record["kind"] == COMBINE
+    begun = units[mine & before & (record["kind"] == DISPATCH)]
+    open_units = np.setdiff1d(begun, units[mine & before & combines])
+    redone = ~mine & combines & (record["end_wall_s"] > strike.wall)
+    ends = record["end_wall_s"][redone][np.isin(units[redone], open_units)]
+    return float(ends.min() - strike.wall) if len(ends) else None
 
 
 def false_alarms(strikes: list[Strike], signals: list[Signal]) -> Counter[str]:

@@ -16,17 +16,27 @@ from rich.table import Table
 
 from rayemu.emulator import Emulator
 
-from .faultload import Batch, Faultload, Outcome, combined_before, false_alarms, outcome, scenario
+from .faultload import (
+    Batch,
+    Faultload,
+    Outcome,
+    combined_before,
+    false_alarms,
+    first_redone,
+    outcome,
+    scenario,
+)
 from .measure import spread, summary
-from .output import machine, results_file, show_time, write
+from .output import machine, noise_warning, results_file, show_time, write
 from .workload import Size, Workload
 
 MODULES = 8
 TIMES = {
-    "detected_s": "first told of by the coordinator",
-    "recovered_s": "first finished batch that needed the module",
-    "all_s": "all batches that were under way",
-    "back_s": "the module is back in service",
+    "detected_s": "the coordinator tells of it",
+    "unit_s": "a shard of the module is redone",
+    "recovered_s": "a batch that needed it is out",
+    "all_s": "all batches under way are out",
+    "back_s": "the module is back",
 }
 
 
@@ -67,6 +77,8 @@ def run(
     workload = Workload(size, args.seed, batches=16)
     workload.outputs  # noqa: B018  computed before the stream, which must not wait for them
     facts = machine()
+    if warning := noise_warning(facts):
+        progress.print(warning)
     plan = scenario(size, args.seed, args.in_flight, args.exchange, {"transport": args.transport})
     say(f"starting {size.modules} modules")
     with Emulator(plan) as emulator:
@@ -77,7 +89,10 @@ def run(
         say("reading the record")
         record = emulator.record()
         duplicates = emulator.duplicate_results
-    outcomes = [outcome(k, load.batches, load.signals, combined_before(record, k)) for k in load.done]
+    outcomes = [
+        outcome(k, load.batches, load.signals, combined_before(record, k), first_redone(record, k))
+        for k in load.done
+    ]
     data: dict[str, Any] = {
         "benchmark": benchmark,
         "started_unix_s": began,
@@ -142,7 +157,7 @@ def table(title: str, data: dict[str, Any]) -> Table:
     shown = Table(title=title, title_justify="left")
     shown.add_column("wall time from the fault until", no_wrap=True)
     for heading in ("p50", "p99", "max", "of"):
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right", no_wrap=True)
     for name, heading in TIMES.items():
         s = data[name]
         cells = [show_time(s.get(key)) for key in ("p50_s", "p99_s", "max_s")]

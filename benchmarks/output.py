@@ -29,11 +29,38 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": cores(),
         "load_average": list(os.getloadavg()),
+        "busy_share": busy_share(),
         "blas": blas,
         "blas_row_invariant": row_invariant(),
         "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
         "versions": versions,
     }
+
+
+def busy_share(seconds: float = 0.5) -> float | None:
+    """Share of the machine's processor time that is in use while this process sleeps; None where unknown."""
+
+    def ticks() -> list[int]:
+        return [int(t) for t in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        spent = [b - a for a, b in zip(before, ticks(), strict=True)]
+    except (OSError, ValueError):
+        return None
+    return 1.0 - (spent[3] + spent[4]) / sum(spent) if sum(spent) else None  # idle and waiting for disks
+
+
+def noise_warning(facts: dict[str, Any]) -> str | None:
+    """What to say when others keep the machine busy: they hurt one process more than many."""
+    share = facts["busy_share"]
+    if share is None or share < 0.1:
+        return None
+    return (
+        f"Other work keeps {share:.0%} of the processors busy: figures will be poor, and ratios to what runs "
+        "in one process (bare GEMMs, reference, torch) too good."
+    )
 
 
 def results_file(benchmark: str) -> Path:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from .compare import EFFORT, Effort, Result, compare, ratios
 from .contenders import CONTENDERS
-from .output import machine, results_file, write
+from .output import busy_share, machine, noise_warning, results_file, write
 from .overhead import overhead, overhead_ratios
 from .scaling import growth, scaling
 from .tables import goal_lines, overhead_table, scaling_table, speeds_table, times_table
@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": machine(),
         "sizes": {},
     }
+    if warning := noise_warning(data["machine"]):
+        progress.print(warning)
     if not data["machine"]["blas_row_invariant"]:
         progress.print(
             "This BLAS rounds a row differently in different company, so outputs will not be exact; "
@@ -109,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(overhead_table(workload.size, measured, relative))
             right = right and _right(measured)
         write(path, data)  # after each size, so that an interrupted run leaves what it measured
-    data["machine"]["load_average_at_end"] = machine()["load_average"]
+    data["machine"]["busy_share_at_end"] = busy_share()
     data["wall_s"] = time.time() - began
     write(path, data)
     console.print(f"Written to {path}", highlight=False)

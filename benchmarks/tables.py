@@ -135,5 +135,5 @@ def overhead_table(size: Size, results: dict[str, Result], relative: dict[str, d
     table.add_section()
     for what in ("median", "least", "most"):
         cells = [f"{100 * relative[kind][what]:+.1f} %" for kind in ("latency", "stream")]
-        table.add_row(f"overhead, {what} of pairs", *cells, "")
+        table.add_row(f"overhead, {what}", *cells, "")
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from typing import Any
@@ -65,9 +66,9 @@ class ModuleActor:
         self.link = open_link(setup, module_name(module, incarnation))
         self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)
 
-    def serve(self, coordinator: str, client: str) -> None:
+    def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until stopped."""
-        self.runtime.serve(coordinator, client)
+        self.runtime.serve(coordinator, client, host)
 
     def deliver(self, frame: Any) -> None:
         """Take a frame (`ray` transport)."""
@@ -136,7 +137,7 @@ class CoordinatorActor:
 
     def _watch(self, module: int, incarnation: int, handle: Any) -> None:
         self.modules[module, incarnation] = handle
-        pending = handle.serve.remote(self.link.endpoint, self.client)
+        pending = handle.serve.remote(self.link.endpoint, self.client, socket.gethostname())
 
         def wait() -> None:
             ray.wait([pending])

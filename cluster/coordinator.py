@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from rayemu.alltoall import DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
 from rayemu.cluster.link import Link, ZmqLink
+from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
@@ -47,6 +49,9 @@ class CoordinatorRuntime:
         self.poller = zmq.Poller()
         self.stopping = False
         self.reported = 0.0
+        self.host = socket.gethostname()
+        self.pulses = Pulses(setup.scratch(), setup.modules)
+        self.nearby: set[int] = set()  # modules whose heartbeats come through shared memory
 
     def post_down(self, module: int, incarnation: int, signal: str) -> None:
         """Tell of a dead process; any thread may call it."""
@@ -83,6 +88,7 @@ class CoordinatorRuntime:
             self._check_monitors()
             now = clock()
             if not frames and now >= tick_at:
+                self._feel_pulses()
                 self._emit(machine.tick(now))
                 tick_at = machine.deadline(now)
             if now - self.reported > REPORT_EVERY_S:
@@ -102,7 +108,15 @@ class CoordinatorRuntime:
             self._connect(message)
         self._emit(self.machine.receive(message, time.monotonic()))
 
+    def _feel_pulses(self) -> None:
+        """Take the heartbeats of the modules on this machine."""
+        for module, (incarnation, beat) in enumerate(self.pulses.read()):
+            if module in self.nearby:
+                changes = self.machine.membership.heard(module, int(incarnation), beat)
+                self._emit(self.machine.apply(changes, time.monotonic()))
+
     def _connect(self, join: Join) -> None:
+        (self.nearby.add if join.host == self.host else self.nearby.discard)(join.module)
         known = self.monitors.get(join.module)
         if known is not None and known[0] >= join.incarnation:
             return

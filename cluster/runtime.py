@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from rayemu.alltoall import DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
+from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
@@ -69,12 +70,15 @@ class ModuleRuntime:
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
 
-    def serve(self, coordinator: str, client: str) -> None:
-        """Run until `stop`; the return of this call, or its failure, is a sign of the module's end."""
+    def serve(self, coordinator: str, client: str, host: str) -> None:
+        """Run until `stop`; the return of this call, or its failure, is a sign of the module's end.
+
+        `host` is the coordinator's: on the same one, shared memory carries the heartbeats.
+        """
         self.link.connect(COORDINATOR, coordinator)
         self.link.connect(CLIENT, client)
         compute = threading.Thread(target=self._compute, name="compute", daemon=True)
-        beat = threading.Thread(target=self._beat, args=(coordinator,), name="heartbeat", daemon=True)
+        beat = threading.Thread(target=self._beat, args=(coordinator, host), name="heartbeat", daemon=True)
         compute.start()
         beat.start()
         try:
@@ -233,25 +237,28 @@ class ModuleRuntime:
         self._emit(self.machine.finish(job, time.monotonic()), time.time())
 
     # -- heartbeats and faults ----------------------------------------------------------------------------
-    def _beat(self, coordinator: str) -> None:
-        interval = self.setup.heartbeat
+    def _beat(self, coordinator: str, host: str) -> None:
+        interval, own_host = self.setup.heartbeat, socket.gethostname()
+        pulses = Pulses(self.setup.scratch(), self.setup.modules) if host == own_host else None
         if isinstance(self.link, ZmqLink):
             channel = self.link.pusher(coordinator)
             send = lambda frame: channel.send(frame)  # noqa: E731
         else:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
-        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), socket.gethostname())
+        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), own_host)
         plain, epoch = b"", -1  # the usual beat, encoded once per epoch
         count = 0
         while not self.stopping:
             view = self.machine.view
+            if pulses is not None:
+                pulses.beat(self.me, self.incarnation)
             if view.state[self.me] == DEAD or view.incarnations[self.me] != self.incarnation:
                 send(self.wire.encode(join).tobytes())
             elif count % TOTALS_EVERY == 0:
                 beat = Heartbeat(self.me, self.incarnation, view.epoch, dict(self.totals))
                 send(self.wire.encode(beat).tobytes())
-            else:
+            elif pulses is None:
                 if epoch != view.epoch:
                     epoch = view.epoch
                     plain = self.wire.encode(Heartbeat(self.me, self.incarnation, epoch)).tobytes()

@@ -14,6 +14,7 @@ import typer
 import rayemu
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
+BENCHMARKS = ("step", "recovery", "hang")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -148,11 +149,17 @@ def doctor(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Measure the speed against bare GEMMs, the reference and plain Ray; takes the options of its --help."""
-    with _plain_errors():
-        from rayemu.benchmarks import step
+    """Benchmarks: step (the default), recovery or hang, with the options of its --help.
 
-        code = step.main(list(context.args))
+    step compares the speed with the bare GEMMs, the reference and plain Ray.
+    """
+    from importlib import import_module
+
+    name, *options = (
+        context.args if context.args[:1] and context.args[0] in BENCHMARKS else ["step", *context.args]
+    )
+    with _plain_errors():
+        code = import_module(f"rayemu.benchmarks.{name}").main(options)
     if code:
         raise typer.Exit(int(code))
 

@@ -194,12 +194,15 @@ def test_the_list_has_every_table() -> None:
 
 def test_the_benchmark_gets_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    step = types.ModuleType("rayemu.benchmarks.step")
-    monkeypatch.setattr(step, "main", lambda arguments: seen.append(arguments) or 3, raising=False)
-    monkeypatch.setitem(sys.modules, "rayemu.benchmarks.step", step)
-    monkeypatch.setattr("rayemu.benchmarks.step", step, raising=False)
+    for code, name in ((3, "step"), (4, "recovery")):
+        module = types.ModuleType(f"rayemu.benchmarks.{name}")
+        main = lambda arguments, code=code: seen.append(arguments) or code  # noqa: E731
+        monkeypatch.setattr(module, "main", main, raising=False)
+        monkeypatch.setitem(sys.modules, f"rayemu.benchmarks.{name}", module)
     assert invoke("bench", "--size", "small", "--help").exit_code == 3
-    assert seen == [["--size", "small", "--help"]]
+    assert invoke("bench", "step", "--quick").exit_code == 3
+    assert invoke("bench", "recovery", "--kills", "5").exit_code == 4
+    assert seen == [["--size", "small", "--help"], ["--quick"], ["--kills", "5"]]
 
 
 def test_the_doctor_prints_findings_and_exits_with_1_if_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

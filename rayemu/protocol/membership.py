@@ -70,9 +70,11 @@ class Membership:
         return [Change("joined", module, incarnation, "join")]
 
     def heard(self, module: int, incarnation: int, now: float) -> list[Change]:
-        """Note a heartbeat; it clears a suspicion."""
+        """Note a heartbeat sent at `now`; it clears a suspicion. One that is not news changes nothing."""
         member = self.members[module]
         if incarnation != self.view.incarnations[module] or self.view.state[module] == DEAD:
+            return []
+        if now <= member.heard:
             return []
         member.heard_before, member.heard = member.heard, now
         if self.view.state[module] != SUSPECTED:

@@ -17,10 +17,11 @@ from rayemu.benchmarks.faultload import (
     Watchdog,
     combined_before,
     false_alarms,
+    first_redone,
     outcome,
 )
 from rayemu.benchmarks.faultreport import clean, tokens, undisturbed
-from rayemu.report.record import COMBINE, GEMM, RECORD
+from rayemu.report.record import COMBINE, DISPATCH, GEMM, RECORD
 
 
 def batch(number: int, submitted: float, finished: float, **changed: Any) -> Batch:
@@ -74,6 +75,23 @@ def test_combined_shards_are_read_from_the_record() -> None:
     record["batch"] = [1, 2, 3, 4, 5]
     record["end_wall_s"] = [999.0, 1001.0, 999.0, 999.0, 0.0]  # 0: an unused row
     assert combined_before(record, STRIKE) == {1}
+
+
+def test_a_unit_is_redone_when_another_module_combines_it() -> None:
+    rows = [  # kind, src, batch, shard, end
+        (DISPATCH, 3, 1, 2, 999.0),
+        (COMBINE, 3, 1, 2, 999.5),  # finished before the strike
+        (DISPATCH, 3, 2, 1, 999.9),  # begun
+        (COMBINE, 4, 2, 0, 1000.01),  # another shard of that batch
+        (COMBINE, 4, 2, 1, 1000.05),
+        (COMBINE, 5, 2, 1, 1000.04),
+        (COMBINE, 3, 2, 1, 1000.02),  # the module itself, when it was back
+    ]
+    record = np.zeros(len(rows), RECORD)
+    for row, (kind, src, number, shard, end) in zip(record, rows, strict=True):
+        row["kind"], row["src"], row["batch"], row["shard"], row["end_wall_s"] = kind, src, number, shard, end
+    assert first_redone(record, STRIKE) == pytest.approx(0.04)
+    assert first_redone(record[:2], STRIKE) is None
 
 
 def test_false_alarms_are_those_without_a_strike() -> None:

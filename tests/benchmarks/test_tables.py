@@ -11,7 +11,7 @@ from rich.table import Table
 from rayemu.benchmarks.compare import Result, ratios
 from rayemu.benchmarks.contenders import CONTENDERS
 from rayemu.benchmarks.measure import Run
-from rayemu.benchmarks.output import pair, show_ratio, show_time, write
+from rayemu.benchmarks.output import busy_share, noise_warning, pair, show_ratio, show_time, write
 from rayemu.benchmarks.overhead import overhead_ratios
 from rayemu.benchmarks.scaling import growth
 from rayemu.benchmarks.tables import goal_lines, overhead_table, scaling_table, speeds_table, times_table
@@ -49,6 +49,14 @@ def result(name: str, latency: float, stream: float | None = None, exact: bool |
 )
 def test_times_have_units(seconds: float | None, shown: str) -> None:
     assert show_time(seconds) == shown
+
+
+def test_a_busy_machine_is_told_of() -> None:
+    assert noise_warning({"busy_share": None}) is None
+    assert noise_warning({"busy_share": 0.05}) is None
+    assert "60%" in str(noise_warning({"busy_share": 0.6}))
+    share = busy_share(0.05)
+    assert share is None or 0.0 <= share <= 1.0
 
 
 def test_ratios_have_enough_figures() -> None:
