@@ -112,8 +112,9 @@ class CoordinatorRuntime:
         """Take the heartbeats of the modules on this machine."""
         for module, (incarnation, beat) in enumerate(self.pulses.read()):
             if module in self.nearby:
-                changes = self.machine.membership.heard(module, int(incarnation), beat)
-                self._emit(self.machine.apply(changes, time.monotonic()))
+                changes = self.machine.membership.heard(module, incarnation, beat)
+                if changes:
+                    self._emit(self.machine.apply(changes, time.monotonic()))
 
     def _connect(self, join: Join) -> None:
         (self.nearby.add if join.host == self.host else self.nearby.discard)(join.module)

@@ -6,11 +6,13 @@ cores. Writing a clock value costs a store, and the coordinator reads all of the
 
 from __future__ import annotations
 
+import mmap
 import os
+import struct
 import time
 from pathlib import Path
 
-import numpy as np
+_SLOT = struct.Struct("=qd")
 
 
 class Pulses:
@@ -20,18 +22,15 @@ class Pulses:
     """
 
     def __init__(self, directory: str, modules: int) -> None:
-        path = Path(directory) / "pulses"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(descriptor, modules * 16)  # keeps what is there; new slots read as zero
+        descriptor = os.open(Path(directory) / "pulses", os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(descriptor, modules * _SLOT.size)  # keeps what is there; new slots read as zero
+        self._map = mmap.mmap(descriptor, modules * _SLOT.size)
         os.close(descriptor)
-        self._slots = np.memmap(path, np.float64, "r+", shape=(modules, 2))
 
     def beat(self, module: int, incarnation: int) -> None:
         """Say that this module lives."""
-        slot = self._slots[module]
-        slot[0] = incarnation
-        slot[1] = time.monotonic()
+        _SLOT.pack_into(self._map, module * _SLOT.size, incarnation, time.monotonic())
 
-    def read(self) -> list[list[float]]:
+    def read(self) -> list[tuple[int, float]]:
         """Return (incarnation, time) of every module."""
-        return self._slots.tolist()  # type: ignore[no-any-return]
+        return list(_SLOT.iter_unpack(self._map[:]))

@@ -115,9 +115,9 @@ class Membership:
             for member in self.members:
                 member.heard = min(now, member.heard + gap)
         changes: list[Change] = []
+        states, incarnations = self.view.state.tolist(), self.view.incarnations.tolist()
         for module, member in enumerate(self.members):
-            incarnation = int(self.view.incarnations[module])
-            state = self.view.state[module]
+            state, incarnation = states[module], incarnations[module]
             if state == ALIVE and now - member.heard > self.suspect_after:
                 changes += self.suspect(module, incarnation, "heartbeat", now)
             elif state == SUSPECTED and now - member.suspected_at > self.evict_after:
