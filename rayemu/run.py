@@ -155,11 +155,10 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
         "started", start_wall_s=round(measured.start_wall_s, 3), transport=emulator.scenario.cluster.transport
     )
     plan = _plan(emulator.scenario)
-    began = 0.0
+    began, tokens = 0.0, 0
 
     def tell(phase: str) -> None:
         wall_s = time.perf_counter() - began if measured.digests else 0.0
-        tokens = sum(len(r.delivered) for r in measured.results)
         events = journal.take_new()
         report(Progress(phase, len(measured.results), run.batches, tokens, wall_s, emulator.totals, events))
 
@@ -186,6 +185,9 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
     tell("run")
     for result in emulator.stream(batches(), yield_failed=True):
         measured.results.append(result)
+        tokens += len(result.delivered) if result.failure is None else 0
+        if run.check == "none":
+            result.y = result.y[:0]  # nobody will look at it
         begin_due(-1)
         _note(emulator.take_notices(), measured, journal)
         if result.failure is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,6 +23,8 @@ from rayemu.units import format_bytes
 
 SHOWN_MODULES = 16
 SHOWN_EVENTS = 6
+SHOWN_REPEATS = 5  # of what can happen to every batch
+_MAY_BE_MANY = ("failed", "mismatch", "slow_batch")
 PLAIN_EVERY_S = 2.0
 _STATE_AFTER = {
     "joined": "up",
@@ -37,11 +39,28 @@ _COLOURS = {"up": "green", "suspected": "yellow", "dead": "red", "restarting": "
 class View(AbstractContextManager["View"]):
     """Shows each `Progress` that it is called with. This one shows nothing."""
 
+    def __init__(self) -> None:
+        self._repeats: Counter[str] = Counter()
+
     def __call__(self, progress: Progress) -> None:
         """Take in a report of the run."""
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def events_to_show(self, progress: Progress) -> Iterator[tuple[str, str]]:
+        """The (time, text) of events that are new and not more of the same."""
+        for event in progress.events:
+            kind, text = event["kind"], describe(event)
+            if not text or (
+                kind == "joined" and not event["incarnation"]
+            ):  # those of the start are all alike
+                continue
+            self._repeats[kind] += kind in _MAY_BE_MANY
+            if self._repeats[kind] <= SHOWN_REPEATS:
+                yield since_start(event), text
+            elif self._repeats[kind] == SHOWN_REPEATS + 1:
+                yield since_start(event), f"more events of the kind {kind} are in events.jsonl only"
 
 
 def make_view(scenario: Scenario, console: Console, quiet: bool = False) -> View:
@@ -78,13 +97,14 @@ class LinesView(View):
     """Plain lines, for logs and pipes: what happens, and how far the run is every two seconds."""
 
     def __init__(self, scenario: Scenario, console: Console) -> None:
+        super().__init__()
         self.console = console
         self.headline = headline(scenario)
         self.phase, self.next_at = "", 0.0
 
     def __call__(self, progress: Progress) -> None:
         lines = [] if self.phase else [self.headline]
-        lines += [f"{since_start(e)} {describe(e)}".strip() for e in progress.events if _worth_showing(e)]
+        lines += [f"{at} {text}".strip() for at, text in self.events_to_show(progress)]
         now = time.monotonic()
         last = progress.done == progress.batches
         if progress.phase != self.phase or now >= self.next_at or last:
@@ -99,6 +119,7 @@ class LiveView(View):
     """A display, redrawn four times a second: progress, load by module, bytes by link level, events."""
 
     def __init__(self, scenario: Scenario, console: Console) -> None:
+        super().__init__()
         self.scenario = scenario
         self.progress = Progress("start", 0, scenario.run.batches)
         self.events: deque[str] = deque(maxlen=SHOWN_EVENTS)
@@ -123,8 +144,7 @@ class LiveView(View):
             if event["kind"] in _STATE_AFTER:
                 self.states[event["module"]] = _STATE_AFTER[event["kind"]]
                 self.epoch = max(self.epoch, event.get("epoch", 0))
-            if _worth_showing(event):
-                self.events.append(f"{since_start(event):>12}  {describe(event)}")
+        self.events.extend(f"{at:>12}  {text}" for at, text in self.events_to_show(progress))
         self.progress = progress
 
     def __rich__(self) -> RenderableType:
@@ -173,8 +193,3 @@ class LiveView(View):
         parts = [f"{name} {format_bytes(self.totals.sum(key))} ({c})" for name, key, c in levels]
         ratio = f"{raw / sent:.2f}" if sent else "-"
         return Text(f"sent {', '.join(parts)}; raw/sent {ratio}; epoch {self.epoch}")
-
-
-def _worth_showing(event: Any) -> bool:
-    """Not the joins of the start-up, which are all alike."""
-    return bool(describe(event)) and (event["kind"] != "joined" or event["incarnation"] > 0)

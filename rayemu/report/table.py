@@ -60,7 +60,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "dropped choices", f"{s['dropped_choices']}: every copy of their expert was dead"
     if s["wall_s"] and s["tokens_per_wall_s"]:
         yield "wall time", f"{format_seconds(s['wall_s'])}, {count(s['tokens_per_wall_s'])} tokens/s"
-    yield "around it", f"start {format_seconds(s['start_wall_s'])}, check {format_seconds(s['check_wall_s'])}"
+    yield "start and check", f"{format_seconds(s['start_wall_s'])}, {format_seconds(s['check_wall_s'])}"
     for clock in ("wall", "virtual"):
         if f"batch_p50_{clock}_s" in s:
             took = [

@@ -15,6 +15,7 @@ import numpy as np
 
 from rayemu.protocol.config import LEVELS
 from rayemu.report.record import COMBINE, GEMM, KINDS
+from rayemu.report.wording import describe
 
 EXCHANGE_THREAD, COMPUTE_THREAD, COMBINE_THREAD = 0, 1, 2
 _THREADS = ("exchange", "compute", "combine")
@@ -87,8 +88,15 @@ def _span(row: np.void, origin: float, codecs: Sequence[str]) -> dict[str, Any]:
 
 
 def _mark(event: Mapping[str, Any], origin: float) -> dict[str, Any]:
-    what = event.get("fault", event["kind"])
-    name = f"{what} of module {event['module']}" if event.get("module") is not None else str(what)
     facts = {k: v for k, v in event.items() if k not in ("wall_s", "kind")}
     at = round((float(event["wall_s"]) - origin) * 1e6, 1)
-    return {"ph": "i", "s": "g", "name": name, "cat": "event", "pid": 0, "tid": 0, "ts": at, "args": facts}
+    return {
+        "ph": "i",
+        "s": "g",
+        "name": describe(event),
+        "cat": "event",
+        "pid": 0,
+        "tid": 0,
+        "ts": at,
+        "args": facts,
+    }

@@ -76,12 +76,15 @@ def test_faults_and_epochs_are_marks_from_the_record_s_start_on() -> None:
     events = [
         {"wall_s": START - 5, "kind": "joined", "module": 0, "epoch": 1},
         {"wall_s": START + 1.25, "kind": "fault", "fault": "kill", "module": 1},
-        {"wall_s": START + 1.5, "kind": "dead", "module": 1, "epoch": 3},
+        {"wall_s": START + 1.5, "kind": "dead", "module": 1, "signal": "process", "epoch": 3},
         {"wall_s": START + 1.5, "kind": "started"},
     ]
     content = trace(a_record(), [0, 1], ["raw"] * 3, events)
     marks = [(e["name"], e["ts"], e["s"]) for e in content["traceEvents"] if e["ph"] == "i"]
-    assert marks == [("kill of module 1", 1_000_000.0, "g"), ("dead of module 1", 1_250_000.0, "g")]
+    assert marks == [
+        ("module 1: fault injected: kill", 1_000_000.0, "g"),
+        ("module 1 dead (signal: process), epoch 3", 1_250_000.0, "g"),
+    ]
 
 
 def test_an_empty_record_is_a_valid_trace_and_survives_a_file(tmp_path: Path) -> None:

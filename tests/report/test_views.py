@@ -70,6 +70,18 @@ def test_lines_tell_the_headline_events_and_headway_without_escapes() -> None:
     assert "joined" not in text and "\x1b" not in text
 
 
+def test_what_happens_to_every_batch_is_shown_a_few_times() -> None:
+    console, out = a_console(False)
+    failures = [
+        {"kind": "failed", "batch": n, "layer": 0, "expert": 1, "since_start_s": 1.0} for n in range(9)
+    ]
+    with make_view(SCENARIO, console) as view:
+        for failure in failures:
+            view(Progress("run", 1, 20, events=(failure,)))
+    assert out.getvalue().count("every copy of expert 1") == 5
+    assert out.getvalue().count("more events of the kind failed are in events.jsonl") == 1
+
+
 def test_the_live_display_shows_load_bytes_ratio_and_events() -> None:
     console, out = a_console(True)
     view = LiveView(SCENARIO, console)
