@@ -157,6 +157,12 @@ class CoordinatorActor:
             ray.kill(handle)
 
 
+def _environment() -> dict[str, Any]:
+    """Give workers of other machines the BLAS kernels that were chosen here: rows must agree to the bit."""
+    kernels = os.environ.get("OPENBLAS_CORETYPE")
+    return {"runtime_env": {"env_vars": {"OPENBLAS_CORETYPE": kernels}}} if kernels else {}
+
+
 def start_module(setup: Setup, group: Any, module: int, incarnation: int, epoch: Epoch) -> Any:
     """Start a module's actor in the bundle of its emulated node."""
     node = int(setup.module_to_node[module])
@@ -166,6 +172,7 @@ def start_module(setup: Setup, group: Any, module: int, incarnation: int, epoch:
         num_cpus=1,
         max_concurrency=8 if setup.zmq is None else 3,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node),
+        **_environment(),
     ).remote(setup, module, incarnation, epoch)
 
 
@@ -177,4 +184,5 @@ def start_coordinator(setup: Setup, group: Any) -> Any:
         num_cpus=0,
         max_concurrency=16 if setup.zmq is None else 6,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        **_environment(),
     ).remote(setup, group)

@@ -12,6 +12,7 @@ import numpy as np
 
 from rayemu.cluster.link import Link
 
+FOREVER_S = 1e6  # a hang of at least this long ends with the run
 MESSAGE_FAULTS = ("drop", "delay", "duplicate", "corrupt", "reorder")
 
 
@@ -69,13 +70,10 @@ class Weather:
 
 def hang(pid: int, seconds: float) -> None:
     """Stop a process with SIGSTOP; a detached shell continues it later (it cannot do so itself)."""
-    subprocess.Popen(
-        ["/bin/sh", "-c", f"sleep {seconds:.3f}; kill -CONT {pid} 2>/dev/null"],
-        start_new_session=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    if seconds < FOREVER_S:
+        script = f"sleep {seconds:.3f}; kill -CONT {pid} 2>/dev/null"
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True, **quiet)
     os.kill(pid, signal.SIGSTOP)
 
 

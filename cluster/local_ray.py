@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+REACH_S = 3.0
 OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
 
 
@@ -24,7 +26,7 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
     """Join the Ray cluster at `address` (or RAY_ADDRESS), else start one here. True if started here.
 
     A local Ray keeps its files in `directory`. Workers run at normal priority, because a niced module
-    answers heartbeats late.
+    answers heartbeats late. Ctrl-C waits until Ray is up: half started, it can neither be used nor stopped.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -39,6 +41,7 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": True}
     try:
         if address:
+            _reach(address)
             ray.init(address=address, **common)
             return False
         ray.init(
@@ -50,12 +53,34 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
         )
         return True
     except Exception as error:
-        remedy = (
-            "is the cluster up and of the same Ray and Python version?" if address else "see `rayemu doctor`"
-        )
-        raise RayUnavailable(
-            f"Ray could not be {'joined at ' + address if address else 'started'}: {error}; {remedy}"
-        ) from error
+        what = f"joined at {address}" if address else "started"
+        remedy = "is it up, and of the same Ray and Python version?" if address else "see `rayemu doctor`"
+        raise RayUnavailable(f"Ray could not be {what}: {error}; {remedy}") from error
+
+
+def _reach(address: str) -> None:
+    """Fail at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Note Ctrl-C and SIGTERM and raise KeyboardInterrupt for them only at the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    watched = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda got, _: seen.append(got)) for number in watched]
+    try:
+        yield
+    finally:
+        for number, handler in zip(watched, previous, strict=True):  # Ray sets its own for SIGTERM, too
+            signal.signal(number, handler)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def machines() -> int:

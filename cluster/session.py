@@ -71,7 +71,8 @@ class Session:
         (self.directory / "owner").write_text(str(os.getpid()))
         self._previous_term = local_ray.terminate_as_interrupt()
         try:
-            self._owns_ray = local_ray.connect(address, len(module_to_node) + 1, self.directory)
+            with local_ray.interrupts_deferred():
+                self._owns_ray = local_ray.connect(address, len(module_to_node) + 1, self.directory)
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow

@@ -137,11 +137,10 @@ class Emulator:
                     yield self._next(waiting, yield_failed)
             while waiting:
                 yield self._next(waiting, yield_failed)
-        finally:
-            while (
-                waiting
-            ):  # abandoned half-way: take what is still coming, so that the next call starts clean
+        except (Exception, GeneratorExit):
+            while waiting:  # abandoned: take what is still coming, so that the next call starts clean
                 self._next(waiting, True)
+            raise
         if refused is not None:
             raise refused
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rayemu.model.blas import F32, exact_matmul
 
-_BLOCK_ROWS = 2048  # rows per pass: bounds the scratch memory of a thread
+_BLOCK_ROWS = 1024  # rows per pass: bounds the scratch memory of a thread
 _CHUNK_ELEMENTS = 1 << 17  # elements (512 KiB) per step of the activation: stays in the second-level cache
 
 

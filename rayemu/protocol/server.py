@@ -20,7 +20,7 @@ from rayemu.protocol.messages import Dispatch, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
 ENOUGH_ROWS = 512  # GEMMs gain little beyond this many rows, so there is no point in lingering
-MOST_ROWS = 2048  # per job, so that one hot expert does not hold up the others for long
+MOST_ROWS = 1024  # per job: larger ones push each other out of the cache, and hold up other experts
 WEIGHT_BYTES_PER_S = 5e9  # lingering longer than it takes to stream the weights once cannot pay
 
 
