@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import socket
@@ -39,7 +38,6 @@ from rayemu.protocol.wire import Wire
 from rayemu.report.record import COMBINE, DISPATCH, FORWARD, GEMM, REPLY, Recorder
 
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
-COMPUTE_NICENESS = 5
 TOTALS_EVERY = 10  # heartbeats between two reports of running totals
 
 
@@ -202,10 +200,6 @@ class ModuleRuntime:
         self._finish(job, start, time.time())
 
     def _compute(self) -> None:
-        if hasattr(os, "setpriority"):
-            # GEMMs yield to frames and heartbeats: on a full machine those are what others wait for.
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), COMPUTE_NICENESS)
         with threadpool_limits(self.setup.blas_threads):
             while (job := self.jobs.get()) is not None:
                 start = time.time()
