@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import zmq
 from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import DEAD
@@ -45,8 +44,7 @@ class CoordinatorRuntime:
         self.wire = Wire(setup.config.codecs)
         self.weather = Weather(link, [setup.seed, 2, 1 << 20])
         self.posted: deque[tuple[int, int, str]] = deque()
-        self.monitors: dict[int, tuple[int, Any]] = {}  # module -> (incarnation, monitor socket)
-        self.poller = zmq.Poller()
+        self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
         self.stopping = False
         self.reported = 0.0
         self.host = socket.gethostname()
@@ -70,8 +68,6 @@ class CoordinatorRuntime:
             with threadpool_limits(self.setup.blas_threads):
                 self._loop()
         finally:
-            for _, monitor in self.monitors.values():
-                monitor.close(linger=0)
             self.link.close()
 
     def _loop(self) -> None:
@@ -85,7 +81,7 @@ class CoordinatorRuntime:
                 self._on_frame(frame)
             while self.posted:
                 self._emit(machine.down(*self.posted.popleft(), clock()))
-            self._check_monitors()
+            self._check_broken()
             now = clock()
             if not frames and now >= tick_at:
                 self._feel_pulses()
@@ -118,28 +114,19 @@ class CoordinatorRuntime:
 
     def _connect(self, join: Join) -> None:
         (self.nearby.add if join.host == self.host else self.nearby.discard)(join.module)
-        known = self.monitors.get(join.module)
-        if known is not None and known[0] >= join.incarnation:
+        if self.watched.get(join.module, -1) >= join.incarnation:
             return
+        self.watched[join.module] = join.incarnation
         self.link.connect(join.module, join.endpoint)
         if isinstance(self.link, ZmqLink):
-            monitor = self.link.monitor(join.module)
-            self.monitors[join.module] = (join.incarnation, monitor)
-            self.poller.register(monitor, zmq.POLLIN)
-        else:
-            self.monitors[join.module] = (join.incarnation, None)
+            self.link.watch(join.module)
 
-    def _check_monitors(self) -> None:
+    def _check_broken(self) -> None:
         """A closed connection is the first sign of a dead process; the next heartbeat would refute it."""
-        if not isinstance(self.link, ZmqLink):
-            return
-        for monitor, _ in self.poller.poll(0):
-            self.poller.unregister(monitor)
-            for module, (incarnation, known) in self.monitors.items():
-                if known is monitor:
-                    now = time.monotonic()
-                    changes = self.machine.membership.suspect(module, incarnation, "disconnect", now)
-                    self._emit(self.machine.apply(changes, now))
+        for module in self.link.broken() if isinstance(self.link, ZmqLink) else []:
+            now = time.monotonic()
+            changes = self.machine.membership.suspect(module, self.watched[module], "disconnect", now)
+            self._emit(self.machine.apply(changes, now))
 
     def _emit(self, sends: list[Send]) -> None:
         for send in sends:

@@ -71,6 +71,8 @@ class ZmqLink:
         self._poller.register(self.inbox, zmq.POLLIN)
         self._poller.register(self._waker_out.fileno(), zmq.POLLIN)
         self._peers: dict[int, tuple[str, Any]] = {}
+        self._monitors: dict[Any, int] = {}  # monitor socket -> address
+        self._broken: list[int] = []
         self._closed = False
 
     def connect(self, address: int, endpoint: str) -> None:
@@ -78,6 +80,10 @@ class ZmqLink:
         if known is not None:
             if known[0] == endpoint:
                 return
+            for monitor in [m for m, watched in self._monitors.items() if watched == address]:
+                del self._monitors[monitor]
+                self._poller.unregister(monitor)
+                monitor.close(linger=0)
             self._peers.pop(address)[1].close(linger=0)
         if endpoint:
             self._peers[address] = (endpoint, self.pusher(endpoint))
@@ -98,9 +104,16 @@ class ZmqLink:
         channel.connect(endpoint)
         return channel
 
-    def monitor(self, address: int) -> Any:
-        """Return a socket that tells of connects and disconnects of the channel to `address`."""
-        return self._peers[address][1].get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    def watch(self, address: int) -> None:
+        """Have `receive` notice when the channel to `address` breaks: a dead process closes its sockets."""
+        monitor = self._peers[address][1].get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitors[monitor] = address
+        self._poller.register(monitor, zmq.POLLIN)
+
+    def broken(self) -> list[int]:
+        """Return the watched addresses whose channel broke since the last call."""
+        addresses, self._broken = self._broken, []
+        return addresses
 
     def send(self, address: int, frame: Any) -> None:
         peer = self._peers.get(address)
@@ -116,6 +129,10 @@ class ZmqLink:
         if self._waker_out.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
                 self._waker_out.recv(4096)
+        for monitor in self._monitors.keys() & ready.keys():
+            self._poller.unregister(monitor)
+            self._broken.append(self._monitors.pop(monitor))
+            monitor.close(linger=0)
         return self._drain()
 
     def _drain(self) -> list[Any]:
@@ -135,6 +152,8 @@ class ZmqLink:
         if self._closed:
             return
         self._closed = True
+        for monitor in self._monitors:
+            monitor.close(linger=0)
         for _, channel in self._peers.values():
             channel.disable_monitor()
             channel.close(linger=200)  # last words, such as a final heartbeat, may still leave
