@@ -9,6 +9,7 @@ import numpy as np
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
 from rayemu.placement import Placement
 
+MOST_BACKOFF = 3  # doublings of the wait before a module that keeps dying is replaced again
 PATIENCE = 2.5  # false suspicions stretch the heartbeat deadline, at most to this multiple
 
 
@@ -54,6 +55,7 @@ class Membership:
         self.replace_after = replace_after if replace else float("inf")
         self.members = [_Member(float("inf")) for _ in range(modules)]
         self.checked = float("inf")
+        self.paused = False
         self.endpoints = [""] * modules
         self.view = View(
             0, module_to_node, np.zeros(modules, np.uint8), np.zeros(modules, np.int32), placement, experts
@@ -100,20 +102,20 @@ class Membership:
         member = self.members[module]
         member.joined = False
         member.suspected_at = float("inf")
-        member.replace_at = now + self.replace_after
+        member.replace_at = now + self.replace_after * 2 ** min(incarnation, MOST_BACKOFF)
         self._set(module, DEAD, incarnation)
         return [Change("dead", module, incarnation, signal)]
 
     def tick(self, now: float) -> list[Change]:
         """Judge silences. Call it only after all messages that wait have been handled.
 
-        A gap in our own attention is no evidence against others: heartbeats may have come late to us.
+        After a gap in our own attention (a paused machine) the others get one tick to be heard again; only
+        one, because on a busy machine gaps are the rule and a silent module must not hide behind them.
         """
-        gap = now - self.checked
-        self.checked = now
-        if gap > self.suspect_after / 2:
-            for member in self.members:
-                member.heard = min(now, member.heard + gap)
+        gap, self.checked = now - self.checked, now
+        self.paused = gap > self.suspect_after / 2 and not self.paused
+        if self.paused:
+            return []
         changes: list[Change] = []
         states, incarnations = self.view.state.tolist(), self.view.incarnations.tolist()
         for module, member in enumerate(self.members):

@@ -67,7 +67,6 @@ class Recorder:
     ) -> None:
         """Write one row; see RECORD for the fields. It ends now unless an end is given."""
         if self._size == len(self._rows):
-            self._rows.flush()
             self._rows = np.memmap(self.path, RECORD, "r+", shape=(self._size + _GROW,))
         where = (kind, level, level, src, dst, layer, micro, batch, shard, expert)
         what = (rows, flops, raw_bytes, sent_bytes, start_wall_s, end_wall_s or time.time())

@@ -154,7 +154,31 @@ def test_our_own_absence_is_no_evidence() -> None:
     m = membership()
     run(m, 0.2, 0.01, ())
     assert m.tick(5.0) == [], "nobody is suspected because we slept"
-    assert [c.kind for c in m.tick(5.01)] == []
+    assert beat(m, 5.01) == [], "they were heard again"
+
+
+def test_a_busy_coordinator_still_sees_silence() -> None:
+    m = membership()
+    run(m, 0.2, 0.01, ())
+    now, found = 0.2, []
+    while now < 0.6:  # every look comes late
+        now += 0.04
+        found += beat(m, now, (2,))
+    assert found == ["suspected 2"]
+
+
+def test_a_module_that_keeps_dying_is_replaced_more_slowly() -> None:
+    waits = []
+    m = membership()
+    now = 1.0
+    for incarnation in range(6):
+        m.down(0, incarnation, "process", now)
+        died = now
+        while not any(text == "replace 0" for text in beat(m, now)):
+            now += 0.01
+        waits.append(now - died)
+        m.join(0, incarnation + 1, "again", now)
+    assert [round(w, 1) for w in waits] == [0.3, 0.6, 1.2, 2.4, 2.4, 2.4]
 
 
 def test_death_is_final_for_an_incarnation() -> None:
