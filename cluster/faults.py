@@ -72,8 +72,9 @@ def hang(pid: int, seconds: float) -> None:
     """Stop a process with SIGSTOP; a detached shell continues it later (it cannot do so itself)."""
     if seconds < FOREVER_S:
         script = f"sleep {seconds:.3f}; kill -CONT {pid} 2>/dev/null"
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True, **quiet)
+        null = subprocess.DEVNULL
+        shell = ["/bin/sh", "-c", script]
+        subprocess.Popen(shell, start_new_session=True, stdin=null, stdout=null, stderr=null)
     os.kill(pid, signal.SIGSTOP)
 
 

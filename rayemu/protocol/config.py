@@ -22,7 +22,7 @@ class ProtocolConfig:
     chunk_bytes: int = 4 << 20
     window_bytes: int = 32 << 20
     min_shard_rows: int = 64
-    linger: float = 0.002
+    linger: float = 0.01
     retry_after: float = 0.25
     route_at_coordinator: bool = True
     drop_lost_experts: bool = False

@@ -19,8 +19,7 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
-ENOUGH_ROWS = 512  # GEMMs gain little beyond this many rows, so there is no point in lingering
-MOST_ROWS = 1024  # per job: larger ones push each other out of the cache, and hold up other experts
+JOB_ROWS = 1024  # GEMMs gain little beyond this; larger ones push each other out of the cache
 WEIGHT_BYTES_PER_S = 5e9  # lingering longer than it takes to stream the weights once cannot pay
 
 
@@ -111,7 +110,7 @@ class ExpertServer:
         parts: list[Part] = []
         rows = 0
         limit = 1 if key[1] == SHARED else len(group.parts)
-        while group.parts and len(parts) < limit and (not rows or rows + group.parts[0].count <= MOST_ROWS):
+        while group.parts and len(parts) < limit and (not rows or rows + group.parts[0].count <= JOB_ROWS):
             parts.append(group.parts.pop(0))
             rows += parts[-1].count
         group.rows -= rows
@@ -154,7 +153,7 @@ class ExpertServer:
         group.rows += part.count
 
     def _ready_at(self, group: _Group) -> float:
-        if len(group.parts) >= group.expected or group.rows >= ENOUGH_ROWS:
+        if len(group.parts) >= group.expected or group.rows >= JOB_ROWS:
             return group.first
         return group.first + self.linger
 
@@ -203,6 +202,6 @@ def run_job(model: Model, job: Job) -> None:
 def _buffer(name: str, rows: int, width: int) -> np.ndarray:
     held = getattr(_scratch, name, None)
     if held is None or held.shape[1] != width or len(held) < rows:
-        held = np.empty((max(rows, ENOUGH_ROWS), width), np.float32)
+        held = np.empty((max(rows, JOB_ROWS), width), np.float32)
         setattr(_scratch, name, held)
     return held[:rows]
