@@ -56,6 +56,7 @@ class Membership:
         self.members = [_Member(float("inf")) for _ in range(modules)]
         self.checked = float("inf")
         self.paused = False
+        self.lateness = 0.0
         self.endpoints = [""] * modules
         self.view = View(
             0, module_to_node, np.zeros(modules, np.uint8), np.zeros(modules, np.int32), placement, experts
@@ -113,14 +114,19 @@ class Membership:
         one, because on a busy machine gaps are the rule and a silent module must not hide behind them.
         """
         gap, self.checked = now - self.checked, now
+        late = max(
+            0.0, gap - self.suspect_after / 4
+        )  # we are called that often: late here is late everywhere
+        self.lateness = max(late if late < self.suspect_after else 0.0, 0.9 * self.lateness)
         self.paused = gap > self.suspect_after / 2 and not self.paused
         if self.paused:
             return []
         changes: list[Change] = []
+        patience = min(self.suspect_after + 2 * self.lateness, self.most_patient)
         states, incarnations = self.view.state.tolist(), self.view.incarnations.tolist()
         for module, member in enumerate(self.members):
             state, incarnation = states[module], incarnations[module]
-            if state == ALIVE and now - member.heard > self.suspect_after:
+            if state == ALIVE and now - member.heard > patience:
                 changes += self.suspect(module, incarnation, "heartbeat", now)
             elif state == SUSPECTED and now - member.suspected_at > self.evict_after:
                 changes += self.down(module, incarnation, "evicted", now)
