@@ -1,0 +1,86 @@
+"""The relay by hand: two neighbours, one request, and what happens when one of them is gone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
+from rayemu.placement import PLACEMENTS
+from rayemu.protocol.messages import Dispatch, Probe, Reply
+from rayemu.protocol.relay import Relay
+
+HOME, RELAY, NEIGHBOUR = 0, 2, 3
+PLACED = PLACEMENTS["linear"]().place(np.ones(4, int), 4, np.random.default_rng(0))
+ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+def view(neighbour: int = ALIVE) -> View:
+    states = np.array([ALIVE, ALIVE, ALIVE, neighbour], np.uint8)
+    return View(1, np.array([0, 0, 1, 1]), states, np.zeros(4, np.int32), PLACED, 4)
+
+
+def request() -> Dispatch:
+    """Token rows 0, 1, 2; the relay's expert 2 wants 0 and 1, the neighbour's expert 3 wants 0 and 2."""
+    index = np.array([0, 1, 0, 2], np.int32)
+    lots = [[RELAY, 2, 2], [NEIGHBOUR, 3, 2]]
+    return Dispatch(HOME, 5, -1, 0, 0, 0, 0, 0, 1, 1, 0, ROWS, index, lots)
+
+
+def reply(module: int, start: int, value: float) -> Reply:
+    return Reply(HOME, 5, 0, 0, 0, module, np.full((2, 2), value, np.float32), [[start, 2, 0, 0]])
+
+
+def test_each_module_gets_its_lots_and_rows() -> None:
+    relay = Relay(RELAY)
+    own, other = relay.accept(request(), view())
+    assert (own.to, other.to) == (RELAY, NEIGHBOUR)
+    for send, start, tokens in ((own, 0, [0, 1]), (other, 2, [0, 2])):
+        part = send.message
+        assert isinstance(part, Dispatch) and part.via == RELAY and part.start == start
+        taken = part.rows if part.row_of_pair is None else part.rows[part.row_of_pair]
+        assert np.array_equal(taken, ROWS[tokens])
+    assert relay.accept(request(), view()) == [], "a repeated request is not handed out again"
+
+
+def test_answers_go_home_together_once() -> None:
+    relay = Relay(RELAY)
+    relay.accept(request(), view())
+    assert relay.gather(reply(NEIGHBOUR, 2, 8.0)) == []
+    assert relay.gather(reply(NEIGHBOUR, 2, 9.0)) == [], "a second answer changes nothing"
+    (send,) = relay.gather(reply(RELAY, 0, 1.0))
+    assert send.to == HOME and isinstance(send.message, Reply)
+    assert send.message.rows[:, 0].tolist() == [1, 1, 8, 8]
+    assert send.message.spans == [[0, 2, 0, 0], [2, 2, 0, 0]]
+    assert relay.gather(reply(RELAY, 0, 1.0)) == [] and not relay.gathers
+
+
+def test_a_dead_or_hanging_neighbour_holds_nothing_up() -> None:
+    for state in (DEAD, SUSPECTED):
+        relay = Relay(RELAY)
+        relay.accept(request(), view())
+        relay.gather(reply(RELAY, 0, 1.0))
+        (send,) = relay.on_view(view(state))
+        assert isinstance(send.message, Reply) and send.message.spans == [[0, 2, 0, 0]]
+        assert len(send.message.rows) == 2 and not relay.gathers
+
+
+def test_a_probe_brings_what_is_there() -> None:
+    relay = Relay(RELAY)
+    assert relay.probe(Probe(HOME, 5)) is None
+    relay.accept(request(), view())
+    relay.gather(reply(RELAY, 0, 1.0))
+    answers = relay.probe(Probe(HOME, 5))
+    assert answers is not None
+    assert [(a.to, type(a.message)) for a in answers] == [(HOME, Reply), (NEIGHBOUR, Probe)]
+    assert [a.to for a in relay.probe(Probe(HOME, 5)) or []] == [NEIGHBOUR], "nothing is sent home twice"
+
+
+def test_gathers_of_finished_batches_and_dead_homes_go() -> None:
+    relay = Relay(RELAY)
+    relay.accept(request(), view())
+    relay.forget_below(1)
+    assert not relay.gathers
+    relay.accept(request(), view())
+    dead_home = view()
+    dead_home.state[HOME] = DEAD
+    assert relay.on_view(dead_home) == [] and not relay.gathers
