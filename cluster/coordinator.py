@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from rayemu.alltoall import DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
 from rayemu.cluster.link import Link, ZmqLink
-from rayemu.cluster.pulse import Pulses
+from rayemu.cluster.pulse import Pulses, process_state
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
@@ -105,12 +105,23 @@ class CoordinatorRuntime:
         self._emit(self.machine.receive(message, time.monotonic()))
 
     def _feel_pulses(self) -> None:
-        """Take the heartbeats of the modules on this machine."""
+        """Take the heartbeats of the modules on this machine, and look whether their processes run."""
+        state, incarnations = self.machine.membership.view.state, self.machine.membership.view.incarnations
         for module, (incarnation, beat) in enumerate(self.pulses.read()):
-            if module in self.nearby:
+            if module in self.nearby and state[module] != DEAD:
+                self._look_at(module, int(incarnations[module]))
                 changes = self.machine.membership.heard(module, incarnation, beat)
                 if changes:
                     self._emit(self.machine.apply(changes, time.monotonic()))
+
+    def _look_at(self, module: int, incarnation: int) -> None:
+        now = time.monotonic()
+        letter = process_state(self.machine.processes[module][0])
+        if letter in ("Z", "X"):
+            self._emit(self.machine.down(module, incarnation, "process state", now))
+        elif letter == "T":
+            changes = self.machine.membership.suspect(module, incarnation, "process state", now)
+            self._emit(self.machine.apply(changes, now))
 
     def _connect(self, join: Join) -> None:
         (self.nearby.add if join.host == self.host else self.nearby.discard)(join.module)

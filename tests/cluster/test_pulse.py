@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from rayemu.cluster.pulse import Pulses
+from rayemu.cluster.pulse import Pulses, process_state
 
 
 def test_beats_are_seen_by_other_processes(tmp_path: Path) -> None:
@@ -22,3 +23,23 @@ def test_beats_are_seen_by_other_processes(tmp_path: Path) -> None:
     assert first[0] == 7 and 0 < first[1] <= before
     assert second == (0, 0.0)
     assert third[0] == 5 and before <= third[1] <= after
+
+
+def test_states_of_a_real_process() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    def becomes(letters: str) -> bool:
+        end = time.monotonic() + 5
+        while process_state(process.pid) not in letters and time.monotonic() < end:
+            time.sleep(0.005)
+        return process_state(process.pid) in letters
+
+    assert becomes("SR")
+    process.send_signal(signal.SIGSTOP)
+    assert becomes("T")
+    process.send_signal(signal.SIGCONT)
+    assert becomes("SR")
+    process.kill()
+    assert becomes("Z"), "killed, and not waited for"
+    process.wait()
+    assert process_state(process.pid) == "X"
