@@ -102,7 +102,7 @@ class CoordinatorMachine:
 
     def deadline(self, now: float) -> float:
         """When `tick` is due."""
-        return min(self.ledger.deadline(), now + self.config.suspect_after / 4)
+        return min(self.ledger.deadline(), now + self.membership.tick_every)
 
     def epoch(self) -> Epoch:
         """Return the current membership and placement as a message."""

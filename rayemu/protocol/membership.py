@@ -51,6 +51,7 @@ class Membership:
     ) -> None:
         modules = len(module_to_node)
         self.suspect_after, self.evict_after = suspect_after, evict_after
+        self.tick_every = suspect_after / 8  # how often `tick` wants to be called
         self.most_patient = PATIENCE * suspect_after
         self.replace_after = replace_after if replace else float("inf")
         self.members = [_Member(float("inf")) for _ in range(modules)]
@@ -114,9 +115,7 @@ class Membership:
         one, because on a busy machine gaps are the rule and a silent module must not hide behind them.
         """
         gap, self.checked = now - self.checked, now
-        late = max(
-            0.0, gap - self.suspect_after / 4
-        )  # we are called that often: late here is late everywhere
+        late = max(0.0, gap - self.tick_every)  # what is late here is late everywhere
         self.lateness = max(late if late < self.suspect_after else 0.0, 0.9 * self.lateness)
         self.paused = gap > self.suspect_after / 2 and not self.paused
         if self.paused:

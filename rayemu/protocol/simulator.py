@@ -322,4 +322,4 @@ class Simulator:
     def _tick_coordinator(self) -> None:
         self._coordinate(self.coordinator.tick(self.now))
         self._send(CLIENT, self.client.tick(self.now))
-        self.at(self.config.suspect_after / 4, self._tick_coordinator)
+        self.at(self.coordinator.membership.tick_every, self._tick_coordinator)
