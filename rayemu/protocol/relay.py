@@ -21,7 +21,7 @@ class _Gather:
     dispatch: Dispatch
     rows: np.ndarray  # [n, D] answers so far
     waiting: dict[int, int]  # start of each outstanding part -> module
-    spans: Rows  # answered, not yet sent home
+    spans: Rows  # answered
     view: View  # when it was taken on
 
 
@@ -114,7 +114,7 @@ class Relay:
             self.gathers.pop((d.home, d.request), None)
         if not gather.spans:
             return []
-        spans, gather.spans = sorted(gather.spans), []
+        spans = sorted(gather.spans)  # all of them: an earlier answer may have been lost
         if sum(span[1] for span in spans) == len(gather.rows):
             rows = gather.rows
         else:

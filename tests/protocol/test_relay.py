@@ -69,10 +69,13 @@ def test_a_probe_brings_what_is_there() -> None:
     assert relay.probe(Probe(HOME, 5)) is None
     relay.accept(request(), view())
     relay.gather(reply(RELAY, 0, 1.0))
-    answers = relay.probe(Probe(HOME, 5))
-    assert answers is not None
-    assert [(a.to, type(a.message)) for a in answers] == [(HOME, Reply), (NEIGHBOUR, Probe)]
-    assert [a.to for a in relay.probe(Probe(HOME, 5)) or []] == [NEIGHBOUR], "nothing is sent home twice"
+    for _ in range(2):  # the first answer may have been lost on its way
+        answers = relay.probe(Probe(HOME, 5)) or []
+        assert [(a.to, type(a.message)) for a in answers] == [(HOME, Reply), (NEIGHBOUR, Probe)]
+        (last,) = [a.message for a in answers if isinstance(a.message, Reply)]
+        assert last.spans == [[0, 2, 0, 0]]
+    (final,) = relay.gather(reply(NEIGHBOUR, 2, 8.0))
+    assert isinstance(final.message, Reply) and len(final.message.rows) == 4
 
 
 def test_gathers_of_finished_batches_and_dead_homes_go() -> None:
