@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Start Ray once: emulators join it and end only what is theirs."""
+    import shutil
     import tempfile
     from pathlib import Path
 
@@ -35,6 +36,7 @@ def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert local_ray.connect(None, 10, directory)
     yield
     ray.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def scenario(**sections: dict[str, Any]) -> Scenario:
