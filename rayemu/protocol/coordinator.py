@@ -30,7 +30,7 @@ from rayemu.protocol.messages import (
     Suspect,
 )
 
-ANNOUNCE_AGAIN = 4.0  # an epoch is repeated after this many retry times to members that lag behind
+ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 
 
 class CoordinatorMachine:
@@ -148,7 +148,7 @@ class CoordinatorMachine:
 
     def _announce_to_laggard(self, beat: Heartbeat, now: float) -> list[Send]:
         """Repeat the epoch to a member whose heartbeat shows an older one: its frame was lost."""
-        late = now - self.announced_at.get(beat.module, now) > ANNOUNCE_AGAIN * self.config.retry_after / 8
+        late = now - self.announced_at.get(beat.module, now) > ANNOUNCE_AGAIN * self.config.retry_after
         if beat.epoch >= self.membership.view.epoch or not late:
             return []
         return self._announce([beat.module], now)
