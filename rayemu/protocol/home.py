@@ -7,12 +7,11 @@ was, then at another replica; the first valid reply for a row counts, and all of
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, Parcel, View, cut_micro_batches, plan_parcels
+from rayemu.alltoall import Parcel, View, cut_micro_batches, plan_parcels
 from rayemu.model.model import Model
 from rayemu.model.reference import combine, drop_choices, finish, prepare, route
 from rayemu.protocol.config import ProtocolConfig
@@ -34,14 +33,14 @@ from rayemu.protocol.messages import (
     Status,
     Suspect,
 )
-from rayemu.protocol.relay import INCARNATION_SHIFT
+from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
 
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
 
 @dataclass(slots=True, eq=False)
-class _Unit:
+class Unit:
     shard: _Shard
     micro: int
     low: int  # rows [low, high) of the shard
@@ -70,34 +69,16 @@ class _Shard:
     expert_tokens: np.ndarray  # [L, E] int32
     dispatch_paths: np.ndarray | None  # [L, t, K] uint8
     combine_paths: np.ndarray | None
-    units: list[_Unit] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
     units_left: int = 0
     result: Result | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    unit: _Unit
-    layer: int
-    parcel: Parcel
-    view: View  # when it was planned
-    size: int  # bytes that it holds of the hop's window
-    active: np.ndarray  # [n] bool: pairs that were not asked for again elsewhere
-    deadline: float = float("inf")  # inf while it waits for window
-    silent_probes: int = 0
-    message: Dispatch | None = None
-
-    def open(self) -> np.ndarray:
-        """Return which pairs [n] only this request can still bring."""
-        assert self.unit.have is not None
-        return self.active & ~self.unit.have[self.parcel.pairs]
 
 
 @dataclass(slots=True, eq=False)
 class _Parked:
     """Pairs whose expert has no copy in our view: kept until the coordinator says what to do."""
 
-    unit: _Unit
+    unit: Unit
     expert: int
     pairs: np.ndarray
     deadline: float
@@ -121,16 +102,18 @@ class Home:
         self.server = server
         self.view = view
         self.shards: dict[tuple[int, int], _Shard] = {}
-        self.requests: dict[int, _Request] = {}
-        self.next_request = incarnation << INCARNATION_SHIFT
-        self.in_flight: dict[int, int] = {}  # hop -> bytes outstanding
-        self.waiting: dict[int, deque[int]] = {}  # hop -> requests that wait for window
-        self.routing: dict[tuple[int, int, int], _Unit] = {}
+        self.routing: dict[tuple[int, int, int], Unit] = {}
         self.parked: list[_Parked] = []
         self.complete_below = 0
-        self.wake = float("inf")
         self.out: list[Send] = []
-        self.combined: list[tuple[_Unit, int]] = []  # (unit, layer), for whoever records
+        self.requests = Requests(incarnation, config, self.out)
+        self._wake = float("inf")  # for what is parked or waits for its choices
+        self.combined: list[tuple[Unit, int]] = []  # (unit, layer), for whoever records
+
+    @property
+    def wake(self) -> float:
+        """When `tick` has something to do."""
+        return min(self._wake, self.requests.wake)
 
     # -- shards ---------------------------------------------------------------------------------------
     def on_shard(self, m: Shard, now: float) -> None:
@@ -154,7 +137,7 @@ class Home:
         )
         self.shards[key] = shard
         for micro, (low, high) in enumerate(cut_micro_batches(rows, self.config.micro_batches)):
-            unit = _Unit(shard, micro, low, high, m.rows[low:high])
+            unit = Unit(shard, micro, low, high, m.rows[low:high])
             shard.units.append(unit)
         shard.units_left = len(shard.units)
         for unit in shard.units:
@@ -180,13 +163,13 @@ class Home:
 
     def _drop(self, shard: _Shard, now: float) -> None:
         for unit in shard.units:
-            self._close_requests(unit, now)
+            self.requests.close(unit, now)
             self.routing.pop((shard.batch, shard.shard, unit.micro), None)
         self.parked = [p for p in self.parked if p.unit.shard is not shard]
 
     # -- one layer of a unit --------------------------------------------------------------------------
     def _begin_layer(
-        self, unit: _Unit, now: float, given: tuple[np.ndarray, np.ndarray] | None = None
+        self, unit: Unit, now: float, given: tuple[np.ndarray, np.ndarray] | None = None
     ) -> None:
         layer = self.model.layers[unit.layer]
         unit.x = prepare(layer, unit.h)
@@ -205,11 +188,11 @@ class Home:
             routing = route(layer, unit.x)
             self._dispatch(unit, routing.experts, routing.weights, now)
 
-    def _ask_route(self, unit: _Unit, now: float) -> None:
+    def _ask_route(self, unit: Unit, now: float) -> None:
         shard = unit.shard
         self.routing[shard.batch, shard.shard, unit.micro] = unit
         unit.route_deadline = now + 2 * self.config.retry_after
-        self.wake = min(self.wake, unit.route_deadline)
+        self._wake = min(self._wake, unit.route_deadline)
         assert unit.x is not None
         ask = RouteRequest(self.me, shard.batch, shard.shard, unit.micro, unit.layer, unit.x)
         self.out.append(Send(COORDINATOR, ask))
@@ -222,7 +205,7 @@ class Home:
         del self.routing[m.batch, m.shard, m.micro]
         self._dispatch(unit, m.experts, m.weights, now)
 
-    def _dispatch(self, unit: _Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
+    def _dispatch(self, unit: Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
         pairs = experts.size
         unit.experts, unit.weights = experts, weights
         if unit.rows is None or unit.rows.shape[0] != pairs:
@@ -233,12 +216,14 @@ class Home:
         unit.shard.expert_tokens[unit.layer] += counts.astype(np.int32)
         self._plan(unit, np.arange(pairs), now)
 
-    def _plan(self, unit: _Unit, pairs: np.ndarray, now: float, direct: bool = False) -> None:
+    def _plan(self, unit: Unit, pairs: np.ndarray, now: float, direct: bool = False) -> None:
         """Choose replicas for the pairs and send them; `direct` skips relays (when asking again)."""
         assert unit.experts is not None
         view = self.view
         experts = unit.experts.ravel()[pairs]
-        slots = self.config.replicas.choose(experts[:, None], view, self.me, self._load())[:, 0]
+        slots = self.config.replicas.choose(
+            experts[:, None], view, self.me, self.requests.load(view.modules)
+        )[:, 0]
         modules = view.slot_to_module[slots]
         if (modules < 0).any():
             held = modules >= 0
@@ -250,12 +235,12 @@ class Home:
         for parcel in plan_parcels(pairs, hops, modules, experts, chunk):
             self._open(unit, parcel, now)
 
-    def _park(self, unit: _Unit, expert: int, pairs: np.ndarray, now: float) -> None:
+    def _park(self, unit: Unit, expert: int, pairs: np.ndarray, now: float) -> None:
         """Ask the coordinator about an expert without copies; our view may be old."""
         parked = _Parked(unit, expert, pairs, now + self.config.retry_after)
         self.parked.append(parked)
         self._report(parked)
-        self.wake = min(self.wake, parked.deadline)
+        self._wake = min(self._wake, parked.deadline)
 
     def _report(self, parked: _Parked) -> None:
         shard, layer = parked.unit.shard, parked.unit.layer
@@ -275,22 +260,13 @@ class Home:
             self._advance(unit, now)
 
     @staticmethod
-    def _paths(paths: np.ndarray, unit: _Unit) -> np.ndarray:
+    def _paths(paths: np.ndarray, unit: Unit) -> np.ndarray:
         return paths[unit.layer, unit.low : unit.high].reshape(-1)  # [t * K], a view
 
-    def _load(self) -> np.ndarray:
-        load = np.zeros(self.view.modules, np.int64)
-        for request in self.requests.values():
-            if request.size:
-                for module, _, rows in request.parcel.lots:
-                    load[module] += rows
-        return load
-
     # -- requests -------------------------------------------------------------------------------------
-    def _open(self, unit: _Unit, parcel: Parcel, now: float) -> None:
+    def _open(self, unit: Unit, parcel: Parcel, now: float) -> None:
         assert unit.x is not None and unit.experts is not None
-        number = self.next_request
-        self.next_request += 1
+        number = self.requests.number()
         tokens = parcel.pairs // unit.experts.shape[1]
         row_of_pair = None
         if len(parcel.lots) > 1:
@@ -314,51 +290,12 @@ class Home:
             row_of_pair=row_of_pair,
             lots=parcel.lots,
         )
-        size = message.rows.nbytes
-        request = _Request(unit, unit.layer, parcel, self.view, size, np.ones(count, bool), message=message)
-        self.requests[number] = request
-        unit.requests.append(number)
-        held = self.in_flight.get(parcel.hop, 0)
-        if held and held + size > self.config.window_bytes:
-            self.waiting.setdefault(parcel.hop, deque()).append(number)
-        else:
-            self._transmit(number, request, now)
-
-    def _transmit(self, number: int, request: _Request, now: float) -> None:
-        hop = request.parcel.hop
-        assert request.message is not None
-        self.in_flight[hop] = self.in_flight.get(hop, 0) + request.size
-        request.deadline = now + self.config.retry_after
-        self.wake = min(self.wake, request.deadline)
-        self.out.append(Send(hop, request.message))
-        request.message = None  # what must be asked for again is gathered again from the unit
-
-    def _release(self, request: _Request, now: float) -> None:
-        """Give the hop's window back and send what waits for it."""
-        hop = request.parcel.hop
-        if request.deadline != float("inf"):
-            self.in_flight[hop] -= request.size
-        request.deadline, request.size = float("inf"), 0
-        queue = self.waiting.get(hop)
-        while queue:
-            following = self.requests.get(queue[0])
-            if following is not None and following.size:
-                held = self.in_flight.get(hop, 0)
-                if held and held + following.size > self.config.window_bytes:
-                    break
-                self._transmit(queue[0], following, now)
-            queue.popleft()
-
-    def _close_requests(self, unit: _Unit, now: float) -> None:
-        for number in unit.requests:
-            request = self.requests.pop(number, None)
-            if request is not None and request.size:
-                self._release(request, now)
-        unit.requests = []
+        request = Request(unit, parcel, self.view, message.rows.nbytes, np.ones(count, bool), message)
+        self.requests.add(number, request, now)
 
     def on_reply(self, m: Reply, now: float) -> None:
         """Take the rows that are still missing; repeated and late ones change nothing."""
-        request = self.requests.get(m.request)
+        request = self.requests.by_number.get(m.request)
         if request is None:
             return
         unit = request.unit
@@ -378,19 +315,16 @@ class Home:
                 assert unit.shard.combine_paths is not None
                 self._paths(unit.shard.dispatch_paths, unit)[pairs] = dispatch_path
                 self._paths(unit.shard.combine_paths, unit)[pairs] = combine_path
-        request.silent_probes = 0
-        if not request.open().any():
-            self.requests.pop(m.request)
-            self._release(request, now)
+        self.requests.answered(m.request, now)
         if unit.left == 0:
             self._advance(unit, now)
 
-    def on_shared(self, unit: _Unit, rows: np.ndarray, now: float) -> None:
+    def on_shared(self, unit: Unit, rows: np.ndarray, now: float) -> None:
         """Take the output of the unit's shared expert."""
         unit.shared, unit.awaits_shared = rows, False
         self._advance(unit, now)
 
-    def _advance(self, unit: _Unit, now: float) -> None:
+    def _advance(self, unit: Unit, now: float) -> None:
         """Combine and go to the next layer, once everything of this layer is in."""
         if unit.awaits_shared or unit.left or (unit.experts is None and self._has_experts(unit)):
             return
@@ -398,7 +332,7 @@ class Home:
         if (shard.batch, shard.shard) not in self.shards:
             return
         layer = self.model.layers[unit.layer]
-        self._close_requests(unit, now)
+        self.requests.close(unit, now)
         if unit.experts is not None:
             assert unit.weights is not None and unit.rows is not None
             weights = unit.weights
@@ -433,77 +367,46 @@ class Home:
             )
             self.out.append(Send(CLIENT, shard.result))
 
-    def _has_experts(self, unit: _Unit) -> bool:
+    def _has_experts(self, unit: Unit) -> bool:
         return self.model.layers[unit.layer].has_experts
 
     # -- what goes wrong ------------------------------------------------------------------------------
     def on_view(self, view: View, now: float) -> None:
         """Re-plan what a dead or hanging module leaves open, to live replicas, directly."""
         self.view = view
-        again: dict[int, tuple[_Unit, list[np.ndarray]]] = {}
+        again: dict[int, tuple[Unit, list[np.ndarray]]] = {}
         for parked in self.parked:
             again.setdefault(id(parked.unit), (parked.unit, []))[1].append(parked.pairs)
         self.parked = []
-        for request in list(self.requests.values()):
-            open_pairs = self._orphans(request, view, now)
-            if open_pairs is not None:
-                again.setdefault(id(request.unit), (request.unit, []))[1].append(open_pairs)
+        for request in list(self.requests.by_number.values()):
+            missing = self.requests.orphans(request, view)
+            if missing.any():
+                self.requests.let_go(request, missing, now)
+                again.setdefault(id(request.unit), (request.unit, []))[1].append(
+                    request.parcel.pairs[missing]
+                )
         for unit, parts in again.values():
             pairs = np.unique(np.concatenate(parts))
             assert unit.have is not None
             self._plan(unit, pairs[~unit.have[pairs]], now, direct=True)
 
-    def _orphans(self, request: _Request, view: View, now: float) -> np.ndarray | None:
-        """Return the open pairs of a request that nobody will answer any more, and let go of them."""
-        parcel, then = request.parcel, request.view.incarnations
-        missing = request.open()
-        if view.serves(parcel.hop, then[parcel.hop]):
-            lost = [m for m in {lot[0] for lot in parcel.lots} if not view.serves(m, then[m])]
-            missing &= np.isin(parcel.modules, lost)
-        if not missing.any():
-            return None
-        if (then == view.incarnations).all() and (view.state[parcel.modules] != ALIVE).any():
-            missing &= self._has_other(request, view)
-            if not missing.any():
-                return None
-        self._let_go(request, missing, now)
-        return parcel.pairs[missing]
-
-    def _has_other(self, request: _Request, view: View) -> np.ndarray:
-        """Tell for each pair whether asking again could reach another module than the one it waits for.
-
-        A merely suspected module keeps the requests that no one else can answer.
-        """
-        useful: list[bool] = []
-        for module, expert, rows in request.parcel.lots:
-            copies = view.placement.slot_to_module[view.copies[expert]]
-            other = request.parcel.hop != module or not len(copies) or bool((copies != module).any())
-            useful += [other] * rows
-        return np.array(useful)
-
     def on_status(self, m: Status, now: float) -> None:
         """A module answered a probe: wait on, or send it again what it does not know."""
-        request = self.requests.get(m.request)
+        request = self.requests.by_number.get(m.request)
         if request is None:
             return
         request.silent_probes = 0
         if m.known:
-            request.deadline = now + self.config.retry_after
+            self.requests.wait_on(request, now)
             return
         parcel, missing = request.parcel, request.open()
         if m.module != parcel.hop:
             missing &= parcel.modules == m.module
         self._reassign(request, missing, now)
 
-    def _let_go(self, request: _Request, missing: np.ndarray, now: float) -> None:
-        """Stop waiting for pairs of a request; a late answer is still welcome."""
-        request.active &= ~missing
-        if not request.open().any():
-            self._release(request, now)
-
-    def _reassign(self, request: _Request, missing: np.ndarray, now: float) -> None:
+    def _reassign(self, request: Request, missing: np.ndarray, now: float) -> None:
         if missing.any():
-            self._let_go(request, missing, now)
+            self.requests.let_go(request, missing, now)
             self._plan(request.unit, request.parcel.pairs[missing], now, direct=True)
 
     def tick(self, now: float) -> None:
@@ -513,12 +416,10 @@ class Home:
         for unit in list(self.routing.values()):
             if unit.route_deadline <= now:
                 self._ask_route(unit, now)
-        for number, request in list(self.requests.items()):
-            if request.deadline > now or number not in self.requests:
-                continue
+        for number, request in self.requests.overdue(now):
             hop = request.parcel.hop
             request.silent_probes += 1
-            request.deadline = now + self.config.retry_after * 2 ** min(request.silent_probes, 3)
+            self.requests.wait_on(request, now, min(request.silent_probes, 3))
             if request.silent_probes > PROBES:
                 self.out.append(Send(COORDINATOR, Suspect(hop, int(request.view.incarnations[hop]), self.me)))
                 self._reassign(request, request.open(), now)
@@ -528,7 +429,6 @@ class Home:
             if parked.deadline <= now:
                 parked.deadline = now + self.config.retry_after
                 self._report(parked)
-        deadlines = [r.deadline for r in self.requests.values()]
-        deadlines += [p.deadline for p in self.parked]
+        deadlines = [p.deadline for p in self.parked]
         deadlines += [u.route_deadline for u in self.routing.values()]
-        self.wake = min(deadlines, default=float("inf"))
+        self._wake = min(deadlines, default=float("inf"))

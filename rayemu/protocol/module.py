@@ -151,14 +151,15 @@ class ModuleMachine:
     def _settle(self, now: float) -> list[Send]:
         """Deliver what the module sends itself; mark the lossy codecs that the rest will pass."""
         sends: list[Send] = []
-        queue = deque(self.home.out)
-        self.home.out = []
+        out = self.home.out  # also the requests' list: emptied, never replaced
+        queue = deque(out)
+        out.clear()
         while queue:
             send = queue.popleft()
             if send.to == self.me:
                 self._handle(send.message, now)
-                queue.extend(self.home.out)
-                self.home.out = []
+                queue.extend(out)
+                out.clear()
                 continue
             bit = self._lossy[self.level(send.to)]
             if bit and isinstance(send.message, Dispatch):
