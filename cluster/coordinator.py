@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from rayemu.alltoall import DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
 from rayemu.cluster.link import Link, ZmqLink
-from rayemu.cluster.pulse import Pulses, process_state
+from rayemu.cluster.pulse import Pulses, process_state, wait_for_death
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
@@ -24,6 +24,7 @@ from rayemu.protocol.messages import CLIENT, Inject, Join, Notice, Send
 from rayemu.protocol.wire import Wire
 
 REPORT_EVERY_S = 0.25
+LATE_BEATS = 1.3  # heartbeat intervals without a beat before the process is looked at
 
 
 class CoordinatorRuntime:
@@ -105,22 +106,15 @@ class CoordinatorRuntime:
         self._emit(self.machine.receive(message, time.monotonic()))
 
     def _feel_pulses(self) -> None:
-        """Take the heartbeats of the modules on this machine, and look whether their processes run."""
-        state, incarnations = self.machine.membership.view.state, self.machine.membership.view.incarnations
+        """Take the heartbeats of the modules on this machine; see whether those that are late are stopped."""
+        membership, now = self.machine.membership, time.monotonic()
+        late = now - LATE_BEATS * self.setup.heartbeat
         for module, (incarnation, beat) in enumerate(self.pulses.read()):
-            if module in self.nearby and state[module] != DEAD:
-                self._look_at(module, int(incarnations[module]))
-                changes = self.machine.membership.heard(module, incarnation, beat)
-                if changes:
-                    self._emit(self.machine.apply(changes, time.monotonic()))
-
-    def _look_at(self, module: int, incarnation: int) -> None:
-        now = time.monotonic()
-        letter = process_state(self.machine.processes[module][0])
-        if letter in ("Z", "X"):
-            self._emit(self.machine.down(module, incarnation, "process state", now))
-        elif letter == "T":
-            changes = self.machine.membership.suspect(module, incarnation, "process state", now)
+            if module not in self.nearby or membership.view.state[module] == DEAD:
+                continue
+            changes = membership.heard(module, incarnation, beat)
+            if beat < late and process_state(self.machine.processes[module][0]) == "T":
+                changes += membership.suspect(module, incarnation, "process state", now)
             self._emit(self.machine.apply(changes, now))
 
     def _connect(self, join: Join) -> None:
@@ -131,6 +125,12 @@ class CoordinatorRuntime:
         self.link.connect(join.module, join.endpoint)
         if isinstance(self.link, ZmqLink):
             self.link.watch(join.module)
+        if join.host == self.host:
+            threading.Thread(target=self._watch, args=(join,), daemon=True).start()
+
+    def _watch(self, join: Join) -> None:
+        if wait_for_death(join.pid):
+            self.post_down(join.module, join.incarnation, "process state")
 
     def _check_broken(self) -> None:
         """A closed connection is the first sign of a dead process; the next heartbeat would refute it."""

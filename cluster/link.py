@@ -137,11 +137,8 @@ class ZmqLink:
 
     def _drain(self) -> list[Any]:
         frames: list[Any] = []
-        try:
-            while len(frames) < 256:
-                frames.append(self.inbox.recv(zmq.NOBLOCK, copy=False).buffer)
-        except zmq.Again:
-            pass
+        while len(frames) < 256 and self.inbox.get(zmq.EVENTS) & zmq.POLLIN:  # cheaper than an exception
+            frames.append(self.inbox.recv(zmq.NOBLOCK, copy=False).buffer)
         return frames
 
     def wake(self) -> None:

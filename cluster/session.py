@@ -51,7 +51,7 @@ class Session:
         sockets: str = "auto",
         address: str | None = None,
         seed: int = 0,
-        heartbeat: float = 0.02,
+        heartbeat: float = 0.04,
         blas_threads: int | None = None,
         start_timeout_s: float = 120.0,
     ) -> None:

@@ -26,7 +26,7 @@ class ProtocolConfig:
     retry_after: float = 0.25
     route_at_coordinator: bool = True
     drop_lost_experts: bool = False
-    suspect_after: float = 0.06
+    suspect_after: float = 0.12
     evict_after: float = 5.0
     replace_after: float = 0.3
     replace: bool = True

@@ -51,7 +51,7 @@ class Membership:
     ) -> None:
         modules = len(module_to_node)
         self.suspect_after, self.evict_after = suspect_after, evict_after
-        self.tick_every = suspect_after / 8  # how often `tick` wants to be called
+        self.tick_every = suspect_after / 6  # how often `tick` wants to be called
         self.most_patient = PATIENCE * suspect_after
         self.replace_after = replace_after if replace else float("inf")
         self.members = [_Member(float("inf")) for _ in range(modules)]

@@ -79,7 +79,7 @@ class Simulator:
         module_to_node: np.ndarray,
         seed: int = 0,
         network: Network | None = None,
-        heartbeat: float = 0.02,
+        heartbeat: float = 0.04,
         start_up: float = 0.05,
     ) -> None:
         self.config, self.model = config, model

@@ -101,8 +101,8 @@ class Cluster(Section):
     address: str | None = None
     blas_threads: int | None = Field(default=None, ge=1)
     memory: Bytes | None = None
-    heartbeat: Seconds = 0.02
-    suspect_after: Seconds = 0.06
+    heartbeat: Seconds = 0.04
+    suspect_after: Seconds = 0.12
     evict_after: Seconds = 5.0
     replace: bool = True
     replace_after: Seconds = 0.3
