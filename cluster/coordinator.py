@@ -141,7 +141,7 @@ class CoordinatorRuntime:
 
     def _emit(self, sends: list[Send]) -> None:
         for send in sends:
-            self.weather.send(send.to, self.wire.encode(send.message), time.monotonic())
+            self.weather.send(send.to, self.wire.encode_pieces(send.message), time.monotonic())
         changes, self.machine.changes = self.machine.changes, []
         for change in changes:
             self._act(change)

@@ -24,7 +24,7 @@ class Weather:
         self.endpoint = link.endpoint
         self.rng = np.random.default_rng(seed)
         self.active: list[tuple[float, dict[str, Any]]] = []  # (until, fault)
-        self.held: list[tuple[float, int, int, Any]] = []  # (due, order, address, frame)
+        self.held: list[tuple[float, int, int, list[np.ndarray]]] = []  # (due, order, address, frame)
         self.order = 0
         self.counts: dict[str, int] = {}
 
@@ -32,7 +32,7 @@ class Weather:
         """Let a message fault act from now for its duration."""
         self.active.append((now + float(fault["for"]), fault))
 
-    def send(self, address: int, frame: Any, now: float) -> None:
+    def send(self, address: int, frame: list[np.ndarray], now: float) -> None:
         """Send a frame through whatever faults act now."""
         if not self.active:
             self.link.send(address, frame)
@@ -49,8 +49,9 @@ class Weather:
             if kind == "duplicate":
                 copies += 1
             elif kind == "corrupt":
-                frame = np.array(frame, np.uint8)
-                frame[self.rng.integers(len(frame))] ^= np.uint8(1 << self.rng.integers(8))
+                frame = [np.array(piece) for piece in frame]
+                piece = frame[self.rng.integers(len(frame))]
+                piece[self.rng.integers(len(piece))] ^= np.uint8(1 << self.rng.integers(8))
             else:  # delay holds all alike; reorder lets later frames overtake
                 delay += fault["delay"] * (1.0 if kind == "delay" else self.rng.random())
         for _ in range(copies):

@@ -24,11 +24,11 @@ class Link(Protocol):
     def connect(self, address: int, endpoint: str) -> None:
         """Send what is for `address` to this endpoint from now on; an empty one closes the channel."""
 
-    def send(self, address: int, frame: Any) -> None:
-        """Send a frame (any contiguous buffer). Frames for unknown addresses are dropped."""
+    def send(self, address: int, frame: list[Any]) -> None:
+        """Send a frame in pieces (contiguous buffers). Frames for unknown addresses are dropped."""
 
     def receive(self, timeout_s: float) -> list[Any]:
-        """Return all frames that wait; if there are none, wait for one, a wake-up or the timeout."""
+        """Return all frames that wait, each in pieces; if none do, wait for one, a wake-up or the timeout."""
 
     def wake(self) -> None:
         """Make the owner's `receive` return."""
@@ -115,11 +115,13 @@ class ZmqLink:
         addresses, self._broken = self._broken, []
         return addresses
 
-    def send(self, address: int, frame: Any) -> None:
+    def send(self, address: int, frame: list[Any]) -> None:
         peer = self._peers.get(address)
         if peer is not None:
             with contextlib.suppress(zmq.Again):
-                peer[1].send(frame, zmq.NOBLOCK, copy=False)
+                for piece in frame[:-1]:
+                    peer[1].send(piece, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
+                peer[1].send(frame[-1], zmq.NOBLOCK, copy=False)
 
     def receive(self, timeout_s: float) -> list[Any]:
         frames = self._drain()
@@ -138,7 +140,12 @@ class ZmqLink:
     def _drain(self) -> list[Any]:
         frames: list[Any] = []
         while len(frames) < 256 and self.inbox.get(zmq.EVENTS) & zmq.POLLIN:  # cheaper than an exception
-            frames.append(self.inbox.recv(zmq.NOBLOCK, copy=False).buffer)
+            part = self.inbox.recv(zmq.NOBLOCK, copy=False)
+            pieces = [part.buffer]
+            while part.more:  # the rest of the message is here: it arrives as one
+                part = self.inbox.recv(zmq.NOBLOCK, copy=False)
+                pieces.append(part.buffer)
+            frames.append(pieces)
         return frames
 
     def wake(self) -> None:
@@ -179,7 +186,7 @@ class QueueLink:
         else:
             self._peers.pop(address, None)
 
-    def send(self, address: int, frame: Any) -> None:
+    def send(self, address: int, frame: list[Any]) -> None:
         endpoint = self._peers.get(address)
         if endpoint is not None:
             self._call(endpoint, frame)

@@ -155,10 +155,10 @@ class ModuleRuntime:
             message, to = send.message, send.to
             level = self.machine.level(to)
             began = time.time()
-            frame = self.wire.encode(message, level)
-            self.weather.send(to, frame, time.monotonic())
+            pieces = self.wire.encode_pieces(message, level)
+            self.weather.send(to, pieces, time.monotonic())
             if isinstance(message, (Dispatch, Reply)):
-                self._record_frame(message, level, to, len(frame), began)
+                self._record_frame(message, level, to, sum(map(len, pieces)), began)
 
     def _record_frame(self, message: Dispatch | Reply, level: int, to: int, sent: int, began: float) -> None:
         if isinstance(message, Dispatch):
@@ -242,26 +242,26 @@ class ModuleRuntime:
         pulses = Pulses(self.setup.scratch(), self.setup.modules) if host == own_host else None
         if isinstance(self.link, ZmqLink):
             channel = self.link.pusher(coordinator)
-            send = lambda frame: channel.send(frame)  # noqa: E731
+            send = lambda frame: channel.send(frame[0])  # noqa: E731
         else:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
         join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), own_host)
-        plain, epoch = b"", -1  # the usual beat, encoded once per epoch
+        plain, epoch = self.wire.encode_pieces(join), -1  # the usual beat, encoded once per epoch
         count = 0
         while not self.stopping:
             view = self.machine.view
             if pulses is not None:
                 pulses.beat(self.me, self.incarnation)
             if view.state[self.me] == DEAD or view.incarnations[self.me] != self.incarnation:
-                send(self.wire.encode(join).tobytes())
+                send(self.wire.encode_pieces(join))
             elif count % TOTALS_EVERY == 0:
                 beat = Heartbeat(self.me, self.incarnation, view.epoch, dict(self.totals))
-                send(self.wire.encode(beat).tobytes())
+                send(self.wire.encode_pieces(beat))
             elif pulses is None:
                 if epoch != view.epoch:
                     epoch = view.epoch
-                    plain = self.wire.encode(Heartbeat(self.me, self.incarnation, epoch)).tobytes()
+                    plain = self.wire.encode_pieces(Heartbeat(self.me, self.incarnation, epoch))
                 send(plain)
             count += 1
             time.sleep(interval)

@@ -246,7 +246,7 @@ class Session:
     def _send(self, sends: list[Send]) -> None:
         assert self._link is not None
         for send in sends:
-            self._link.send(send.to, self._wire.encode(send.message))
+            self._link.send(send.to, self._wire.encode_pieces(send.message))
 
     # -- faults -----------------------------------------------------------------------------------------
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
@@ -267,4 +267,4 @@ class Session:
         for target in targets:
             if target >= 0:
                 self._link.connect(target, self.epoch.endpoints[target])
-            self._link.send(target, self._wire.encode(Inject(fault)))
+            self._link.send(target, self._wire.encode_pieces(Inject(fault)))

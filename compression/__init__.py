@@ -26,7 +26,7 @@ from .parse import parse_stages
 from .raw import Raw
 from .sparse import Sparse
 from .stage import ArrayStage, ByteStage, PackStage, SelectStage, Stage
-from .wire import pack, unpack
+from .wire import pack, pack_pieces, unpack
 from .zstd import Zstd
 
 ARRAY_STAGES: dict[str, type[Stage]] = {"fp16": Fp16, "bf16": Bf16}
@@ -69,5 +69,6 @@ __all__ = [
     "encode_frame",
     "make_codec",
     "pack",
+    "pack_pieces",
     "unpack",
 ]

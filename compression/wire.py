@@ -13,6 +13,9 @@ Layout of version 1, little-endian, offsets in bytes:
     ..  segments            each at the next multiple of 64 from the frame's start, zeros in between
 
 The frame ends where its last segment (or, without segments, its header) ends.
+
+A transport whose messages have several parts may carry a frame in pieces, cut around its large segments:
+these need not be copied into the frame, nor out of it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .errors import CodecError, WireError
 from .segments import Buffer
@@ -35,6 +38,7 @@ MAX_FRAME_BYTES = 1 << 31
 MAX_HEADER_BYTES = 1 << 16
 MAX_HEADER_ITEMS = 4096  # of one array or map in the header: msgpack allocates what a length claims
 MAX_SEGMENTS = 1024
+PIECE_BYTES = 1 << 16  # segments from this size on are pieces of their own
 
 _MARK = int.from_bytes(MAGIC + struct.pack("<I", VERSION), "little")
 _PRELUDE = struct.Struct("<QQQII")
@@ -46,6 +50,16 @@ def pack(header: list[Any] | dict[Any, Any], segments: Sequence[Buffer] = ()) ->
     """One frame, uint8 [bytes], of a header that msgpack can write and buffers (each copied once).
 
     Raises CodecError for a header or segments beyond the limits that `unpack` enforces.
+    """
+    return pack_pieces(header, segments, 1 << 62)[0]
+
+
+def pack_pieces(
+    header: list[Any] | dict[Any, Any], segments: Sequence[Buffer] = (), piece_bytes: int = PIECE_BYTES
+) -> list[np.ndarray]:
+    """The same frame in pieces, uint8 [bytes] each; segments of at least `piece_bytes` are not copied.
+
+    They must not change until all is sent. Raises CodecError as `pack` does.
     """
     head = msgpack.packb(header)
     if len(head) > MAX_HEADER_BYTES or len(segments) > MAX_SEGMENTS or not isinstance(header, (list, dict)):
@@ -64,30 +78,37 @@ def pack(header: list[Any] | dict[Any, Any], segments: Sequence[Buffer] = ()) ->
         end = starts[-1] + size
     if end > MAX_FRAME_BYTES:
         raise CodecError(f"a frame may have up to {MAX_FRAME_BYTES} bytes, not {end}")
-    frame = np.empty(end, np.uint8)
-    view = frame.data
-    table.pack_into(view, _PRELUDE.size, *sizes)
-    done = start + len(head)
-    view[start:done] = head
+    pieces = []
+    low, run = 0, [(start, np.frombuffer(head, np.uint8))]  # copied bytes since the last piece, by offset
     for begin, part in zip(starts, parts, strict=True):
-        view[done:begin] = bytes(begin - done)
-        done = begin + part.size
-        frame[begin:done] = part
-    _PRELUDE.pack_into(view, 0, _MARK, 0, end, len(head), len(sizes))
-    struct.pack_into("<Q", view, 8, xxh3_64_intdigest(view[_HASHED:]))
-    return frame
+        if part.size < piece_bytes:
+            run.append((begin, part))
+            continue
+        pieces += [_copied(run, low, begin), part]
+        low, run = begin + part.size, []
+    if low < end:
+        pieces.append(_copied(run, low, end))
+    first = pieces[0].data
+    table.pack_into(first, _PRELUDE.size, *sizes)
+    _PRELUDE.pack_into(first, 0, _MARK, 0, end, len(head), len(sizes))
+    struct.pack_into("<Q", first, 8, _checksum([piece.data for piece in pieces]))
+    return pieces
 
 
-def unpack(buffer: Buffer, max_bytes: int = MAX_FRAME_BYTES) -> tuple[Any, list[memoryview]]:
+def unpack(
+    buffer: Buffer | Sequence[Buffer], max_bytes: int = MAX_FRAME_BYTES
+) -> tuple[Any, list[memoryview]]:
     """A frame's header (list or dict) and its segments as views of the buffer, read-only where that is.
 
-    Everything is checked before it is believed: sizes against the buffer, then the checksum, then the header.
+    A list or tuple of buffers is a frame in pieces. Everything is checked before it is believed: sizes
+    against the buffer, then the checksum, then the header.
     Raises WireError, and nothing else, for bytes that `pack` did not write.
     """
-    view = _bytes(buffer)
-    size = len(view)
-    if not _PRELUDE.size <= size <= max_bytes:
+    pieces = [_bytes(piece) for piece in buffer] if isinstance(buffer, (list, tuple)) else [_bytes(buffer)]
+    size = sum(map(len, pieces))
+    if not _PRELUDE.size <= size <= max_bytes or len(pieces[0]) < _PRELUDE.size:
         raise WireError(f"a frame of {size} bytes; allowed are {_PRELUDE.size} to {max_bytes}")
+    view = pieces[0]
     mark, checksum, total, head_size, count = _PRELUDE.unpack_from(view)
     if mark != _MARK:
         if view[:4] != MAGIC:
@@ -100,8 +121,8 @@ def unpack(buffer: Buffer, max_bytes: int = MAX_FRAME_BYTES) -> tuple[Any, list[
     table = _table(count)
     start = _PRELUDE.size + table.size
     end = start + head_size
-    if end > size:
-        raise WireError(f"frame's header ends at {end} of {size} bytes")
+    if end > len(view):
+        raise WireError(f"frame's header ends at {end} of {len(view)} bytes")
     stop = end
     places = []
     for length in table.unpack_from(view, _PRELUDE.size):
@@ -110,9 +131,51 @@ def unpack(buffer: Buffer, max_bytes: int = MAX_FRAME_BYTES) -> tuple[Any, list[
         places.append((begin, stop))
     if stop != size:
         raise WireError(f"frame's segments end at {stop} of {size} bytes")
-    if xxh3_64_intdigest(view[_HASHED:]) != checksum:
+    if _checksum(pieces) != checksum:
         raise WireError("frame's checksum does not match")
-    return _header(view[start:end]), [view[begin:stop] for begin, stop in places]
+    header = _header(view[start:end])
+    if len(pieces) == 1:
+        return header, [view[begin:stop] for begin, stop in places]
+    return header, _segments(pieces, places)
+
+
+def _copied(run: list[tuple[int, np.ndarray]], low: int, high: int) -> np.ndarray:
+    """Bytes [low, high) of a frame: parts at their offsets, zeros between them (the prelude stays open)."""
+    piece = np.empty(high - low, np.uint8)
+    done = 0
+    for begin, part in run:
+        begin -= low
+        piece[done:begin] = 0
+        done = begin + part.size
+        piece[begin:done] = part
+    piece[done:] = 0
+    return piece
+
+
+def _checksum(pieces: list[memoryview]) -> int:
+    if len(pieces) == 1:
+        return xxh3_64_intdigest(pieces[0][_HASHED:])
+    state = xxh3_64(pieces[0][_HASHED:])
+    for piece in pieces[1:]:
+        state.update(piece)
+    return state.intdigest()
+
+
+def _segments(pieces: list[memoryview], places: list[tuple[int, int]]) -> list[memoryview]:
+    """Cut segments, each within one piece, out of a frame in pieces."""
+    segments = []
+    low, number = 0, 0
+    for begin, stop in places:
+        if begin == stop:
+            segments.append(pieces[0][:0])
+            continue
+        while begin - low >= len(pieces[number]):
+            low += len(pieces[number])
+            number += 1
+        if stop - low > len(pieces[number]):
+            raise WireError(f"frame's segment at {begin} to {stop} is cut at {low + len(pieces[number])}")
+        segments.append(pieces[number][begin - low : stop - low])
+    return segments
 
 
 def _header(view: memoryview) -> Any:

@@ -34,7 +34,7 @@ class LostExpertError(RuntimeError):
 
 
 def as_rows(x: Any, d_model: int) -> F32:
-    """Check a batch and convert it to contiguous float32 [T, D].
+    """Check a batch and copy it to contiguous float32 [T, D]: what is sent may not change any more.
 
     float64 and non-contiguous arrays are converted. Raises TypeError for other dtypes, and ValueError for
     a wrong shape, for NaN and for Inf (also where a float64 is too large for float32).
@@ -45,7 +45,7 @@ def as_rows(x: Any, d_model: int) -> F32:
     if rows.ndim != 2 or rows.shape[1] != d_model:
         raise ValueError(f"x has shape {rows.shape}; the model takes [tokens, {d_model}]")
     with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        rows = np.array(rows, np.float32, order="C")
     finite = np.isfinite(rows)
     if not finite.all():
         token, column = (int(i) for i in np.argwhere(~finite)[0])

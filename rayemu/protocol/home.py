@@ -36,6 +36,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
 
+SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
 
@@ -106,6 +107,7 @@ class Home:
         self.parked: list[_Parked] = []
         self.complete_below = 0
         self.out: list[Send] = []
+        self._spare: list[np.ndarray] = []
         self.requests = Requests(incarnation, config, self.out)
         self._wake = float("inf")  # for what is parked or waits for its choices
         self.combined: list[tuple[Unit, int]] = []  # (unit, layer), for whoever records
@@ -209,12 +211,20 @@ class Home:
         pairs = experts.size
         unit.experts, unit.weights = experts, weights
         if unit.rows is None or unit.rows.shape[0] != pairs:
-            unit.rows = np.empty((pairs, unit.h.shape[1]), np.float32)
+            unit.rows = self._buffer(pairs, unit.h.shape[1])
         unit.have = np.zeros(pairs, bool)
         unit.left = pairs
         counts = np.bincount(experts.ravel(), minlength=self.view.experts)
         unit.shard.expert_tokens[unit.layer] += counts.astype(np.int32)
         self._plan(unit, np.arange(pairs), now)
+
+    def _buffer(self, pairs: int, width: int) -> np.ndarray:
+        """Memory for the rows of a unit, from a finished one where the shape fits."""
+        for number, spare in enumerate(self._spare):
+            if spare.shape == (pairs, width):
+                return self._spare.pop(number)
+        del self._spare[:-SPARE]
+        return np.empty((pairs, width), np.float32)
 
     def _plan(self, unit: Unit, pairs: np.ndarray, now: float, direct: bool = False) -> None:
         """Choose replicas for the pairs and send them; `direct` skips relays (when asking again)."""
@@ -332,6 +342,8 @@ class Home:
         if (shard.batch, shard.shard) not in self.shards:
             return
         layer = self.model.layers[unit.layer]
+        last = unit.layer + 1 == len(self.model.layers)
+        out = shard.y[unit.low : unit.high] if last else None
         self.requests.close(unit, now)
         if unit.experts is not None:
             assert unit.weights is not None and unit.rows is not None
@@ -339,19 +351,22 @@ class Home:
             if shard.dispatch_paths is not None and self.config.drop_lost_experts:
                 kept = shard.dispatch_paths[unit.layer, unit.low : unit.high] != DROPPED
                 weights = drop_choices(weights, kept)
-            y = combine(weights, unit.rows.reshape(*unit.experts.shape, -1), unit.shared)
+            y = combine(weights, unit.rows.reshape(*unit.experts.shape, -1), unit.shared, out=out)
         else:
             assert unit.shared is not None
             y = unit.shared
-        unit.h = finish(layer, unit.h, y)
+        unit.h = finish(layer, unit.h, y, out=out)
         self.combined.append((unit, unit.layer))
         unit.experts = unit.weights = unit.x = None
         unit.layer += 1
-        if unit.layer < len(self.model.layers):
+        if not last:
             self._begin_layer(unit, now)
             return
-        shard.y[unit.low : unit.high] = unit.h
-        unit.rows = None
+        if unit.h is not out:
+            shard.y[unit.low : unit.high] = unit.h
+        if unit.rows is not None:
+            self._spare.append(unit.rows)  # fresh memory costs as much as filling it
+            unit.rows = None
         shard.units_left -= 1
         if not shard.units_left:
             shard.result = Result(

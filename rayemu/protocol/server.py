@@ -28,7 +28,7 @@ class Work:
     """One accepted request: where its reply rows gather and who gets them."""
 
     dispatch: Dispatch
-    rows: np.ndarray  # [n, D] reply rows
+    rows: np.ndarray | None  # [n, D] reply rows; None until its only lot is computed
     lots_left: int
 
 
@@ -39,7 +39,7 @@ class Part:
     work: Work | None  # None for the home's own shared part
     rows: np.ndarray  # [r, D]
     index: np.ndarray | None  # [n] rows of the lot, None: all, in order
-    out: np.ndarray | None  # [n, D]; None: the result goes to `tag`'s owner
+    out: np.ndarray | None  # [n, D]; None: the result itself becomes the reply, or goes to `tag`'s owner
     tag: object = None
 
     @property
@@ -83,13 +83,15 @@ class ExpertServer:
         key = (dispatch.home, dispatch.request, dispatch.start)
         if key in self.works:
             return
-        total = sum(lot[2] for lot in dispatch.lots)
-        work = Work(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), len(dispatch.lots))
+        rows = None
+        if len(dispatch.lots) > 1:
+            total = sum(lot[2] for lot in dispatch.lots)
+            rows = np.empty((total, dispatch.rows.shape[1]), np.float32)
+        work = Work(dispatch, rows, len(dispatch.lots))
         self.works[key] = work
         for expert, index, span in lots_of(dispatch):
-            part = Part(
-                work, dispatch.rows if index is not None else dispatch.rows[span], index, work.rows[span]
-            )
+            given = dispatch.rows if index is not None else dispatch.rows[span]
+            part = Part(work, given, index, None if rows is None else rows[span])
             self._queue((dispatch.layer, expert), part, dispatch.shards, now)
 
     def accept_shared(self, layer: int, rows: np.ndarray, tag: object, now: float) -> None:
@@ -138,6 +140,7 @@ class ExpertServer:
             if work.lots_left:
                 continue
             d = work.dispatch
+            assert work.rows is not None
             if self.works.pop((d.home, d.request, d.start), None) is None:
                 continue
             spans = [[d.start, len(work.rows), d.path, 0]]
@@ -177,31 +180,37 @@ def run_job(model: Model, job: Job) -> None:
         job.result = shared_forward(layer, job.parts[0].rows)
         return
     expert = layer.experts[job.expert]
-    if len(job.parts) == 1:
-        part = job.parts[0]
-        rows = part.rows if part.index is None else part.rows[part.index]
-        expert_forward(expert, rows, out=part.out)
-        return
-    x = _buffer("x", job.rows, job.parts[0].rows.shape[1])
+    x = _gathered(job)
+    y = expert_forward(expert, x, out=np.empty(x.shape, np.float32))  # replies hold slices of it
+    low = 0
+    for part in job.parts:
+        rows = y[low : low + part.count]
+        low += part.count
+        if part.out is not None:
+            part.out[:] = rows
+        elif part.work is not None:
+            part.work.rows = rows
+
+
+def _gathered(job: Job) -> np.ndarray:
+    """Return the rows [n, D] of all parts in order: a view of the only part, or this thread's scratch."""
+    first = job.parts[0]
+    if len(job.parts) == 1 and first.index is None:
+        return first.rows
+    x = _buffer(job.rows, first.rows.shape[1])
     low = 0
     for part in job.parts:
         high = low + part.count
         if part.index is None:
             x[low:high] = part.rows
         else:
-            np.take(part.rows, part.index, axis=0, out=x[low:high])
+            np.take(part.rows, part.index, axis=0, out=x[low:high], mode="clip")  # in range, see wire
         low = high
-    y = expert_forward(expert, x, out=_buffer("y", *x.shape))
-    low = 0
-    for part in job.parts:
-        assert part.out is not None
-        part.out[:] = y[low : low + part.count]
-        low += part.count
+    return x
 
 
-def _buffer(name: str, rows: int, width: int) -> np.ndarray:
-    held = getattr(_scratch, name, None)
+def _buffer(rows: int, width: int) -> np.ndarray:
+    held = getattr(_scratch, "x", None)
     if held is None or held.shape[1] != width or len(held) < rows:
-        held = np.empty((max(rows, JOB_ROWS), width), np.float32)
-        setattr(_scratch, name, held)
+        held = _scratch.x = np.empty((max(rows, JOB_ROWS), width), np.float32)
     return held[:rows]

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rayemu.compression import Codec, WireError
-from rayemu.compression.wire import pack, unpack
+from rayemu.compression.wire import PIECE_BYTES, pack_pieces, unpack
 from rayemu.protocol.messages import Dispatch, Message, Reply
 
 _DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1")]
@@ -39,6 +39,12 @@ class Wire:
 
     def encode(self, message: Message, level: int = 0) -> np.ndarray:
         """Turn a message into one contiguous frame (uint8)."""
+        return self.encode_pieces(message, level, 1 << 62)[0]
+
+    def encode_pieces(
+        self, message: Message, level: int = 0, piece_bytes: int = PIECE_BYTES
+    ) -> list[np.ndarray]:
+        """Turn a message into a frame in pieces (uint8); large arrays are not copied and must not change."""
         kind = type(message)
         scalars = [getattr(message, name) for name in _SCALARS[kind]]
         arrays: list[Any] = []
@@ -54,10 +60,13 @@ class Wire:
             else:
                 arrays.append([_DTYPE_CODE[array.dtype], *array.shape])
                 segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-        return pack([_KIND_OF[kind], level, scalars, arrays], segments)
+        return pack_pieces([_KIND_OF[kind], level, scalars, arrays], segments, piece_bytes)
 
     def decode(self, frame: Any) -> Message:
-        """Turn a frame back into the message; arrays are views of the frame where the codec allows."""
+        """Turn a frame, whole or in pieces, back into the message.
+
+        Arrays are views of the frame where the codec allows.
+        """
         header, segments = unpack(frame)
         try:
             number, level, scalars, arrays = header
