@@ -73,6 +73,9 @@ class Session:
         try:
             with local_ray.interrupts_deferred():
                 self._owns_ray = local_ray.connect(address, len(module_to_node) + 1, self.directory)
+            if local_ray.machines() == 1:
+                per_core = len(module_to_node) / (os.cpu_count() or 1)
+                config = replace(config, modules_per_core=per_core)
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow

@@ -20,7 +20,7 @@ from rayemu.protocol.messages import Dispatch, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
 JOB_ROWS = 1024  # GEMMs gain little beyond this; larger ones push each other out of the cache
-WEIGHT_BYTES_PER_S = 5e9  # lingering longer than it takes to stream the weights once cannot pay
+WEIGHT_BYTES_PER_S = 5e9  # merging saves streaming the weights once: waiting much longer cannot pay
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +74,7 @@ class ExpertServer:
         self.me = me
         self.model = model
         stream_time = model.spec.expert_bytes() / WEIGHT_BYTES_PER_S
-        self.linger = min(config.linger, stream_time)
+        self.linger = min(config.linger, stream_time * max(1.0, config.modules_per_core))
         self.groups: dict[tuple[int, int], _Group] = {}
         self.works: dict[tuple[int, int, int], Work] = {}
 
