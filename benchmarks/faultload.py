@@ -35,6 +35,7 @@ class Signal:
     kind: str
     module: int
     signal: str
+    epoch: int = -1
 
     @property
     def cause(self) -> str:
@@ -71,7 +72,7 @@ class Outcome:
     module: int
     signal: str  # what told of it first
     detected_s: float | None
-    unit_s: float | None  # first shard that the module was home of and had begun, redone elsewhere
+    unit_s: float | None  # first finished unit that needed the module, see `first_unit`
     recovered_s: float | None  # first finished batch that needed the module
     all_s: float | None  # last of the batches that were under way, or sent right after the strike
     back_s: float | None
@@ -201,7 +202,8 @@ class Faultload:
             if "module" not in notice.facts:
                 continue
             module = int(str(notice.facts["module"]))
-            signal = Signal(notice.wall_s, notice.kind, module, str(notice.facts.get("signal", "")))
+            cause, epoch = str(notice.facts.get("signal", "")), int(str(notice.facts.get("epoch", -1)))
+            signal = Signal(notice.wall_s, notice.kind, module, cause, epoch)
             self.signals.append(signal)
             if signal.kind in ("suspected", "dead"):
                 self.away.add(module)
@@ -212,6 +214,12 @@ class Faultload:
                 continue
             if signal.kind in self.returns and signal.at > last.at + self.lasts_s:
                 last.back = signal.at
+
+
+def first_told(strike: Strike, signals: list[Signal]) -> Signal | None:
+    """The first report of the struck module's end."""
+    told = [s for s in signals if s.module == strike.module and s.kind in ("suspected", "dead")]
+    return min((s for s in told if s.at >= strike.at), key=lambda s: s.at, default=None)
 
 
 def outcome(
@@ -227,12 +235,7 @@ def outcome(
     was home of; so did the first batch sent after the strike, if that was before anyone could know. Others
     may have needed it as expert server: they are not counted, so the recovery shown is, if anything, late.
     """
-    told = [
-        s
-        for s in signals
-        if s.module == strike.module and s.at >= strike.at and s.kind in ("suspected", "dead")
-    ]
-    first = min(told, key=lambda s: s.at, default=None)
+    first = first_told(strike, signals)
     under_way = [b for b in batches if b.submitted < strike.at < b.finished]
     after = [b for b in batches if strike.at <= b.submitted and (first is None or b.submitted < first.at)][:1]
     needed = [b for b in under_way if b.number not in combined] + after
@@ -255,15 +258,24 @@ def combined_before(record: np.ndarray, strike: Strike) -> set[int]:
     return set(record["batch"][before].tolist())
 
 
-def first_redone(record: np.ndarray, strike: Strike) -> float | None:
-    """Seconds until a shard that the module was home of, and had begun, was combined elsewhere."""
+def first_unit(record: np.ndarray, strike: Strike, told: Signal | None) -> float | None:
+    """Seconds until the first unit (a home's part of a batch) was done that needed the module.
+
+    That is a shard that the module was home of and had begun, combined elsewhere; or one whose home asked
+    others again for rows because of the epoch in which the module's end was told.
+    """
     units = record["batch"].astype(np.int64) << 32 | record["shard"].astype(np.int64) & 0xFFFFFFFF
-    before = (record["end_wall_s"] > 0) & (record["end_wall_s"] <= strike.wall)
+    ended = record["end_wall_s"] > 0
+    before = ended & (record["end_wall_s"] <= strike.wall)
     mine, combines = record["src"] == strike.module, record["kind"] == COMBINE
-    begun = units[mine & before & (record["kind"] == DISPATCH)]
-    open_units = np.setdiff1d(begun, units[mine & before & combines])
-    redone = ~mine & combines & (record["end_wall_s"] > strike.wall)
-    ends = record["end_wall_s"][redone][np.isin(units[redone], open_units)]
+    dispatches = ended & (record["kind"] == DISPATCH)
+    needed = np.setdiff1d(units[mine & before & dispatches], units[mine & before & combines])
+    if told is not None and told.epoch >= 0:
+        again = units[dispatches & ~mine & (record["epoch"] == told.epoch)]
+        asked = units[dispatches & ~mine & (record["epoch"] < told.epoch)]
+        needed = np.union1d(needed, np.intersect1d(again, asked))
+    done = ~mine & combines & (record["end_wall_s"] > strike.wall)
+    ends = record["end_wall_s"][done][np.isin(units[done], needed)]
     return float(ends.min() - strike.wall) if len(ends) else None
 
 

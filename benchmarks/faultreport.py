@@ -22,7 +22,8 @@ from .faultload import (
     Outcome,
     combined_before,
     false_alarms,
-    first_redone,
+    first_told,
+    first_unit,
     outcome,
     scenario,
 )
@@ -33,7 +34,7 @@ from .workload import Size, Workload
 MODULES = 8
 TIMES = {
     "detected_s": "the coordinator tells of it",
-    "unit_s": "a shard of the module is redone",
+    "unit_s": "a unit that needed the module is done",
     "recovered_s": "a batch that needed it is out",
     "all_s": "all batches under way are out",
     "back_s": "the module is back",
@@ -90,7 +91,13 @@ def run(
         record = emulator.record()
         duplicates = emulator.duplicate_results
     outcomes = [
-        outcome(k, load.batches, load.signals, combined_before(record, k), first_redone(record, k))
+        outcome(
+            k,
+            load.batches,
+            load.signals,
+            combined_before(record, k),
+            first_unit(record, k, first_told(k, load.signals)),
+        )
         for k in load.done
     ]
     data: dict[str, Any] = {

@@ -141,7 +141,7 @@ class CoordinatorActor:
 
         def wait() -> None:
             ray.wait([pending])
-            self.runtime.post_down(module, incarnation, "process")
+            self.runtime.post_down(module, incarnation, "actor")
 
         threading.Thread(target=wait, name=f"watch-{module}.{incarnation}", daemon=True).start()
 

@@ -129,8 +129,8 @@ class CoordinatorRuntime:
             threading.Thread(target=self._watch, args=(join,), daemon=True).start()
 
     def _watch(self, join: Join) -> None:
-        if wait_for_death(join.pid):
-            self.post_down(join.module, join.incarnation, "process state")
+        if wait_for_death(join.pid, join.thread):
+            self.post_down(join.module, join.incarnation, "process")
 
     def _check_broken(self) -> None:
         """A closed connection is the first sign of a dead process; the next heartbeat would refute it."""

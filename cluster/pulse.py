@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 _SLOT = struct.Struct("=qd")
-_PIDFD_THREAD = os.O_EXCL  # Linux 6.9: the descriptor tells of the main thread's end, not the process's
+_PIDFD_THREAD = os.O_EXCL  # Linux 6.9: the descriptor tells of one thread's end
 
 
 class Pulses:
@@ -38,17 +38,17 @@ class Pulses:
         return list(_SLOT.iter_unpack(self._map[:]))
 
 
-def wait_for_death(pid: int) -> bool:
-    """Wait until a process of this machine is dead; False at once where the system cannot tell.
+def wait_for_death(pid: int, thread: int) -> bool:
+    """Wait until a process of this machine, or one of its threads, ends; False where that cannot be told.
 
-    A killed process closes its sockets, and counts as ended, only after its memory is torn down, some 40 ms
-    for a module; its main thread is gone at once.
+    A killed process closes its sockets, and counts as ended, only after its memory is torn down: some 10 to
+    40 ms for a module. A thread other than the main one ends at once.
     """
     if not hasattr(os, "pidfd_open"):
         return False
     try:
         try:
-            descriptor = os.pidfd_open(pid, _PIDFD_THREAD)
+            descriptor = os.pidfd_open(thread, _PIDFD_THREAD)
         except ProcessLookupError:
             return True
         except OSError:  # an older kernel

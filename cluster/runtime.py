@@ -163,11 +163,11 @@ class ModuleRuntime:
     def _record_frame(self, message: Dispatch | Reply, level: int, to: int, sent: int, began: float) -> None:
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self.me else FORWARD
-            shard = message.shard
+            shard, epoch = message.shard, message.epoch
             expert = message.lots[0][1] if len(message.lots) == 1 else -1
         else:
             kind = REPLY if message.sender == self.me else FORWARD
-            shard, expert = -1, -1
+            shard, epoch, expert = -1, -1, -1
         raw = message.rows.nbytes
         self.totals["raw_bytes"] += raw
         self.totals["sent_bytes"] += sent
@@ -182,6 +182,7 @@ class ModuleRuntime:
             micro=message.micro,
             batch=message.batch,
             shard=shard,
+            epoch=epoch,
             expert=expert,
             level=level,
             raw_bytes=raw,
@@ -246,7 +247,8 @@ class ModuleRuntime:
         else:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
-        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), own_host)
+        thread = threading.get_native_id()
+        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host)
         plain, epoch = self.wire.encode_pieces(join), -1  # the usual beat, encoded once per epoch
         count = 0
         while not self.stopping:

@@ -256,7 +256,7 @@ def test_a_killed_module_on_real_ray(tmp_path: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["exact"] is True and summary["tokens_out"] == 12 * 64
     (fault,) = summary["faults"]
-    assert fault["signal"] in ("disconnect", "process", "process state")
+    assert fault["signal"] in ("disconnect", "process", "actor")
     assert 0 < fault["detected_wall_s"] <= fault["recovered_wall_s"] < 30
     traffic = np.array(summary["traffic_bytes"])  # [M, M]
     assert 0 < traffic.sum() == summary["bytes_sent"] and not traffic.diagonal().any()

@@ -213,6 +213,7 @@ class Join:
     incarnation: int
     endpoint: str
     pid: int = 0
+    thread: int = 0  # of the process, to be watched for its end
     host: str = ""
 
 

@@ -26,6 +26,7 @@ RECORD = np.dtype(
         ("micro", "i2"),
         ("batch", "i4"),
         ("shard", "i4"),
+        ("epoch", "i4"),  # of the plan that a dispatch belongs to; -1 elsewhere
         ("expert", "i4"),  # -1 where there are several, or none
         ("rows", "i4"),
         ("flops", "f8"),
@@ -58,6 +59,7 @@ class Recorder:
         micro: int,
         batch: int,
         shard: int = -1,
+        epoch: int = -1,
         expert: int = -1,
         level: int = 0,
         flops: float = 0.0,
@@ -68,7 +70,7 @@ class Recorder:
         """Write one row; see RECORD for the fields. It ends now unless an end is given."""
         if self._size == len(self._rows):
             self._rows = np.memmap(self.path, RECORD, "r+", shape=(self._size + _GROW,))
-        where = (kind, level, level, src, dst, layer, micro, batch, shard, expert)
+        where = (kind, level, level, src, dst, layer, micro, batch, shard, epoch, expert)
         what = (rows, flops, raw_bytes, sent_bytes, start_wall_s, end_wall_s or time.time())
         self._rows[self._size] = where + what
         self._size += 1

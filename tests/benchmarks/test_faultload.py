@@ -17,7 +17,7 @@ from rayemu.benchmarks.faultload import (
     Watchdog,
     combined_before,
     false_alarms,
-    first_redone,
+    first_unit,
     outcome,
 )
 from rayemu.benchmarks.faultreport import clean, tokens, undisturbed
@@ -77,21 +77,47 @@ def test_combined_shards_are_read_from_the_record() -> None:
     assert combined_before(record, STRIKE) == {1}
 
 
-def test_a_unit_is_redone_when_another_module_combines_it() -> None:
-    rows = [  # kind, src, batch, shard, end
-        (DISPATCH, 3, 1, 2, 999.0),
-        (COMBINE, 3, 1, 2, 999.5),  # finished before the strike
-        (DISPATCH, 3, 2, 1, 999.9),  # begun
-        (COMBINE, 4, 2, 0, 1000.01),  # another shard of that batch
-        (COMBINE, 4, 2, 1, 1000.05),
-        (COMBINE, 5, 2, 1, 1000.04),
-        (COMBINE, 3, 2, 1, 1000.02),  # the module itself, when it was back
-    ]
+TOLD = Signal(10.006, "suspected", 3, "disconnect", epoch=9)
+
+
+def record_of(rows: list[tuple[int, int, int, int, int, float]]) -> np.ndarray:
     record = np.zeros(len(rows), RECORD)
-    for row, (kind, src, number, shard, end) in zip(record, rows, strict=True):
-        row["kind"], row["src"], row["batch"], row["shard"], row["end_wall_s"] = kind, src, number, shard, end
-    assert first_redone(record, STRIKE) == pytest.approx(0.04)
-    assert first_redone(record[:2], STRIKE) is None
+    for row, (kind, src, number, shard, epoch, end) in zip(record, rows, strict=True):
+        row["kind"], row["src"], row["batch"], row["shard"] = kind, src, number, shard
+        row["epoch"], row["end_wall_s"] = epoch, end
+    return record
+
+
+def test_a_unit_is_redone_when_another_module_combines_it() -> None:
+    record = record_of(
+        [
+            (DISPATCH, 3, 1, 2, 8, 999.0),
+            (COMBINE, 3, 1, 2, -1, 999.5),  # finished before the strike
+            (DISPATCH, 3, 2, 1, 8, 999.9),  # begun
+            (COMBINE, 4, 2, 0, -1, 1000.01),  # another shard of that batch
+            (COMBINE, 4, 2, 1, -1, 1000.05),
+            (COMBINE, 5, 2, 1, -1, 1000.04),
+            (COMBINE, 3, 2, 1, -1, 1000.02),  # the module itself, when it was back
+        ]
+    )
+    assert first_unit(record, STRIKE, TOLD) == pytest.approx(0.04)
+    assert first_unit(record[:2], STRIKE, TOLD) is None
+
+
+def test_a_unit_needed_the_module_when_its_home_asked_again_in_the_epoch_of_the_death() -> None:
+    rows = [
+        (DISPATCH, 4, 1, 0, 8, 999.9),  # asked
+        (DISPATCH, 4, 1, 1, 8, 999.9),  # asked, and answered in time: not again
+        (DISPATCH, 4, 1, 0, 9, 1000.007),  # asked again
+        (DISPATCH, 5, 2, 0, 9, 1000.008),  # begun when the death was known
+        (COMBINE, 4, 1, 1, -1, 1000.001),
+        (COMBINE, 5, 2, 0, -1, 1000.010),
+        (COMBINE, 4, 1, 0, -1, 1000.03),
+    ]
+    assert first_unit(record_of(rows), STRIKE, TOLD) == pytest.approx(0.03)
+    assert first_unit(record_of(rows), STRIKE, None) is None
+    later = [row for row in rows if row[4] != 9]
+    assert first_unit(record_of([*later, (DISPATCH, 4, 1, 0, 10, 1000.02)]), STRIKE, TOLD) is None
 
 
 def test_false_alarms_are_those_without_a_strike() -> None:

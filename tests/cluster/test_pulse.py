@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-from rayemu.cluster.pulse import Pulses, process_state
+import pytest
+
+from rayemu.cluster.pulse import Pulses, process_state, wait_for_death
 
 
 def test_beats_are_seen_by_other_processes(tmp_path: Path) -> None:
@@ -43,3 +47,25 @@ def test_states_of_a_real_process() -> None:
     assert becomes("Z"), "killed, and not waited for"
     process.wait()
     assert process_state(process.pid) == "X"
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this system has no pidfd")
+def test_the_end_of_a_thread_tells_of_its_process() -> None:
+    script = (
+        "import threading, time; t = threading.Thread(target=time.sleep, args=(60,), daemon=True); t.start();"
+        "print(t.native_id, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    thread = int(process.stdout.readline())
+    ended: list[bool] = []
+    watcher = threading.Thread(target=lambda: ended.append(wait_for_death(process.pid, thread)))
+    watcher.start()
+    watcher.join(0.05)
+    assert not ended, "it lives"
+    process.kill()
+    watcher.join(5)
+    assert ended == [True]
+    process.wait()
+    process.stdout.close()
+    assert wait_for_death(process.pid, thread), "gone before anyone looked"
