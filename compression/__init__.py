@@ -17,20 +17,33 @@ from functools import lru_cache
 from typing import Any
 
 from .bf16 import Bf16
+from .blocks import Blocks
 from .codec import Codec, Encoded
+from .delta import Delta
 from .errors import CodecError, WireError
+from .fp8 import Fp8
 from .fp16 import Fp16
 from .frames import decode_frame, encode_frame
+from .int4 import Int4
 from .int8 import Int8
 from .parse import parse_stages
+from .planes import Planes
 from .raw import Raw
 from .sparse import Sparse
 from .stage import ArrayStage, ByteStage, PackStage, SelectStage, Stage
 from .wire import pack, pack_pieces, unpack
 from .zstd import Zstd
 
-ARRAY_STAGES: dict[str, type[Stage]] = {"fp16": Fp16, "bf16": Bf16}
-SEGMENT_STAGES: dict[str, type[Stage]] = {"raw": Raw, "int8": Int8, "sparse": Sparse}
+ARRAY_STAGES: dict[str, type[Stage]] = {"fp16": Fp16, "bf16": Bf16, "delta": Delta}
+SEGMENT_STAGES: dict[str, type[Stage]] = {
+    "raw": Raw,
+    "int8": Int8,
+    "int4": Int4,
+    "fp8": Fp8,
+    "sparse": Sparse,
+    "blocks": Blocks,
+    "planes": Planes,
+}
 BYTE_STAGES: dict[str, type[Stage]] = {"zstd": Zstd}
 STAGES: dict[str, type[Stage]] = {**ARRAY_STAGES, **SEGMENT_STAGES, **BYTE_STAGES}
 

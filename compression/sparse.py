@@ -39,9 +39,9 @@ class Sparse(SelectStage):
         return self.threshold == 0.0
 
     def encode(self, x: np.ndarray, pack: PackStage) -> list[Buffer]:
-        keep = self._keep(x)  # [n, D]
+        keep = self.keep(x)  # [n, D]
         bitmap = np.packbits(keep, axis=1, bitorder="little")
-        counts = _counts(bitmap)
+        counts = set_bits(bitmap)
         values = np.empty(int(counts.sum()), x.dtype)
         start = 0
         for rows, kept in _blocks(counts, x.shape[1]):
@@ -65,7 +65,7 @@ class Sparse(SelectStage):
         bitmap = view(segments[0], np.uint8, n * stride, "sparse bitmap").reshape(n, stride)
         if width % 8 and n and np.bitwise_or.reduce(bitmap[:, -1]) >> (width % 8):
             raise WireError("sparse: the bitmap marks values beyond the row's width")
-        counts = _counts(bitmap)
+        counts = set_bits(bitmap)
         values = pack.decode_kept(segments[1:], counts, dtype)
         if values.dtype == np.float32 and not (self.lossless or pack.takes_float32):
             check_finite(values.view(np.uint32), 0x7F800000, "sparse")
@@ -85,8 +85,8 @@ class Sparse(SelectStage):
     def max_segment_bytes(self, shape: tuple[int, int]) -> list[int]:
         return [shape[0] * -(-shape[1] // 8)]
 
-    def _keep(self, x: np.ndarray) -> np.ndarray:
-        """x [n, D] of float32, float16 or bfloat16 bits -> bool [n, D]."""
+    def keep(self, x: np.ndarray) -> np.ndarray:
+        """Which values of x [n, D] (float32, float16 or bfloat16 bits) are worth keeping, bool [n, D]."""
         if self.threshold == 0.0:
             return x.view(np.uint32 if x.dtype.itemsize == 4 else np.uint16) != 0
         if x.dtype == np.uint16:
@@ -111,6 +111,6 @@ def _blocks(counts: np.ndarray, width: int) -> Iterator[tuple[slice, int]]:
         yield rows, int(counts[rows].sum())
 
 
-def _counts(bitmap: np.ndarray) -> np.ndarray:
+def set_bits(bitmap: np.ndarray) -> np.ndarray:
     """Set bits in each row: uint8 [n, B] -> int64 [n]."""
     return np.add.reduce(np.bitwise_count(bitmap), axis=1, dtype=np.int64)

@@ -1,0 +1,196 @@
+"""What the packers with scales share: values divided by a scale of their row, or of a group of it, and coded.
+
+A group's scale is chosen so that its largest magnitude becomes the largest number that the code can hold.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import scratch
+from .errors import CodecError
+from .segments import Buffer, expect, refuse_row, refused
+from .stage import PackStage
+
+MIN_SCALE = np.float32(2.0**-126)  # 1/scale must not leave the float32 range
+
+
+class Scaled(PackStage):
+    """A packer with a scale for each row (group 0) or each `group` values of a row.
+
+    Segments: scales [n, ceil(D / group)], then codes [n, D]. After a selector, groups run over the kept
+    values of a row, and a row with nothing kept has no scale. NaN and Inf are refused.
+    """
+
+    group: int
+    lossless = False
+    takes_float32 = True
+    largest: ClassVar[float]  # magnitude after scaling
+    code_dtype: ClassVar[Any]  # of one byte
+
+    def __post_init__(self) -> None:
+        if type(self.group) is not int or not (self.group == 0 or 16 <= self.group <= 65536):
+            raise CodecError(
+                f"{self.stage_name}: group is {self.group!r}, allowed is 0 (whole row) or 16 to 65536 values"
+            )
+
+    @abstractmethod
+    def store(self, scales: np.ndarray, codes: np.ndarray) -> list[Buffer]:
+        """Scales float32 and codes (both flat or [n, ..]) -> the two segments."""
+
+    @abstractmethod
+    def load(
+        self, segments: Sequence[Buffer], scales: int, codes: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The two segments -> scales float32, flat, and codes; WireError for what no encoder writes."""
+
+    def round_scales(self, scales: np.ndarray) -> None:
+        """Make positive scales, in place, ones that `store` can keep to the bit."""
+        np.maximum(scales, MIN_SCALE, out=scales)
+        limit = np.float32(np.finfo(np.float32).max / self.largest)
+        np.minimum(scales, np.nextafter(limit, np.float32(0)), out=scales)  # largest * scale stays finite
+
+    @abstractmethod
+    def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
+        """Scaled values float32 (contiguous, free to be overwritten) -> codes, same shape."""
+
+    @abstractmethod
+    def from_codes(self, codes: np.ndarray, scaled: np.ndarray) -> None:
+        """The inverse."""
+
+    def new_codes(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for codes of this shape."""
+        return np.empty(shape, self.code_dtype)
+
+    def stored_bytes(self, shape: tuple[int, int], groups: int) -> list[int]:
+        """Largest sizes of the two segments for rows of this shape with `groups` scales each."""
+        return [4 * shape[0] * groups, shape[0] * shape[1]]
+
+    def encode(self, x: np.ndarray) -> list[Buffer]:
+        n, width = x.shape
+        codes = self.new_codes((n, width))
+        scales = np.empty((n, self._groups(width)), np.float32)
+        for x_part, codes_part, scales_part in self._parts(x, codes, scales):
+            if not self._quantise(x_part, codes_part, scales_part):
+                raise refuse_row(x, str(self))
+        return self.store(scales, codes)
+
+    def decode(
+        self, segments: Sequence[Buffer], shape: tuple[int, int], dtype: np.dtype, out: np.ndarray | None
+    ) -> np.ndarray:
+        expect(segments, 2, self.stage_name)
+        n, width = shape
+        groups = self._groups(width)
+        scales, codes = self.load(segments, n * groups, shape)
+        x = np.empty(shape, np.float32) if out is None else out
+        for x_part, codes_part, scales_part in self._parts(x, codes, scales.reshape(n, groups)):
+            self._expand(codes_part, scales_part, x_part)
+        return x
+
+    def encode_kept(self, values: np.ndarray, counts: np.ndarray) -> list[Buffer]:
+        lengths = self._lengths(counts)
+        scales = np.empty(len(lengths), np.float32)
+        codes = self.new_codes((len(values),))
+        if len(values):
+            starts = np.cumsum(lengths)
+            starts -= lengths
+            work = np.abs(values, out=np.empty(len(values), np.float32))
+            np.maximum.reduceat(work, starts, out=scales)
+            top = np.maximum.reduce(scales)
+            if not top < np.inf:
+                row = int(np.searchsorted(np.cumsum(counts), np.argmin(np.isfinite(values)), side="right"))
+                raise refused(row, str(self))
+            self._to_scales(scales)
+            np.multiply(values, np.repeat(np.float32(1) / scales, lengths), out=work)
+            for start in range(0, len(work), scratch.BLOCK_VALUES):
+                block = slice(start, start + scratch.BLOCK_VALUES)
+                self.to_codes(work[block], codes[block])
+        return self.store(scales, codes)
+
+    def decode_kept(self, segments: Sequence[Buffer], counts: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        expect(segments, 2, self.stage_name)
+        lengths = self._lengths(counts)
+        scales, codes = self.load(segments, len(lengths), (int(counts.sum()),))
+        values = np.empty(len(codes), np.float32)
+        for start in range(0, len(values), scratch.BLOCK_VALUES):
+            block = slice(start, start + scratch.BLOCK_VALUES)
+            self.from_codes(codes[block], values[block])
+        np.multiply(values, np.repeat(scales, lengths), out=values)
+        return values
+
+    def max_segment_bytes(self, shape: tuple[int, int], itemsize: int) -> list[int]:
+        return self.stored_bytes(shape, self._groups(shape[1]))
+
+    def _groups(self, width: int) -> int:
+        return -(-width // self.group) if self.group else min(1, width)
+
+    def _parts(
+        self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """x, codes [n, D], scales [n, G] -> views [n, g, size], [n, g, size], [n, g] of equal groups.
+
+        One part, or two if `group` does not divide the width. Splitting the last axis never copies.
+        """
+        n, width = x.shape
+        if not x.size:
+            return []
+        group = self.group or width
+        whole = width // group
+        cut = whole * group
+        parts = []
+        if whole:
+            block = (n, whole, group)
+            parts.append((x[:, :cut].reshape(block), codes[:, :cut].reshape(block), scales[:, :whole]))
+        if cut < width:
+            parts.append((x[:, None, cut:], codes[:, None, cut:], scales[:, whole:]))
+        return parts
+
+    def _lengths(self, counts: np.ndarray) -> np.ndarray:
+        """Kept values in each row [n] -> kept values in each group [G], none of them zero."""
+        if not self.group:
+            return counts[counts > 0]
+        groups = -(-counts // self.group)
+        lengths = np.full(int(groups.sum()), self.group, np.int64)
+        ends = np.cumsum(groups)
+        some = counts > 0
+        lengths[ends[some] - 1] = counts[some] - self.group * (groups[some] - 1)
+        return lengths
+
+    def _to_scales(self, peaks: np.ndarray) -> None:
+        """max|x| -> scale, in place."""
+        np.divide(peaks, np.float32(self.largest), out=peaks)
+        self.round_scales(peaks)
+
+    def _quantise(self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> bool:
+        """x [n, G, S] -> codes [n, G, S], scales [n, G]; False on NaN or Inf."""
+        n, groups, size = x.shape
+        rows = max(1, scratch.BLOCK_VALUES // (groups * size))
+        buffer = scratch.words(min(n, rows) * groups * size)[0].view(np.float32)
+        with scratch.unbuffered(size, x.size):
+            for start in range(0, n, rows):
+                block = x[start : start + rows]
+                work = buffer[: block.size].reshape(block.shape)
+                scale = scales[start : start + rows]
+                np.abs(block, out=work)
+                # Magnitudes order as their bits do, and the integer maximum is the quicker one.
+                np.maximum.reduce(work.view(np.int32), axis=2, out=scale.view(np.int32))
+                if np.maximum.reduce(scale.view(np.int32), axis=None) >= 0x7F800000:
+                    return False
+                self._to_scales(scale)
+                np.multiply(block, np.reciprocal(scale)[:, :, None], out=work)
+                self.to_codes(work, codes[start : start + rows])
+        return True
+
+    def _expand(self, codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
+        """codes [n, G, S] times scales [n, G] -> out [n, G, S]."""
+        _, groups, size = codes.shape
+        rows = max(1, scratch.BLOCK_VALUES // (groups * size))
+        with scratch.unbuffered(size, codes.size):
+            for start in range(0, len(codes), rows):
+                block = out[start : start + rows]
+                self.from_codes(codes[start : start + rows], block)
+                np.multiply(block, scales[start : start + rows, :, None], out=block)
