@@ -1,7 +1,6 @@
 """A stream of small batches without end, modules that are struck one at a time, and what came of it.
 
-Every batch is cut into as many shards as there are modules, so every module is home for a part of every batch
-until it is struck. All clocks are this machine's monotonic clock, which the coordinator shares.
+Every expert has two copies. All clocks are this machine's monotonic clock, which the coordinator shares.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -72,7 +70,7 @@ class Outcome:
     module: int
     signal: str  # what told of it first
     detected_s: float | None
-    unit_s: float | None  # first finished unit that needed the module, see `first_unit`
+    unit_s: float | None  # first finished unit that needed the module
     recovered_s: float | None  # first finished batch that needed the module
     all_s: float | None  # last of the batches that were under way, or sent right after the strike
     back_s: float | None
@@ -180,19 +178,18 @@ class Faultload:
             self.sent += 1
 
     def _strike(self) -> Strike:
-        """Strike at a random moment of the batches' life, not just after one came out.
-
-        Results are taken in up to the last moment, so that what had arrived counts as finished before.
-        """
-        until = time.monotonic() + self.rng.uniform(0.0, 0.02)
-        while time.monotonic() < until:
-            self.emulator.poll()
-            time.sleep(0.0002)
+        """Strike soon, at a moment that has nothing to do with the stream, which goes on meanwhile."""
         pids = {m: pid for m, (pid, host) in self.emulator.pids.items() if host == socket.gethostname()}
         module = int(self.rng.choice(sorted(pids)))
-        self.emulator.poll()
-        strike = Strike(module, time.monotonic(), time.time())
-        self.strike(pids[module])
+        strike = Strike(module, float("inf"), float("inf"))
+        wait_s = self.rng.uniform(0.0, 0.05)
+
+        def act() -> None:
+            time.sleep(wait_s)
+            strike.wall, strike.at = time.time(), time.monotonic()
+            self.strike(pids[module])
+
+        threading.Thread(target=act, daemon=True).start()
         self.done.append(strike)
         self.away.add(module)
         return strike
@@ -222,60 +219,53 @@ def first_told(strike: Strike, signals: list[Signal]) -> Signal | None:
     return min((s for s in told if s.at >= strike.at), key=lambda s: s.at, default=None)
 
 
-def outcome(
-    strike: Strike,
-    batches: list[Batch],
-    signals: list[Signal],
-    combined: set[int],
-    unit_s: float | None = None,
-) -> Outcome:
-    """What a strike did. `combined` are the batches of which the module had finished its own shard by then.
-
-    A batch under way at the strike *needed* the module if the module had not yet finished the shard that it
-    was home of; so did the first batch sent after the strike, if that was before anyone could know. Others
-    may have needed it as expert server: they are not counted, so the recovery shown is, if anything, late.
-    """
+def outcome(strike: Strike, batches: list[Batch], signals: list[Signal], record: np.ndarray) -> Outcome:
+    """What a strike did; see `needed_units` for what needed the module."""
     first = first_told(strike, signals)
+    units = needed_units(record, strike, first)
+    needed = {int(unit) >> 32 for unit in units}
     under_way = [b for b in batches if b.submitted < strike.at < b.finished]
-    after = [b for b in batches if strike.at <= b.submitted and (first is None or b.submitted < first.at)][:1]
-    needed = [b for b in under_way if b.number not in combined] + after
     return Outcome(
         module=strike.module,
         signal=first.cause if first is not None else "none",
         detected_s=None if first is None else first.at - strike.at,
-        unit_s=unit_s,
-        recovered_s=min((b.finished - strike.at for b in needed), default=None),
-        all_s=max((b.finished - strike.at for b in under_way + after), default=None),
+        unit_s=first_done(record, strike, units),
+        recovered_s=min((b.finished - strike.at for b in batches if b.number in needed), default=None),
+        all_s=max((b.finished - strike.at for b in under_way), default=None),
         back_s=None if strike.back is None else strike.back - strike.at,
         needed=len(needed),
     )
 
 
-def combined_before(record: np.ndarray, strike: Strike) -> set[int]:
-    """Batches of which the struck module had combined its own shard before the strike, by the record."""
-    mine = (record["kind"] == COMBINE) & (record["src"] == strike.module)
-    before = mine & (record["end_wall_s"] > 0) & (record["end_wall_s"] <= strike.wall)
-    return set(record["batch"][before].tolist())
+def unit_keys(record: np.ndarray) -> np.ndarray:
+    """Batch << 32 | shard of each row: the unit that it belongs to, one home's part of a batch."""
+    return record["batch"].astype(np.int64) << 32 | record["shard"].astype(np.int64) & 0xFFFFFFFF
 
 
-def first_unit(record: np.ndarray, strike: Strike, told: Signal | None) -> float | None:
-    """Seconds until the first unit (a home's part of a batch) was done that needed the module.
+def needed_units(record: np.ndarray, strike: Strike, told: Signal | None) -> np.ndarray:
+    """Units that could not be done without the struck module.
 
-    That is a shard that the module was home of and had begun, combined elsewhere; or one whose home asked
-    others again for rows because of the epoch in which the module's end was told.
+    Those that the module was home of, had begun and not combined; and those whose home had asked for rows
+    before the module's end was told, and asked others again because of it, in that epoch.
     """
-    units = record["batch"].astype(np.int64) << 32 | record["shard"].astype(np.int64) & 0xFFFFFFFF
+    units = unit_keys(record)
     ended = record["end_wall_s"] > 0
     before = ended & (record["end_wall_s"] <= strike.wall)
     mine, combines = record["src"] == strike.module, record["kind"] == COMBINE
     dispatches = ended & (record["kind"] == DISPATCH)
     needed = np.setdiff1d(units[mine & before & dispatches], units[mine & before & combines])
-    if told is not None and told.epoch >= 0:
-        again = units[dispatches & ~mine & (record["epoch"] == told.epoch)]
-        asked = units[dispatches & ~mine & (record["epoch"] < told.epoch)]
-        needed = np.union1d(needed, np.intersect1d(again, asked))
-    done = ~mine & combines & (record["end_wall_s"] > strike.wall)
-    ends = record["end_wall_s"][done][np.isin(units[done], needed)]
+    if told is None or told.epoch < 0:
+        return needed
+    again = units[dispatches & ~mine & (record["epoch"] == told.epoch)]
+    asked = units[dispatches & ~mine & (record["epoch"] < told.epoch)]
+    return np.union1d(needed, np.intersect1d(again, asked))
+
+
+def first_done(record: np.ndarray, strike: Strike, needed: np.ndarray) -> float | None:
+    """Seconds until the first of these units was combined by another module."""
+    others = (record["src"] != strike.module) & (record["kind"] == COMBINE)
+    done = others & (record["end_wall_s"] > strike.wall)
+    ends = record["end_wall_s"][done][np.isin(unit_keys(record)[done], needed)]
     return float(ends.min() - strike.wall) if len(ends) else None
 
 
@@ -293,13 +283,13 @@ def false_alarms(strikes: list[Strike], signals: list[Signal]) -> Counter[str]:
     return found
 
 
-def scenario(size: Size, seed: int, in_flight: int, exchange: str, cluster: dict[str, Any]) -> Scenario:
-    """Every expert on two modules, every module home for a part of every batch."""
+def scenario(size: Size, seed: int, in_flight: int, exchange: str, homes: int, transport: str) -> Scenario:
+    """Every expert on two modules; batches cut into `homes` shards."""
     return size.scenario(
         exchange,
         seed=seed,
         copies=2,
         in_flight=in_flight,
-        cluster=cluster,
-        min_shard_rows=max(1, size.tokens // size.modules),
+        cluster={"transport": transport},
+        min_shard_rows=max(1, size.tokens // homes),
     )

@@ -20,10 +20,7 @@ from .faultload import (
     Batch,
     Faultload,
     Outcome,
-    combined_before,
     false_alarms,
-    first_told,
-    first_unit,
     outcome,
     scenario,
 )
@@ -45,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
     """Options that both benchmarks have."""
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a batch; default: 64")
     parser.add_argument("--in-flight", type=int, default=4, help="batches under way; default: 4")
+    parser.add_argument("--homes", type=int, default=1, help="shards of a batch; default: 1")
     parser.add_argument("--exchange", choices=["hierarchical", "flat"], default="hierarchical")
     parser.add_argument("--transport", choices=["zmq", "ray"], default="zmq")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs, victims and moments")
@@ -66,8 +64,8 @@ def run(
 
     Raises SystemExit for arguments that make no sense.
     """
-    if strikes < 1 or args.in_flight < 1 or args.tokens < MODULES:
-        raise SystemExit(f"give at least 1 fault, 1 batch in flight, and {MODULES} tokens (one per module)")
+    if strikes < 1 or args.in_flight < 1 or args.tokens < args.homes or args.homes < 1:
+        raise SystemExit("give at least 1 fault, 1 batch in flight, 1 home, and a token for each home")
     began = time.time()
     progress, console = Console(stderr=True), Console()
 
@@ -80,7 +78,7 @@ def run(
     facts = machine()
     if warning := noise_warning(facts):
         progress.print(warning)
-    plan = scenario(size, args.seed, args.in_flight, args.exchange, {"transport": args.transport})
+    plan = scenario(size, args.seed, args.in_flight, args.exchange, args.homes, args.transport)
     say(f"starting {size.modules} modules")
     with Emulator(plan) as emulator:
         load = Faultload(
@@ -90,16 +88,7 @@ def run(
         say("reading the record")
         record = emulator.record()
         duplicates = emulator.duplicate_results
-    outcomes = [
-        outcome(
-            k,
-            load.batches,
-            load.signals,
-            combined_before(record, k),
-            first_unit(record, k, first_told(k, load.signals)),
-        )
-        for k in load.done
-    ]
+    outcomes = [outcome(k, load.batches, load.signals, record) for k in load.done]
     data: dict[str, Any] = {
         "benchmark": benchmark,
         "started_unix_s": began,

@@ -15,6 +15,10 @@ from typing import Any, Protocol
 
 import zmq
 
+# Plain numbers: operations on the enumeration's members cost as much as the calls.
+_READABLE, _NOWAIT, _MORE = int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+
 
 class Link(Protocol):
     """What the actors need of a transport."""
@@ -120,8 +124,8 @@ class ZmqLink:
         if peer is not None:
             with contextlib.suppress(zmq.Again):
                 for piece in frame[:-1]:
-                    peer[1].send(piece, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
-                peer[1].send(frame[-1], zmq.NOBLOCK, copy=False)
+                    peer[1].send(piece, _MORE, copy=False)
+                peer[1].send(frame[-1], _NOWAIT, copy=False)
 
     def receive(self, timeout_s: float) -> list[Any]:
         frames = self._drain()
@@ -139,11 +143,11 @@ class ZmqLink:
 
     def _drain(self) -> list[Any]:
         frames: list[Any] = []
-        while len(frames) < 256 and self.inbox.get(zmq.EVENTS) & zmq.POLLIN:  # cheaper than an exception
-            part = self.inbox.recv(zmq.NOBLOCK, copy=False)
+        while len(frames) < 256 and self.inbox.get(_EVENTS) & _READABLE:  # cheaper than an exception
+            part = self.inbox.recv(_NOWAIT, copy=False)
             pieces = [part.buffer]
             while part.more:  # the rest of the message is here: it arrives as one
-                part = self.inbox.recv(zmq.NOBLOCK, copy=False)
+                part = self.inbox.recv(_NOWAIT, copy=False)
                 pieces.append(part.buffer)
             frames.append(pieces)
         return frames

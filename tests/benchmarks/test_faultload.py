@@ -15,13 +15,13 @@ from rayemu.benchmarks.faultload import (
     Signal,
     Strike,
     Watchdog,
-    combined_before,
     false_alarms,
-    first_unit,
+    first_done,
+    needed_units,
     outcome,
 )
 from rayemu.benchmarks.faultreport import clean, tokens, undisturbed
-from rayemu.report.record import COMBINE, DISPATCH, GEMM, RECORD
+from rayemu.report.record import COMBINE, DISPATCH, RECORD
 
 
 def batch(number: int, submitted: float, finished: float, **changed: Any) -> Batch:
@@ -47,36 +47,6 @@ BATCHES = [
 ]
 
 
-def test_recovery_is_the_first_batch_that_needed_the_module() -> None:
-    o = outcome(STRIKE, BATCHES, SIGNALS, combined={0, 1})
-    assert (o.module, o.signal, o.needed) == (3, "disconnect", 3)
-    assert o.detected_s == pytest.approx(0.006)
-    assert o.recovered_s == pytest.approx(0.020)
-    assert o.all_s == pytest.approx(0.040)
-    assert o.back_s == pytest.approx(2.0)
-
-
-def test_a_batch_sent_after_the_detection_proves_nothing() -> None:
-    late = [batch(4, 10.007, 10.04)]
-    o = outcome(STRIKE, late, SIGNALS, set())
-    assert (o.recovered_s, o.all_s, o.needed) == (None, None, 0)
-
-
-def test_a_strike_that_nobody_noticed() -> None:
-    o = outcome(Strike(3, 10.0, 1000.0), BATCHES, [], {1})
-    assert (o.signal, o.detected_s, o.back_s) == ("none", None, None)
-    assert o.recovered_s == pytest.approx(0.020)
-
-
-def test_combined_shards_are_read_from_the_record() -> None:
-    record = np.zeros(5, RECORD)
-    record["kind"] = [COMBINE, COMBINE, COMBINE, GEMM, COMBINE]
-    record["src"] = [3, 3, 2, 3, 3]
-    record["batch"] = [1, 2, 3, 4, 5]
-    record["end_wall_s"] = [999.0, 1001.0, 999.0, 999.0, 0.0]  # 0: an unused row
-    assert combined_before(record, STRIKE) == {1}
-
-
 TOLD = Signal(10.006, "suspected", 3, "disconnect", epoch=9)
 
 
@@ -86,6 +56,40 @@ def record_of(rows: list[tuple[int, int, int, int, int, float]]) -> np.ndarray:
         row["kind"], row["src"], row["batch"], row["shard"] = kind, src, number, shard
         row["epoch"], row["end_wall_s"] = epoch, end
     return record
+
+
+def unit_s(record: np.ndarray, told: Signal | None) -> float | None:
+    return first_done(record, STRIKE, needed_units(record, STRIKE, told))
+
+
+NEEDED = record_of(
+    [
+        (DISPATCH, 4, 2, 0, 8, 999.9),
+        (DISPATCH, 4, 2, 0, 9, 1000.007),
+        (COMBINE, 4, 2, 0, -1, 1000.025),
+        (DISPATCH, 3, 3, 0, 8, 999.9),
+        (COMBINE, 5, 3, 0, -1, 1000.018),
+        (DISPATCH, 4, 1, 0, 8, 999.9),
+        (COMBINE, 4, 1, 0, -1, 1000.001),
+    ]
+)
+
+
+def test_recovery_is_the_first_batch_that_needed_the_module() -> None:
+    signals = [s if s.cause != "disconnect" else TOLD for s in SIGNALS]
+    o = outcome(STRIKE, BATCHES, signals, NEEDED)
+    assert (o.module, o.signal, o.needed) == (3, "disconnect", 2)
+    assert o.detected_s == pytest.approx(0.006)
+    assert o.unit_s == pytest.approx(0.018)
+    assert o.recovered_s == pytest.approx(0.020)
+    assert o.all_s == pytest.approx(0.030)
+    assert o.back_s == pytest.approx(2.0)
+
+
+def test_a_strike_that_nobody_noticed() -> None:
+    o = outcome(Strike(3, 10.0, 1000.0), BATCHES, [], NEEDED)
+    assert (o.signal, o.detected_s, o.back_s) == ("none", None, None)
+    assert o.recovered_s == pytest.approx(0.020)
 
 
 def test_a_unit_is_redone_when_another_module_combines_it() -> None:
@@ -100,8 +104,8 @@ def test_a_unit_is_redone_when_another_module_combines_it() -> None:
             (COMBINE, 3, 2, 1, -1, 1000.02),  # the module itself, when it was back
         ]
     )
-    assert first_unit(record, STRIKE, TOLD) == pytest.approx(0.04)
-    assert first_unit(record[:2], STRIKE, TOLD) is None
+    assert unit_s(record, TOLD) == pytest.approx(0.04)
+    assert unit_s(record[:2], TOLD) is None
 
 
 def test_a_unit_needed_the_module_when_its_home_asked_again_in_the_epoch_of_the_death() -> None:
@@ -114,10 +118,10 @@ def test_a_unit_needed_the_module_when_its_home_asked_again_in_the_epoch_of_the_
         (COMBINE, 5, 2, 0, -1, 1000.010),
         (COMBINE, 4, 1, 0, -1, 1000.03),
     ]
-    assert first_unit(record_of(rows), STRIKE, TOLD) == pytest.approx(0.03)
-    assert first_unit(record_of(rows), STRIKE, None) is None
+    assert unit_s(record_of(rows), TOLD) == pytest.approx(0.03)
+    assert unit_s(record_of(rows), None) is None
     later = [row for row in rows if row[4] != 9]
-    assert first_unit(record_of([*later, (DISPATCH, 4, 1, 0, 10, 1000.02)]), STRIKE, TOLD) is None
+    assert unit_s(record_of([*later, (DISPATCH, 4, 1, 0, 10, 1000.02)]), TOLD) is None
 
 
 def test_false_alarms_are_those_without_a_strike() -> None:
