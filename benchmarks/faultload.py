@@ -223,14 +223,16 @@ def outcome(strike: Strike, batches: list[Batch], signals: list[Signal], record:
     """What a strike did; see `needed_units` for what needed the module."""
     first = first_told(strike, signals)
     units = needed_units(record, strike, first)
-    needed = {int(unit) >> 32 for unit in units}
+    numbers = {int(unit) >> 32 for unit in units}
+    # What an earlier incarnation of the module left open was finished long ago.
+    needed = [b for b in batches if b.number in numbers and b.finished > strike.at]
     under_way = [b for b in batches if b.submitted < strike.at < b.finished]
     return Outcome(
         module=strike.module,
         signal=first.cause if first is not None else "none",
         detected_s=None if first is None else first.at - strike.at,
         unit_s=first_done(record, strike, units),
-        recovered_s=min((b.finished - strike.at for b in batches if b.number in needed), default=None),
+        recovered_s=min((b.finished - strike.at for b in needed), default=None),
         all_s=max((b.finished - strike.at for b in under_way), default=None),
         back_s=None if strike.back is None else strike.back - strike.at,
         needed=len(needed),

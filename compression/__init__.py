@@ -28,13 +28,14 @@ from .int4 import Int4
 from .int8 import Int8
 from .parse import parse_stages
 from .planes import Planes
+from .project import Project
 from .raw import Raw
 from .sparse import Sparse
 from .stage import ArrayStage, ByteStage, PackStage, SelectStage, Stage
 from .wire import pack, pack_pieces, unpack
 from .zstd import Zstd
 
-ARRAY_STAGES: dict[str, type[Stage]] = {"fp16": Fp16, "bf16": Bf16, "delta": Delta}
+ARRAY_STAGES: dict[str, type[Stage]] = {"fp16": Fp16, "bf16": Bf16, "delta": Delta, "project": Project}
 SEGMENT_STAGES: dict[str, type[Stage]] = {
     "raw": Raw,
     "int8": Int8,

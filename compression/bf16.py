@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import scratch
+from .scratch import New
 from .segments import check_finite, refuse_row
 from .stage import ArrayStage
 
@@ -28,9 +29,9 @@ class Bf16(ArrayStage):
     lossless = False
     dtype = np.dtype(np.uint16)
 
-    def encode(self, x: np.ndarray) -> np.ndarray:
+    def encode(self, x: np.ndarray, new: New = np.empty) -> np.ndarray:
         bits = x.view(np.uint32)
-        y = np.empty(x.shape, np.uint16)
+        y = new(x.shape, np.uint16)
         flat, flat_y = bits.reshape(-1), y.reshape(-1)
         for start in range(0, flat.size, scratch.BLOCK_VALUES):
             block = flat[start : start + scratch.BLOCK_VALUES]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from .errors import CodecError, WireError
+from .raw import Raw
+from .scratch import New, placed
 from .segments import Buffer, check_finite, view
 from .sparse import Sparse, set_bits
 from .stage import PackStage, SelectStage
@@ -43,7 +45,7 @@ class Blocks(SelectStage):
     def lossless(self) -> bool:
         return self.threshold == 0.0
 
-    def encode(self, x: np.ndarray, pack: PackStage) -> list[Buffer]:
+    def encode(self, x: np.ndarray, pack: PackStage, new: New = np.empty) -> list[Buffer]:
         n, width = x.shape
         whole = width - width % self.size
         worth = Sparse(self.threshold).keep(x)  # [n, D]
@@ -53,14 +55,16 @@ class Blocks(SelectStage):
         np.logical_or.reduce(_wide(inner), axis=2, out=keep[:, : whole // self.size])
         if whole < width:
             keep[:, -1] = worth[:, whole:].any(axis=1)
-        bitmap = np.packbits(keep, axis=1, bitorder="little")
+        bitmap = placed(np.packbits(keep, axis=1, bitorder="little"), new)
         if whole == width:
             values = x.reshape(n, whole // self.size, self.size)[keep].reshape(-1)
             counts = set_bits(bitmap) * self.size
         else:
             kept = self._spread(keep, width)
             values, counts = x[kept], np.count_nonzero(kept, axis=1)
-        return [bitmap, *pack.encode_kept(values, counts)]
+        if isinstance(pack, Raw):
+            values = placed(values, new)
+        return [bitmap, *pack.encode_kept(values, counts, new)]
 
     def decode(
         self,

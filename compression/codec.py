@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import CodecError, WireError
 from .raw import Raw
+from .scratch import ALIGNMENT, Arena, New
 from .segments import Buffer, nbytes
 from .stage import ArrayStage, ByteStage, PackStage, SelectStage, Stage
 
@@ -78,12 +79,15 @@ class Codec:
         """The codec as a dict that `make_codec` accepts: stage names to their parameters, in order."""
         return {stage.stage_name: stage.parameters for stage in self.stages}
 
-    def encode(self, x: np.ndarray) -> Encoded:
+    def encode(self, x: np.ndarray, out: np.ndarray | None = None) -> Encoded:
         """Rows float32 [n, D] -> meta and segments.
 
-        Raises CodecError for another dtype or rank, and from lossy codecs for a row with NaN or Inf.
+        With `out`, contiguous memory of at least `buffer_bytes` of the shape, the segments are parts of it
+        wherever a stage makes new bytes (zstd brings its own); without it each call makes new memory.
+        Raises CodecError for another dtype or rank, from lossy codecs for a row with NaN or Inf, and for an
+        `out` that is too small.
         """
-        meta, segments = [], self._to_segments(x)
+        meta, segments = [], self._to_segments(x, np.empty if out is None else _arena(out))
         for coder in self._coders:
             sizes, segments = coder.encode(segments)
             meta.append(sizes)
@@ -118,32 +122,62 @@ class Codec:
         """What the receiver of rows x [n, D] would see, to the bit; may share memory with x."""
         if self.lossless:
             return _checked_rows(x)
-        return self._from_segments(self._to_segments(x), x.shape, None)
+        return self._from_segments(self._to_segments(x, np.empty), x.shape, None)
 
     def max_encoded_bytes(self, shape: Sequence[int]) -> int:
         """Largest sum of segment sizes for rows of this shape, in bytes; byte stages never make it larger."""
         return sum(self._segment_limits(_checked_shape(shape, 1 << 62)))
 
-    def _to_segments(self, x: np.ndarray) -> list[Buffer]:
+    def buffer_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of `out` that are enough for `encode` of any rows of this shape."""
+        limits = self._segment_limits(_checked_shape(shape, 1 << 62))
+        return sum(limits) + (len(limits) + 1) * ALIGNMENT
+
+    def _to_segments(self, x: np.ndarray, new: New) -> list[Buffer]:
         x = _checked_rows(x)
+        segments: list[Buffer] = []
         for stage in self._arrays:
-            x = stage.encode(x)
+            last = stage is self._arrays[-1] and self._select is None and isinstance(self._pack, Raw)
+            x, sides = stage.encode_sides(x, new if last else np.empty, new)
+            segments += sides
         if x.dtype != self._stored:
             x = self._arrays[-1].decode(x)
-        return self._pack.encode(x) if self._select is None else self._select.encode(x, self._pack)
+        if self._select is None:
+            return segments + self._pack.encode(x, new)
+        return segments + self._select.encode(x, self._pack, new)
 
     def _from_segments(self, segments: Sequence[Buffer], shape: Any, out: np.ndarray | None) -> np.ndarray:
+        if not self._arrays and self._select is None:
+            return self._pack.decode(segments, shape, FLOAT32, out)
+        shapes = self._shapes(shape)
+        sides = sum(stage.sides for stage in self._arrays)
+        if len(segments) < sides:
+            raise WireError(f"{self.name}: expected more than {sides} segments, got {len(segments)}")
+        inner, direct = shapes[-1], out if shapes[-1] == shapes[0] else None
         if self._select is None:
-            x = self._pack.decode(segments, shape, self._stored, out)
+            x = self._pack.decode(segments[sides:], inner, self._stored, direct)
         else:
-            x = self._select.decode(segments, shape, self._stored, self._pack, out)
-        for stage in reversed(self._arrays):
-            x = stage.decode(x, out)
+            x = self._select.decode(segments[sides:], inner, self._stored, self._pack, direct)
+        for stage, outer in zip(reversed(self._arrays), reversed(shapes[:-1]), strict=True):
+            sides -= stage.sides
+            own = segments[sides : sides + stage.sides]
+            x = stage.decode_sides(x, own, outer, out if outer == shapes[0] else None)
         return x
 
+    def _shapes(self, shape: tuple[int, int]) -> list[tuple[int, int]]:
+        """The shape of the rows before the first array stage, and after each."""
+        shapes = [tuple(shape)]
+        for stage in self._arrays:
+            shapes.append(stage.inner_shape(shapes[-1]))  # type: ignore[arg-type]
+        return shapes  # type: ignore[return-value]
+
     def _segment_limits(self, shape: tuple[int, int]) -> list[int]:
-        own = self._select.max_segment_bytes(shape) if self._select is not None else []
-        return own + self._pack.max_segment_bytes(shape, self._stored.itemsize)
+        limits = []
+        for stage, outer in zip(self._arrays, self._shapes(shape), strict=False):
+            limits += stage.max_side_bytes(outer)
+        inner = self._shapes(shape)[-1]
+        limits += self._select.max_segment_bytes(inner) if self._select is not None else []
+        return limits + self._pack.max_segment_bytes(inner, self._stored.itemsize)
 
 
 def _check_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
@@ -196,6 +230,12 @@ def _check_out(out: np.ndarray, rows: tuple[int, int]) -> None:
         raise CodecError(f"out must be writeable float32 {rows}, not {out.dtype} {out.shape}")
     if out.size and rows[1] > 1 and out.strides[1] != FLOAT32.itemsize:
         raise CodecError("out must be contiguous along each row")
+
+
+def _arena(out: np.ndarray) -> New:
+    if not isinstance(out, np.ndarray) or not out.flags.c_contiguous or not out.flags.writeable:
+        raise CodecError("out must be a contiguous, writeable array")
+    return Arena(out).new
 
 
 def _checked_shape(shape: Sequence[int], max_bytes: int) -> tuple[int, int]:

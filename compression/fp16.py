@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import CodecError
+from .scratch import New
 from .segments import check_finite, refuse_row
 from .stage import ArrayStage
 
@@ -25,9 +26,10 @@ class Fp16(ArrayStage):
     lossless = False
     dtype = np.dtype(np.float16)
 
-    def encode(self, x: np.ndarray) -> np.ndarray:
+    def encode(self, x: np.ndarray, new: New = np.empty) -> np.ndarray:
         with np.errstate(over="ignore", under="ignore"):
-            y = x.astype(np.float16)
+            y = new(x.shape, np.float16)
+            np.copyto(y, x, casting="same_kind")
         if y.size and np.maximum.reduce(y.view(np.uint16) & 0x7FFF, axis=None) >= 0x7C00:
             if not np.isfinite(x).all():
                 raise refuse_row(x, "fp16")

@@ -11,14 +11,15 @@ import numpy as np
 from . import scratch
 from .errors import WireError
 from .int8 import checked_scales
-from .scaled import Scaled
+from .scaled import Scaled, most
+from .scratch import New
 from .segments import Buffer, view
 
-MAX_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(448), np.float32(0))
 # Multiplied by 2^-120 a value's float32 exponent is that of e4m3, denormals included: the code is then the
 # upper bits, rounded.
 _DOWN, _UP = np.float32(2.0**-120), np.float32(2.0**120)
 _MANTISSA = np.uint32(20)  # float32 mantissa bits beyond the three that stay
+_NORMAL = np.float32(2.0**-6).view(np.uint32)  # the smallest normal e4m3
 _ROUND = np.uint32((1 << 19) - 1)
 
 
@@ -36,10 +37,11 @@ class Fp8(Scaled):
     group: int = 128
 
     stage_name = "fp8"
-    largest = 448.0
+    largest = np.float32(448)
+    max_scale = most(largest)
     code_dtype = np.uint8
 
-    def store(self, scales: np.ndarray, codes: np.ndarray) -> list[Buffer]:
+    def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
         return [scales, codes]
 
     def load(
@@ -49,12 +51,18 @@ class Fp8(Scaled):
         signed = found.view(np.int8)
         if found.size and (np.maximum.reduce(signed) == 127 or np.maximum.reduce(found) == 255):
             raise WireError("fp8: a value is NaN, which no encoder writes")
-        return checked_scales(segments[0], scales, MAX_SCALE, "fp8"), found.reshape(codes)
+        return checked_scales(segments[0], scales, self.max_scale, "fp8"), found.reshape(codes)
 
     def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
-        np.multiply(scaled, _DOWN, out=scaled)
         bits = scaled.view(np.uint32)
         work = scratch.words(bits.size)[1][: bits.size].reshape(bits.shape)
+        np.bitwise_and(bits, np.uint32(0x7FFFFFFF), out=work)
+        if np.minimum.reduce(work, axis=None) < _NORMAL:
+            # What will be denormal is rounded here: float32 denormals would round it twice.
+            tiny = np.flatnonzero(work < _NORMAL)
+            flat = scaled.reshape(-1)
+            flat[tiny] = np.rint(flat[tiny] * np.float32(512)) * np.float32(1 / 512)
+        np.multiply(scaled, _DOWN, out=scaled)
         np.right_shift(bits, _MANTISSA, out=work)
         np.bitwise_and(work, np.uint32(1), out=work)
         np.add(work, _ROUND, out=work)

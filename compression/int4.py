@@ -10,7 +10,8 @@ import numpy as np
 
 from . import scratch
 from .errors import WireError
-from .scaled import Scaled
+from .scaled import Scaled, most
+from .scratch import New
 from .segments import Buffer, view
 
 _MIN, _MAX = 0x0080, 0x7E12  # bfloat16 bits of 2^-126 and of the largest scale whose sevenfold is finite
@@ -31,12 +32,14 @@ class Int4(Scaled):
     group: int = 32
 
     stage_name = "int4"
-    largest = 7.0
+    largest = np.float32(7)
+    max_scale = most(largest)
     code_dtype = np.int8
 
-    def store(self, scales: np.ndarray, codes: np.ndarray) -> list[Buffer]:
-        upper = scales.view(np.uint32) >> np.uint32(16)
-        return [upper.astype(np.uint16), _to_pairs(codes)]
+    def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
+        upper = new(scales.shape, np.uint16)
+        np.copyto(upper, scales.view(np.uint32) >> np.uint32(16), casting="unsafe")
+        return [upper, _to_pairs(codes, new)]
 
     def load(
         self, segments: Sequence[Buffer], scales: int, codes: tuple[int, ...]
@@ -62,23 +65,26 @@ class Int4(Scaled):
     def from_codes(self, codes: np.ndarray, scaled: np.ndarray) -> None:
         np.copyto(scaled, codes)
 
-    def new_codes(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Codes whose rows have room for a whole number of pairs, padded with 0."""
+    def new_codes(self, shape: tuple[int, ...], new: New) -> np.ndarray:
+        """Codes whose rows have room for a whole number of pairs, padded with 0; they are not the result."""
         *rows, width = shape
         padded = np.empty((*rows, width + width % 2), np.int8)
         padded[..., width:] = 0
         return padded[..., :width]
+
+    def new_scales(self, shape: tuple[int, ...], new: New) -> np.ndarray:
+        return np.empty(shape, np.float32)  # not the result either
 
     def stored_bytes(self, shape: tuple[int, int], groups: int) -> list[int]:
         n, width = shape
         return [2 * n * groups, n * -(-width // 2)]
 
 
-def _to_pairs(codes: np.ndarray) -> np.ndarray:
+def _to_pairs(codes: np.ndarray, new: New) -> np.ndarray:
     """int8 [.., D], as `new_codes` made them -> uint8 [.., ceil(D / 2)]."""
     whole = codes if codes.base is None else codes.base  # with the padding
     both = whole.reshape(-1).view(np.uint16)
-    pairs = np.empty(both.size, np.uint8)
+    pairs = new((both.size,), np.uint8)
     for start in range(0, both.size, scratch.BLOCK_VALUES):
         block = both[start : start + scratch.BLOCK_VALUES]
         low, high = scratch.words(block.size)[:, : block.size].view(np.uint16)[:, : block.size]

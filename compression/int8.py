@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import WireError
-from .scaled import MIN_SCALE, Scaled
+from .scaled import MIN_SCALE, Scaled, most
+from .scratch import New
 from .segments import Buffer, view
-
-MAX_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,19 @@ class Int8(Scaled):
     group: int = 0
 
     stage_name = "int8"
-    largest = 127.0
+    largest = np.float32(127)
+    max_scale = most(largest)
     code_dtype = np.int8
 
-    def store(self, scales: np.ndarray, codes: np.ndarray) -> list[Buffer]:
+    def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
         return [scales, codes]
 
     def load(
         self, segments: Sequence[Buffer], scales: int, codes: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        return checked_scales(segments[0], scales, MAX_SCALE, "int8"), _checked_values(segments[1], codes)
+        return checked_scales(segments[0], scales, self.max_scale, "int8"), _checked_values(
+            segments[1], codes
+        )
 
     def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
         np.rint(scaled, out=scaled)
@@ -45,16 +48,16 @@ class Int8(Scaled):
         np.copyto(scaled, codes)
 
 
-def checked_scales(segment: Buffer, count: int, most: np.float32, codec: str) -> np.ndarray:
-    """The scales, float32 [count]; WireError unless all are from MIN_SCALE to `most`."""
+def checked_scales(segment: Buffer, count: int, limit: np.float32, codec: str) -> np.ndarray:
+    """The scales, float32 [count]; WireError unless all are from MIN_SCALE to `limit`."""
     scales = view(segment, np.float32, count, f"{codec} scales")
-    if count and not (np.minimum.reduce(scales) >= MIN_SCALE and np.maximum.reduce(scales) <= most):
+    if count and not (np.minimum.reduce(scales) >= MIN_SCALE and np.maximum.reduce(scales) <= limit):
         raise WireError(f"{codec}: a scale is not finite, negative, or out of range")
     return scales
 
 
 def _checked_values(segment: Buffer, shape: tuple[int, ...]) -> np.ndarray:
-    q = view(segment, np.int8, int(np.prod(shape)), "int8 values").reshape(shape)
+    q = view(segment, np.int8, math.prod(shape), "int8 values").reshape(shape)
     if q.size and np.minimum.reduce(q, axis=None) == -128:
         raise WireError("int8: a value of -128, which no encoder writes")
     return q

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import scratch
+from .scratch import New
 from .segments import Buffer, expect, view
 from .stage import PackStage
 
@@ -24,8 +25,8 @@ class Planes(PackStage):
     lossless = True
     takes_float32 = False
 
-    def encode(self, x: np.ndarray) -> list[Buffer]:
-        return list(_split(np.ascontiguousarray(x).reshape(-1)))
+    def encode(self, x: np.ndarray, new: New = np.empty) -> list[Buffer]:
+        return list(_split(np.ascontiguousarray(x).reshape(-1), new))
 
     def decode(
         self, segments: Sequence[Buffer], shape: tuple[int, int], dtype: np.dtype, out: np.ndarray | None
@@ -37,8 +38,8 @@ class Planes(PackStage):
             x[...] = flat.reshape(shape)
         return x
 
-    def encode_kept(self, values: np.ndarray, counts: np.ndarray) -> list[Buffer]:
-        return list(_split(values))
+    def encode_kept(self, values: np.ndarray, counts: np.ndarray, new: New = np.empty) -> list[Buffer]:
+        return list(_split(values, new))
 
     def decode_kept(self, segments: Sequence[Buffer], counts: np.ndarray, dtype: np.dtype) -> np.ndarray:
         values = np.empty(int(counts.sum()), dtype)
@@ -49,11 +50,11 @@ class Planes(PackStage):
         return [shape[0] * shape[1]] * itemsize
 
 
-def _split(values: np.ndarray) -> np.ndarray:
+def _split(values: np.ndarray, new: New) -> np.ndarray:
     """Values [V] of 2 or 4 bytes -> planes uint8 [bytes, V]."""
     size = values.itemsize
     bits = values.view(np.uint16 if size == 2 else np.uint32)
-    planes = np.empty((size, len(bits)), np.uint8)
+    planes = new((size, len(bits)), np.uint8)
     for start in range(0, len(bits), scratch.BLOCK_VALUES):
         block = bits[start : start + scratch.BLOCK_VALUES]
         turned, byte = (words.view(bits.dtype)[: len(block)] for words in scratch.words(len(block)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .scratch import New
 from .segments import Buffer, expect, view
 from .stage import PackStage
 
@@ -22,7 +23,7 @@ class Raw(PackStage):
     lossless = True
     takes_float32 = False
 
-    def encode(self, x: np.ndarray) -> list[Buffer]:
+    def encode(self, x: np.ndarray, new: New = np.empty) -> list[Buffer]:
         return [x]
 
     def decode(
@@ -35,7 +36,7 @@ class Raw(PackStage):
         np.copyto(out, x)
         return out
 
-    def encode_kept(self, values: np.ndarray, counts: np.ndarray) -> list[Buffer]:
+    def encode_kept(self, values: np.ndarray, counts: np.ndarray, new: New = np.empty) -> list[Buffer]:
         return [values]
 
     def decode_kept(self, segments: Sequence[Buffer], counts: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -13,10 +13,16 @@ import numpy as np
 
 from . import scratch
 from .errors import CodecError
+from .scratch import New
 from .segments import Buffer, expect, refuse_row, refused
 from .stage import PackStage
 
 MIN_SCALE = np.float32(2.0**-126)  # 1/scale must not leave the float32 range
+
+
+def most(largest: np.float32) -> np.float32:
+    """The largest scale that, times `largest`, is finite."""
+    return np.nextafter(np.finfo(np.float32).max / largest, np.float32(0))
 
 
 class Scaled(PackStage):
@@ -29,7 +35,8 @@ class Scaled(PackStage):
     group: int
     lossless = False
     takes_float32 = True
-    largest: ClassVar[float]  # magnitude after scaling
+    largest: ClassVar[np.float32]  # magnitude after scaling
+    max_scale: ClassVar[np.float32]  # `largest` times it is finite
     code_dtype: ClassVar[Any]  # of one byte
 
     def __post_init__(self) -> None:
@@ -39,7 +46,7 @@ class Scaled(PackStage):
             )
 
     @abstractmethod
-    def store(self, scales: np.ndarray, codes: np.ndarray) -> list[Buffer]:
+    def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
         """Scales float32 and codes (both flat or [n, ..]) -> the two segments."""
 
     @abstractmethod
@@ -51,8 +58,7 @@ class Scaled(PackStage):
     def round_scales(self, scales: np.ndarray) -> None:
         """Make positive scales, in place, ones that `store` can keep to the bit."""
         np.maximum(scales, MIN_SCALE, out=scales)
-        limit = np.float32(np.finfo(np.float32).max / self.largest)
-        np.minimum(scales, np.nextafter(limit, np.float32(0)), out=scales)  # largest * scale stays finite
+        np.minimum(scales, self.max_scale, out=scales)
 
     @abstractmethod
     def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
@@ -62,22 +68,26 @@ class Scaled(PackStage):
     def from_codes(self, codes: np.ndarray, scaled: np.ndarray) -> None:
         """The inverse."""
 
-    def new_codes(self, shape: tuple[int, ...]) -> np.ndarray:
+    def new_codes(self, shape: tuple[int, ...], new: New) -> np.ndarray:
         """Memory for codes of this shape."""
-        return np.empty(shape, self.code_dtype)
+        return new(shape, self.code_dtype)
+
+    def new_scales(self, shape: tuple[int, ...], new: New) -> np.ndarray:
+        """Memory for scales of this shape."""
+        return new(shape, np.float32)
 
     def stored_bytes(self, shape: tuple[int, int], groups: int) -> list[int]:
         """Largest sizes of the two segments for rows of this shape with `groups` scales each."""
         return [4 * shape[0] * groups, shape[0] * shape[1]]
 
-    def encode(self, x: np.ndarray) -> list[Buffer]:
+    def encode(self, x: np.ndarray, new: New = np.empty) -> list[Buffer]:
         n, width = x.shape
-        codes = self.new_codes((n, width))
-        scales = np.empty((n, self._groups(width)), np.float32)
+        codes = self.new_codes((n, width), new)
+        scales = self.new_scales((n, self._groups(width)), new)
         for x_part, codes_part, scales_part in self._parts(x, codes, scales):
             if not self._quantise(x_part, codes_part, scales_part):
                 raise refuse_row(x, str(self))
-        return self.store(scales, codes)
+        return self.store(scales, codes, new)
 
     def decode(
         self, segments: Sequence[Buffer], shape: tuple[int, int], dtype: np.dtype, out: np.ndarray | None
@@ -91,10 +101,10 @@ class Scaled(PackStage):
             self._expand(codes_part, scales_part, x_part)
         return x
 
-    def encode_kept(self, values: np.ndarray, counts: np.ndarray) -> list[Buffer]:
+    def encode_kept(self, values: np.ndarray, counts: np.ndarray, new: New = np.empty) -> list[Buffer]:
         lengths = self._lengths(counts)
-        scales = np.empty(len(lengths), np.float32)
-        codes = self.new_codes((len(values),))
+        scales = self.new_scales((len(lengths),), new)
+        codes = self.new_codes((len(values),), new)
         if len(values):
             starts = np.cumsum(lengths)
             starts -= lengths
@@ -109,7 +119,7 @@ class Scaled(PackStage):
             for start in range(0, len(work), scratch.BLOCK_VALUES):
                 block = slice(start, start + scratch.BLOCK_VALUES)
                 self.to_codes(work[block], codes[block])
-        return self.store(scales, codes)
+        return self.store(scales, codes, new)
 
     def decode_kept(self, segments: Sequence[Buffer], counts: np.ndarray, dtype: np.dtype) -> np.ndarray:
         expect(segments, 2, self.stage_name)
@@ -162,7 +172,7 @@ class Scaled(PackStage):
 
     def _to_scales(self, peaks: np.ndarray) -> None:
         """max|x| -> scale, in place."""
-        np.divide(peaks, np.float32(self.largest), out=peaks)
+        np.divide(peaks, self.largest, out=peaks)
         self.round_scales(peaks)
 
     def _quantise(self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> bool:

@@ -1,17 +1,53 @@
-"""Per-thread working memory, so that the hot path allocates nothing but its results."""
+"""Memory: what each thread reuses, and where results go, so that the hot path allocates nothing else."""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
+from .errors import CodecError
+
 # Values per block: 256 KiB of float32, so that a block and its scratch stay in the L2 cache between passes,
 # while the cost of a NumPy call (about a microsecond) is still spread thin.
 BLOCK_VALUES = 65536
+
+
+ALIGNMENT = 64
+
+# Makes an array of a shape and dtype, its content undefined: np.empty, or an Arena's `new`.
+New = Callable[[Any, Any], np.ndarray]
+
+
+class Arena:
+    """Arrays from one given buffer, one after the other: fresh memory costs as much as filling it."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self.memory = memory.reshape(-1).view(np.uint8)
+        self.used = -self.memory.ctypes.data % ALIGNMENT
+
+    def new(self, shape: Any, dtype: Any) -> np.ndarray:
+        """An array; CodecError when the buffer is used up."""
+        size = math.prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
+        end = self.used + size
+        if end > self.memory.size:
+            raise CodecError(f"out has {self.memory.size} bytes, {end} are needed")
+        part = self.memory[self.used : end]
+        self.used = end + -end % ALIGNMENT
+        return part.view(dtype).reshape(shape)
+
+
+def placed(made: np.ndarray, new: New) -> np.ndarray:
+    """A result that a function made itself, copied to where results go."""
+    if new is np.empty:
+        return made
+    there = new(made.shape, made.dtype)
+    np.copyto(there, made)
+    return there
 
 
 class _Scratch(threading.local):

@@ -11,6 +11,8 @@ import numpy as np
 
 from . import scratch
 from .errors import CodecError, WireError
+from .raw import Raw
+from .scratch import New
 from .segments import Buffer, check_finite, refuse_row, view
 from .stage import PackStage, SelectStage
 
@@ -38,17 +40,17 @@ class Sparse(SelectStage):
     def lossless(self) -> bool:
         return self.threshold == 0.0
 
-    def encode(self, x: np.ndarray, pack: PackStage) -> list[Buffer]:
+    def encode(self, x: np.ndarray, pack: PackStage, new: New = np.empty) -> list[Buffer]:
         keep = self.keep(x)  # [n, D]
-        bitmap = np.packbits(keep, axis=1, bitorder="little")
+        bitmap = scratch.placed(np.packbits(keep, axis=1, bitorder="little"), new)
         counts = set_bits(bitmap)
-        values = np.empty(int(counts.sum()), x.dtype)
+        values = (new if isinstance(pack, Raw) else np.empty)((int(counts.sum()),), x.dtype)
         start = 0
         for rows, kept in _blocks(counts, x.shape[1]):
             places = np.flatnonzero(keep[rows])
             np.take(x[rows].reshape(-1), places, out=values[start : start + kept], mode="clip")
             start += kept
-        return [bitmap, *pack.encode_kept(values, counts)]
+        return [bitmap, *pack.encode_kept(values, counts, new)]
 
     def decode(
         self,

@@ -3,7 +3,8 @@
 Shapes: n rows, D width, V values in all (n x D, or fewer after a selecting stage).
 
 Three types of stage follow each other, each group in this order:
-- array->array: any number; float32 [n, D] to an array of another dtype (or content) and the same shape;
+- array->array: any number; float32 [n, D] to an array of another dtype or content, the same shape but for
+  `project`; a stage may add segments of its own, which come first;
 - array->segments: exactly one packer, `raw` where none is named. It may follow one selector, which keeps only
   some values of each row and leaves it to the packer how those are stored;
 - bytes->bytes: any number.
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .scratch import New
 from .segments import Buffer
 
 ARRAY = "array->array"
@@ -61,9 +63,28 @@ class ArrayStage(Stage):
 
     kind = ARRAY
     dtype: ClassVar[np.dtype]  # what encode gives
+    sides: ClassVar[int] = 0  # segments of its own that travel beside those of the packer
 
-    def encode(self, x: np.ndarray) -> np.ndarray:
-        """float32 [n, D] -> `dtype` [n, D]."""
+    def encode_sides(self, x: np.ndarray, new: New, new_side: New) -> tuple[np.ndarray, list[Buffer]]:
+        """float32 [n, D] -> (`dtype` of `inner_shape`, its own segments), each in memory from its `new`."""
+        return self.encode(x, new), []
+
+    def decode_sides(
+        self, y: np.ndarray, sides: Sequence[Buffer], shape: tuple[int, int], out: np.ndarray | None
+    ) -> np.ndarray:
+        """The inverse, to float32 rows of `shape`; into `out` where given."""
+        return self.decode(y, out)
+
+    def inner_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The shape that rows of `shape` are encoded to."""
+        return shape
+
+    def max_side_bytes(self, shape: tuple[int, int]) -> list[int]:
+        """Largest size of each of its own segments."""
+        return []
+
+    def encode(self, x: np.ndarray, new: New = np.empty) -> np.ndarray:
+        """float32 [n, D] -> `dtype` [n, D], in memory from `new`."""
         raise NotImplementedError
 
     def decode(self, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -78,8 +99,8 @@ class PackStage(Stage):
     # Whether it stores float32 only; otherwise it stores whatever dtype the array stages gave.
     takes_float32: ClassVar[bool]
 
-    def encode(self, x: np.ndarray) -> list[Buffer]:
-        """[n, D] -> segments."""
+    def encode(self, x: np.ndarray, new: New = np.empty) -> list[Buffer]:
+        """[n, D] -> segments, in memory from `new`."""
         raise NotImplementedError
 
     def decode(
@@ -88,7 +109,7 @@ class PackStage(Stage):
         """Segments -> [n, D]; into `out` when it is float32 and given. `dtype` is what encode was given."""
         raise NotImplementedError
 
-    def encode_kept(self, values: np.ndarray, counts: np.ndarray) -> list[Buffer]:
+    def encode_kept(self, values: np.ndarray, counts: np.ndarray, new: New = np.empty) -> list[Buffer]:
         """The kept values [V] of all rows, counts [n] of them in each row -> segments."""
         raise NotImplementedError
 
@@ -106,7 +127,7 @@ class SelectStage(Stage):
 
     kind = SEGMENTS
 
-    def encode(self, x: np.ndarray, pack: PackStage) -> list[Buffer]:
+    def encode(self, x: np.ndarray, pack: PackStage, new: New = np.empty) -> list[Buffer]:
         """[n, D] -> the selector's own segment followed by the packer's."""
         raise NotImplementedError
 

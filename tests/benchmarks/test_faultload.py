@@ -64,6 +64,8 @@ def unit_s(record: np.ndarray, told: Signal | None) -> float | None:
 
 NEEDED = record_of(
     [
+        (DISPATCH, 3, 0, 0, 5, 800.0),  # an earlier incarnation's, finished elsewhere before the strike
+        (COMBINE, 6, 0, 0, -1, 800.1),
         (DISPATCH, 4, 2, 0, 8, 999.9),
         (DISPATCH, 4, 2, 0, 9, 1000.007),
         (COMBINE, 4, 2, 0, -1, 1000.025),

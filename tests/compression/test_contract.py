@@ -57,10 +57,17 @@ CODECS = [
     "delta(4)+int8+zstd",
     "delta+fp16",
     "delta+sparse(0.1)+int4",
+    "project",
+    "project(8)+int8",
+    "delta(4)+project(16)+bf16+zstd",
 ]
 SHAPES = [(0, 64), (0, 0), (5, 0), (1, 1), (1, 1000), (3, 7), (7, 128), (16, 300), (40, 1024), (2, 20000)]
 
 every_codec = pytest.mark.parametrize("codec", [make_codec(name) for name in CODECS], ids=CODECS)
+ROW_LOCAL = [name for name in CODECS if "delta" not in name and "project" not in name]
+every_row_local_codec = pytest.mark.parametrize(
+    "codec", [make_codec(name) for name in ROW_LOCAL], ids=ROW_LOCAL
+)
 
 
 def rows_like(shape: tuple[int, int], seed: int = 0, zeros: float = 0.6) -> np.ndarray:
@@ -104,6 +111,26 @@ def test_decode_gives_what_roundtrip_says(codec, shape) -> None:
 
 
 @every_codec
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_encoding_into_a_buffer_gives_the_same_bytes(codec, shape) -> None:
+    x = rows_like(shape)
+    memory = np.full(codec.buffer_bytes(shape), 0xA5, np.uint8)
+    fresh, reused = codec.encode(x), codec.encode(x, memory)
+    assert reused.meta == fresh.meta
+    for a, b in zip(fresh.segments, reused.segments, strict=True):
+        assert np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+    made = [s for s in reused.segments if isinstance(s, np.ndarray) and s.size and not np.shares_memory(s, x)]
+    assert all(np.shares_memory(s, memory) for s in made)
+
+
+def test_a_buffer_that_is_too_small_or_unfit_is_refused() -> None:
+    codec, x = make_codec("int8"), rows_like((4, 100))
+    for out in (np.empty(400, np.uint8), np.empty(4000, np.uint8)[::2], b"x" * 4000):
+        with pytest.raises(CodecError, match="out"):
+            codec.encode(x, out)  # type: ignore[arg-type]
+
+
+@every_codec
 def test_bytes_are_a_function_of_the_rows(codec) -> None:
     x = rows_like((9, 130))
     first, second = encode_frame(codec, x), encode_frame(codec, x.copy())
@@ -140,10 +167,14 @@ def test_lossy_refuses_with_the_row_number(codec, bad, shape) -> None:
 
 
 @every_codec
+def test_codecs_say_whether_they_are_row_local(codec) -> None:
+    assert codec.row_local == ("delta" not in codec.name and "project" not in codec.name)
+
+
+@every_row_local_codec
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_rows_do_not_know_their_neighbours(codec, data) -> None:
-    assert codec.row_local
     n, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 300))
     values = st.floats(-60000, 60000, width=32) | st.sampled_from([0.0, -0.0, 1e-45, 1e-38])
     x = data.draw(arrays(np.float32, (n, width), elements=values, fill=st.just(0.0)))
@@ -155,7 +186,9 @@ def test_rows_do_not_know_their_neighbours(codec, data) -> None:
         assert np.array_equal(bits(codec.roundtrip(x[i : i + 1])[0]), bits(whole[i]))
 
 
-@pytest.mark.parametrize("name", [name for name in CODECS if "zstd" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in ROW_LOCAL if "zstd" not in name and name != "sparse(0.1)+int4"]
+)
 def test_row_bytes_do_not_know_their_neighbours(name) -> None:
     """Before the byte stages, the segments of all rows are those of each row, one after the other."""
     codec = make_codec(name)
@@ -209,10 +242,10 @@ def test_decode_refuses_what_does_not_belong(codec) -> None:
     for bad in meta_bad:
         with pytest.raises(WireError):
             codec.decode(bad, segments, x.shape)
+    near = [] if "blocks" in codec.name else [(6, 201), (6, 199)]  # zeros at the end may be many or few
     for bad in (
+        *near,
         (7, 200),
-        (6, 201),
-        (6, 199),
         (-1, 200),
         (6,),
         6,

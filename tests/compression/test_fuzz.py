@@ -12,7 +12,22 @@ from xxhash import xxh3_64_intdigest
 
 from rayemu.compression import WireError, decode_frame, encode_frame, make_codec
 
-NAMES = ["raw", "fp16", "bf16", "int8", "int8(group=16)", "sparse", "sparse(0.5)+int8(group=16)+zstd", "zstd"]
+NAMES = [
+    "raw",
+    "fp16",
+    "bf16",
+    "int8",
+    "int8(group=16)",
+    "int4",
+    "fp8(group=16)",
+    "sparse",
+    "sparse(0.5)+int8(group=16)+zstd",
+    "blocks(4)+int8",
+    "planes+zstd",
+    "bf16+planes",
+    "delta(4)+int4",
+    "zstd",
+]
 CAP = 1 << 16
 ODD_NUMBERS = [
     0,

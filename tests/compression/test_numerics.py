@@ -179,3 +179,140 @@ def test_size_against_float32(name, zeros, ratio) -> None:
     x = rng.standard_normal((64, 2048), dtype=np.float32)
     x[rng.random(x.shape) < zeros] = 0
     assert x.nbytes / make_codec(name).encode(x).nbytes > ratio
+
+
+def check_groups(x: np.ndarray, y: np.ndarray, group: int, largest: float, bound) -> None:
+    """|x - x'| <= bound(|x|, scale) in each group, where scale >= max|x| / largest."""
+    for start in range(0, x.shape[1], group):
+        a, b = x[:, start : start + group].astype(np.float64), y[:, start : start + group].astype(np.float64)
+        peak = np.abs(a).max(axis=1, keepdims=True)
+        assert (np.abs(a - b) <= bound(np.abs(a), np.maximum(peak / largest, 2.0**-126))).all()
+        assert not b[(a == 0).all(axis=1)].any()
+
+
+def int4_bound(magnitude: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Half a step of the scale rounded up to a bfloat16 (at most 2^-7 more)."""
+    return scale * (1 + 2.0**-7) * (0.5 + 2.0**-18)
+
+
+def fp8_bound(magnitude: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Half a unit of the last of three mantissa bits, or of the smallest denormal 2^-9."""
+    return np.maximum(magnitude * 2.0**-4, scale * 2.0**-10) * (1 + 2.0**-14)
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_rows)
+def test_int4_error_bound(x) -> None:
+    y = make_codec("int4").roundtrip(x)
+    assert np.isfinite(y).all()
+    check_groups(x, y, 32, 7, int4_bound)
+    check_groups(x, make_codec("int4(group=0)").roundtrip(x), x.shape[1], 7, int4_bound)
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_rows)
+def test_fp8_error_bound(x) -> None:
+    y = make_codec("fp8").roundtrip(x)
+    assert np.isfinite(y).all()
+    check_groups(x, y, 128, 448, fp8_bound)
+    check_groups(x, make_codec("fp8(group=16)").roundtrip(x), 16, 448, fp8_bound)
+
+
+def test_int4_bytes_by_hand() -> None:
+    scales, pairs = segments("int4", [[7.0, -7.0, 1.0, 0.5, 1.5], [0, 0, 0, 0, 0]])
+    assert struct.unpack("<HH", scales) == (0x3F80, 0x0080)  # 1.0 and 2^-126 as bfloat16
+    # 7, -7 | 1, 0 (0.5 rounds to even) | 2 (1.5 rounds to even) and the padding
+    assert pairs == bytes([0x97, 0x01, 0x02, 0, 0, 0])
+
+
+def test_fp8_bytes_by_hand() -> None:
+    values = [448.0, -448.0, 1.0, 1.0625, 1.1875, 2.0**-9, -(2.0**-10), 1.5 * 2.0**-9]
+    scales, codes = segments("fp8", [values])
+    assert struct.unpack("<f", scales) == (1.0,)
+    # 1.0625 and 1.1875 lie between 1, 1.125 and 1.25: ties, to the even one; so do the last two.
+    assert codes == bytes([0x7E, 0xFE, 0x38, 0x38, 0x3A, 0x01, 0x80, 0x02])
+
+
+def test_every_fp8_code_and_the_points_between() -> None:
+    """Against ml_dtypes, which implements the format independently."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is the reference for fp8")
+    codes = np.array([c for c in range(256) if c & 0x7F != 0x7F], np.uint8)
+    exact = np.sort(codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+    between = (exact[1:] + exact[:-1]) / 2
+    near = np.concatenate([np.nextafter(between, np.float32(-1e9)), np.nextafter(between, np.float32(1e9))])
+    x = np.concatenate([exact, between, near]).astype(np.float32)
+    x = np.concatenate([x, np.full(-len(x) % 448, 448, np.float32), [448]]).astype(np.float32)[None]
+    codec = make_codec("fp8(group=0)")  # the largest value is 448: scale 1
+    encoded = codec.encode(x)
+    assert np.asarray(encoded.segments[0]).ravel() == [1.0]
+    expected = x.astype(ml_dtypes.float8_e4m3fn)
+    assert np.array_equal(np.asarray(encoded.segments[1]).ravel(), expected.view(np.uint8).ravel())
+    assert np.array_equal(codec.roundtrip(x), expected.astype(np.float32))
+
+
+def test_planes_by_hand() -> None:
+    # 1.0 = 0x3F800000 turned by one bit: 0x7F000000; -1.0: 0x7F000001; -0.0: 0x00000001
+    assert segments("planes", [[1.0, -1.0, -0.0]]) == [b"\0\1\1", b"\0\0\0", b"\0\0\0", b"\x7f\x7f\0"]
+    assert segments("bf16+planes", [[1.0, -1.0, -0.0]]) == [b"\0\1\1", b"\x7f\x7f\0"]
+
+
+def test_blocks_by_hand() -> None:
+    row = [0.0] * 4 + [0, 0, 5.0, 0] + [0.0] * 4 + [6.0, 7.0]  # the last block is short
+    bitmap, values = segments("blocks(4)", [row, [0.0] * 14])
+    assert bitmap == bytes([0b1010, 0])
+    assert np.frombuffer(values, np.float32).tolist() == [0, 0, 5, 0, 6, 7]
+    assert segments("blocks(size=4,threshold=5)", [row])[0] == bytes([0b1000])
+
+
+def test_delta_by_hand() -> None:
+    x = [[1.0, 2.0], [1.5, 2.0], [3.0, 3.0], [5.0, 5.0]]
+    bases, values = segments("delta(3)", x)
+    assert np.frombuffer(bases, np.float32).reshape(2, 2).tolist() == [[1, 2], [5, 5]]
+    assert np.frombuffer(values, np.float32).reshape(4, 2).tolist() == [[0, 0], [0.5, 0], [2, 1], [0, 0]]
+    assert np.array_equal(make_codec("delta(3)").roundtrip(np.array(x, np.float32)), x)
+
+
+def test_delta_makes_similar_rows_finer() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((1, 256), dtype=np.float32)
+    x = base + 0.01 * rng.standard_normal((16, 256), dtype=np.float32)
+    plain, delta = (np.abs(make_codec(name).roundtrip(x) - x)[1:] for name in ("int4", "delta+int4"))
+    assert delta.mean() < plain.mean() / 20
+
+
+def test_project_is_the_best_approximation_of_its_rank() -> None:
+    """Against NumPy's SVD: the squared error is the sum of the dropped squared singular values."""
+    rng = np.random.default_rng(0)
+    for shape in ((300, 40), (40, 300), (50, 50)):
+        x = (rng.standard_normal(shape) * np.linspace(3, 0.1, shape[1])).astype(np.float32)
+        dropped = np.linalg.svd(x.astype(np.float64), compute_uv=False)[10:]
+        error = make_codec("project(10)").roundtrip(x).astype(np.float64) - x
+        assert (error**2).sum() == pytest.approx((dropped**2).sum(), rel=1e-4)
+    low = (rng.standard_normal((200, 5)) @ rng.standard_normal((5, 128))).astype(np.float32)
+    codec = make_codec("project(8)+int8")
+    y = codec.roundtrip(low)
+    assert np.linalg.norm(y - low) < 0.01 * np.linalg.norm(low) and low.nbytes / codec.encode(low).nbytes > 4
+
+
+def test_delta_refuses_what_float32_cannot_say() -> None:
+    x = np.array([[FLT_MAX], [-FLT_MAX]], np.float32)
+    with pytest.raises(CodecError, match="row 1 differs from its base"):
+        make_codec("delta").encode(x)
+
+
+@pytest.mark.parametrize(
+    ("codec", "least"),
+    [("int8(group=128)", 3.87), ("int4", 7.1), ("fp8", 3.87), ("sparse+int8", 9.0)],
+)
+def test_sizes(codec: str, least: float) -> None:
+    x = np.random.default_rng(0).standard_normal((256, 2048), dtype=np.float32)
+    if codec.startswith("sparse"):
+        x[np.random.default_rng(1).random(x.shape) < 0.7] = 0
+    assert x.nbytes / make_codec(codec).encode(x).nbytes >= least
+
+
+@pytest.mark.parametrize(("codec", "least"), [("bf16+planes+zstd", 2 * 1.45), ("planes+zstd", 1.17)])
+def test_gaussian_rows_shrink_without_loss(codec: str, least: float) -> None:
+    """Bounds: 16 / (8 + H) = 1.529 and 32 / (24 + H) = 1.209, H = 2.46 bits of the exponent's entropy."""
+    x = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
+    assert x.nbytes / make_codec(codec).encode(x).nbytes >= least

@@ -38,10 +38,10 @@ def test_spec_and_canonical_name(spec, name) -> None:
         ("raw+int8", "zstd"),
         ("int8+sparse", "zstd"),
         ("int8+int8", "zstd"),
-        ("sparse+bf16", "raw, int8, zstd"),
-        ("sparse+sparse", "raw, int8, zstd"),
-        ("fp16+bf16", "raw, int8, sparse, zstd"),
-        ("fp16+fp16", "raw, int8, sparse, zstd"),
+        ("sparse+bf16", "raw, int8, int4, fp8, planes, zstd"),
+        ("sparse+sparse", "raw, int8, int4, fp8, planes, zstd"),
+        ("fp16+bf16", "raw, int8, int4, fp8, sparse, blocks, planes, zstd"),
+        ("fp16+fp16", "raw, int8, int4, fp8, sparse, blocks, planes, zstd"),
         ("zstd+int8", "nothing"),
         ("zstd+zstd", "nothing"),
     ],
@@ -58,7 +58,7 @@ def test_wrong_order_says_what_may_follow(spec, follow) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("foo", "known are fp16, bf16, raw, int8, sparse, zstd"),
+        ("foo", "known are fp16, bf16, delta, project, raw, int8, int4, fp8, sparse, blocks, planes, zstd"),
         ("int8+foo", "unknown codec stage 'foo'"),
         ("", "unreadable"),
         ("int8+", "unreadable"),

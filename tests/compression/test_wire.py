@@ -10,7 +10,16 @@ import pytest
 import zstandard
 from xxhash import xxh3_64_intdigest
 
-from rayemu.compression import CodecError, WireError, decode_frame, encode_frame, make_codec, pack, unpack
+from rayemu.compression import (
+    CodecError,
+    WireError,
+    decode_frame,
+    encode_frame,
+    make_codec,
+    pack,
+    pack_pieces,
+    unpack,
+)
 from rayemu.compression.wire import MAX_HEADER_BYTES, MAX_SEGMENTS
 
 GOLDEN_SMALL = bytes.fromhex(
@@ -277,3 +286,48 @@ def test_half_precision_refuses_nan_and_inf(name) -> None:
         parts = [b"\x07", values] if "sparse" in name else [values]
         with pytest.raises(WireError, match="NaN or Inf"):
             codec.decode([[0]] if "zstd" in name else [], parts, (1, 3))
+
+
+def test_a_frame_in_pieces_is_the_same_frame() -> None:
+    large, small = np.arange(70_000, dtype=np.float32), b"tail"
+    header = [1, "x"]
+    pieces = pack_pieces(header, [small, large, b"", small, large[:1]])
+    assert [p.size for p in pieces if p.size >= 1 << 16] == [large.nbytes] and len(pieces) == 3
+    assert np.shares_memory(pieces[1], large), "large segments are not copied"
+    whole = pack(header, [small, large, b"", small, large[:1]])
+    assert b"".join(p.tobytes() for p in pieces) == whole.tobytes()
+    found, segments = unpack(pieces)
+    assert found == header
+    assert [bytes(s) for s in segments] == [small, large.tobytes(), b"", small, large[:1].tobytes()]
+
+
+def test_pieces_cut_anywhere_are_read_right_or_refused() -> None:
+    whole = bytes(pack([7], [b"abc" * 30, b"", b"d" * 200]))
+    expected = [bytes(s) for s in unpack(whole)[1]]
+    refused = 0
+    for first in range(len(whole) + 1):
+        for second in range(first, len(whole) + 1, 7):
+            try:
+                header, segments = unpack([whole[:first], whole[first:second], whole[second:]])
+            except WireError:
+                refused += 1
+            else:
+                assert header == [7] and [bytes(s) for s in segments] == expected
+    assert 0 < refused
+
+
+def test_altered_missing_and_swapped_pieces_are_refused() -> None:
+    pieces = [p.tobytes() for p in pack_pieces([7], [np.ones(20_000), np.zeros(20_000)])]
+    assert unpack(pieces)[0] == [7]
+    changed = bytearray(pieces[1])
+    changed[500] ^= 1
+    for bad in (
+        [],
+        pieces[:-1],
+        pieces[::-1],
+        [pieces[0], bytes(changed), *pieces[2:]],
+        [*pieces, b"x"],
+        [None],
+    ):
+        with pytest.raises(WireError):
+            unpack(bad)
