@@ -187,8 +187,9 @@ class Scaled(PackStage):
                 scale = scales[start : start + rows]
                 np.abs(block, out=work)
                 # Magnitudes order as their bits do, and the integer maximum is the quicker one.
-                np.maximum.reduce(work.view(np.int32), axis=2, out=scale.view(np.int32))
-                if np.maximum.reduce(scale.view(np.int32), axis=None) >= 0x7F800000:
+                peaks = scale.view(np.int32)
+                np.maximum.reduce(work.view(np.int32), axis=2, out=peaks)
+                if peaks.max() >= 0x7F800000:
                     return False
                 self._to_scales(scale)
                 np.multiply(block, np.reciprocal(scale)[:, :, None], out=work)

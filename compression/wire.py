@@ -43,6 +43,7 @@ PIECE_BYTES = 1 << 16  # segments from this size on are pieces of their own
 _MARK = int.from_bytes(MAGIC + struct.pack("<I", VERSION), "little")
 _PRELUDE = struct.Struct("<QQQII")
 _HASHED = 16
+_ZEROS = bytes(_PRELUDE.size + 8 * MAX_SEGMENTS + ALIGNMENT)  # the longest gap is the open prelude
 _SIZES = [struct.Struct(f"<{count}Q") for count in range(17)]
 
 
@@ -78,8 +79,9 @@ def pack_pieces(
         end = starts[-1] + size
     if end > MAX_FRAME_BYTES:
         raise CodecError(f"a frame may have up to {MAX_FRAME_BYTES} bytes, not {end}")
-    pieces = []
-    low, run = 0, [(start, np.frombuffer(head, np.uint8))]  # copied bytes since the last piece, by offset
+    pieces: list[np.ndarray] = []
+    run: list[tuple[int, Buffer]]
+    low, run = 0, [(start, head)]  # copied bytes since the last piece, by offset
     for begin, part in zip(starts, parts, strict=True):
         if part.size < piece_bytes:
             run.append((begin, part))
@@ -139,17 +141,14 @@ def unpack(
     return header, _segments(pieces, places)
 
 
-def _copied(run: list[tuple[int, np.ndarray]], low: int, high: int) -> np.ndarray:
+def _copied(run: list[tuple[int, Buffer]], low: int, high: int) -> np.ndarray:
     """Bytes [low, high) of a frame: parts at their offsets, zeros between them (the prelude stays open)."""
-    piece = np.empty(high - low, np.uint8)
-    done = 0
+    chunks = []
     for begin, part in run:
-        begin -= low
-        piece[done:begin] = 0
-        done = begin + part.size
-        piece[begin:done] = part
-    piece[done:] = 0
-    return piece
+        chunks += [_ZEROS[: begin - low], part]
+        low = begin + len(part)
+    chunks.append(_ZEROS[: high - low])
+    return np.frombuffer(bytearray().join(chunks), np.uint8)
 
 
 def _checksum(pieces: list[memoryview]) -> int:

@@ -74,7 +74,7 @@ def test_chaos_has_every_kind_of_fault() -> None:
 
 def test_the_resolved_yaml_shows_defaults_and_units() -> None:
     resolved = yaml.safe_load(Scenario.from_dict(TINY).to_yaml())
-    assert resolved["cluster"]["heartbeat"] == "20 ms"
+    assert resolved["cluster"]["heartbeat"] == "40 ms"
     assert resolved["exchange"]["window"] == "32 MiB"
     assert resolved["stream"] == {"kind": "zipf", "vocabulary": 32768, "alpha": 1.1, "context": 0.0}
 
