@@ -210,9 +210,9 @@ REFUSED = [
     (["cluster.nodes=0"], ["cluster.nodes: 0 is not allowed"]),
     (
         ["cluster.suspect_after=20 ms"],
-        ["cluster.suspect_after: 20 ms is not allowed; allowed: more than 20 ms"],
+        ["cluster.suspect_after: 20 ms is not allowed; allowed: more than 40 ms"],
     ),
-    (["cluster.evict_after=1 ms"], ["cluster.evict_after: 1 ms is not allowed; allowed: at least 60 ms"]),
+    (["cluster.evict_after=1 ms"], ["cluster.evict_after: 1 ms is not allowed; allowed: at least 120 ms"]),
     (["cluster.heartbeat=0"], ["cluster.heartbeat: 0 s is not allowed"]),
     (["name=a/b"], ["name: 'a/b' is not allowed"]),
     # units
