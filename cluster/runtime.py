@@ -18,7 +18,7 @@ from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.setup import Setup
-from rayemu.compression import WireError
+from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS
 from rayemu.protocol.messages import (
@@ -155,12 +155,18 @@ class ModuleRuntime:
             message, to = send.message, send.to
             level = self.machine.level(to)
             began = time.time()
-            pieces = self.wire.encode_pieces(message, level)
+            try:
+                pieces = self.wire.encode_pieces(message, send.codec)
+            except CodecError:  # a value that this codec cannot carry
+                self.machine.refuse_codec(send)
+                pieces = self.wire.encode_pieces(message)
             self.weather.send(to, pieces, time.monotonic())
             if isinstance(message, (Dispatch, Reply)):
-                self._record_frame(message, level, to, sum(map(len, pieces)), began)
+                self._record_frame(message, level, to, send.codec, sum(map(len, pieces)), began)
 
-    def _record_frame(self, message: Dispatch | Reply, level: int, to: int, sent: int, began: float) -> None:
+    def _record_frame(
+        self, message: Dispatch | Reply, level: int, to: int, codec: int, sent: int, began: float
+    ) -> None:
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self.me else FORWARD
             shard, epoch = message.shard, message.epoch
@@ -185,6 +191,7 @@ class ModuleRuntime:
             epoch=epoch,
             expert=expert,
             level=level,
+            codec=codec,
             raw_bytes=raw,
             sent_bytes=sent,
         )

@@ -212,6 +212,11 @@ class Session:
         return self._client.duplicate_results
 
     @property
+    def now(self) -> float:
+        """The clock of batches and notices."""
+        return time.monotonic()
+
+    @property
     def epoch(self) -> Epoch:
         """The membership as last heard."""
         assert self._client.epoch is not None

@@ -28,6 +28,7 @@ from .int4 import Int4
 from .int8 import Int8
 from .parse import parse_stages
 from .planes import Planes
+from .policy import POLICIES, Policy, build_policy
 from .project import Project
 from .raw import Raw
 from .sparse import Sparse
@@ -65,9 +66,15 @@ def _from_text(text: str) -> Codec:
     return Codec(parse_stages(text, STAGES))
 
 
+def make_policy(spec: Any) -> Policy:
+    """A policy of `POLICIES` by name or {name: parameters}, or the single codec that `spec` describes."""
+    return build_policy(spec, make_codec)
+
+
 __all__ = [
     "ARRAY_STAGES",
     "BYTE_STAGES",
+    "POLICIES",
     "SEGMENT_STAGES",
     "STAGES",
     "ArrayStage",
@@ -76,12 +83,14 @@ __all__ = [
     "CodecError",
     "Encoded",
     "PackStage",
+    "Policy",
     "SelectStage",
     "Stage",
     "WireError",
     "decode_frame",
     "encode_frame",
     "make_codec",
+    "make_policy",
     "pack",
     "pack_pieces",
     "unpack",

@@ -14,7 +14,7 @@ import typer
 import rayemu
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
-BENCHMARKS = ("step", "recovery", "hang")
+BENCHMARKS = ("step", "recovery", "hang", "codecs")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -144,12 +144,44 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
+@app.command()
+def codecs(
+    scenario: Annotated[
+        str, typer.Argument(help="Whose model and stream: a YAML file, or a name; default: laptop.")
+    ] = "laptop",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.layers=4; repeatable."),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--codec", metavar="CODEC", help='Only these, like "int8+zstd"; repeatable.'),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Rows to measure on; else one batch of the scenario.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write codecs.json and codecs.svg here.")
+    ] = None,
+) -> None:
+    """What every codec saves and spoils on a stream's real activations, layer by layer.
+
+    Bytes and speed, relative error of rows and of the layer's output when rows are coded on the way to the
+    experts and back, and the link speed under which coding is quicker than sending float32.
+    """
+    with _plain_errors():
+        from rayemu.report.codecs import report
+        from rayemu.scenario import Scenario
+
+        report(Scenario.load(scenario).with_overrides(list(settings or [])), names, tokens, out)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery or hang, with the options of its --help.
+    """Benchmarks: step (the default), recovery, hang or codecs, with the options of its --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
@@ -189,6 +221,7 @@ def _expected(error: Exception) -> list[str] | None:
     """The lines that say what went wrong, or None for an error that nobody expects."""
     from rayemu.cluster.local_ray import RayUnavailable
     from rayemu.cluster.session import ClusterError
+    from rayemu.compression import CodecError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
     from rayemu.protocol.simulator import SimulationStuck
@@ -197,7 +230,15 @@ def _expected(error: Exception) -> list[str] | None:
 
     if isinstance(error, ScenarioError):
         return list(error.problems)
-    ours = (RunError, RayUnavailable, ClusterError, LostExpertError, CheckpointError, SimulationStuck)
+    ours = (
+        RunError,
+        RayUnavailable,
+        ClusterError,
+        LostExpertError,
+        CheckpointError,
+        CodecError,
+        SimulationStuck,
+    )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]
     return [f"out of memory: {error}"] if isinstance(error, MemoryError) else None

@@ -148,8 +148,7 @@ class Emulator:
         """Compute x [T, D] in this process; with a result, replay its lossy codecs and dropped choices."""
         replay = None
         if result is not None and result.dispatch_paths is not None and result.combine_paths is not None:
-            _, module, node = self.config.codecs
-            replay = PathReplay(result.dispatch_paths, result.combine_paths, module, node)
+            replay = PathReplay(result.dispatch_paths, result.combine_paths, self.config.codecs)
         return reference_forward(self.model, as_rows(x, self.spec.d_model), replay)
 
     def inject(self, fault: Fault, module: int | None = None) -> None:
@@ -169,6 +168,11 @@ class Emulator:
     def poll(self) -> None:
         """Handle what the cluster reported, without waiting."""
         self._backend.poll()
+
+    @property
+    def now(self) -> float:
+        """The run's clock in seconds: virtual for the `memory` transport, else the machine's monotonic."""
+        return float(self._backend.now)
 
     def take_notices(self) -> list[Notice]:
         """Return and forget what the coordinator reported: joins, deaths, suspicions, recoveries."""

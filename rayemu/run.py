@@ -148,8 +148,7 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
     run = emulator.scenario.run
     measured = Measured(start_wall_s=journal.clock() - journal.opened)
     if emulator.scenario.cluster.transport == "memory":
-        backend = emulator._backend
-        journal.clock, journal.virtual = (lambda: backend.now), True
+        journal.clock, journal.virtual = (lambda: emulator.now), True
     _note(emulator.take_notices(), measured, journal)
     journal.write(
         "started", start_wall_s=round(measured.start_wall_s, 3), transport=emulator.scenario.cluster.transport

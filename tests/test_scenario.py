@@ -46,7 +46,7 @@ def test_the_example_is_understood() -> None:
     assert (scenario.spec.experts, scenario.spec.top_k, scenario.spec.layers) == (8, 2, 2)
     assert scenario.spec.seed == 7
     assert scenario.stream.build().context == 0.5
-    assert scenario.exchange.codec.node == "int8+zstd"
+    assert scenario.exchange.codec.node.dispatch == scenario.exchange.codec.node.combine == "int8+zstd"
     assert scenario.placement.copies_per_expert(8).tolist() == [2] * 8
     (fault,) = scenario.faults
     assert (fault.kind, fault.module, fault.at.batch, fault.at.time) == ("kill", 5, 3, None)
@@ -139,6 +139,11 @@ def test_overriding_a_kind_does_not_trip_over_the_old_ones_defaults() -> None:
     changed = base.with_overrides(["faults.0.kind=hang", "stream.kind=text"])
     assert changed.faults[0].factor is None
     assert changed.stream.build().path == "stdlib"
+
+
+def test_a_first_fault_can_be_set_where_there_is_none() -> None:
+    changed = Scenario.from_dict(TINY).with_overrides(["faults.0={kind: kill, module: 1, at: {batch: 2}}"])
+    assert [(f.kind, f.module) for f in changed.faults] == [("kill", 1)]
 
 
 def test_fault_defaults() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from rayemu.compression import Codec, make_codec
+from rayemu.compression import Codec, CodecError, Policy, make_codec, make_policy
+from rayemu.protocol.messages import MOST_CODECS
 
 LOCAL, MODULE, NODE = 0, 1, 2  # link levels: same module, same node, across nodes
 LEVELS = ("local", "module", "node")
@@ -17,7 +19,8 @@ class ProtocolConfig:
 
     exchange: Any  # a member of EXCHANGES
     replicas: Any  # a member of REPLICAS
-    codecs: tuple[Codec, Codec, Codec]  # by link level; local is always raw
+    dispatch: tuple[Policy, Policy]  # for rows on their way to experts, on the module link and the node link
+    combine: tuple[Policy, Policy]  # for rows on their way back
     micro_batches: int = 1
     chunk_bytes: int = 4 << 20
     window_bytes: int = 32 << 20
@@ -32,6 +35,15 @@ class ProtocolConfig:
     replace_after: float = 0.3
     replace: bool = True
 
+    @cached_property
+    def codecs(self) -> tuple[Codec, ...]:
+        """All codecs of the run, by the number that frames and paths name them by; raw is 0."""
+        policies = (*self.dispatch, *self.combine)
+        table = dict.fromkeys([make_codec("raw"), *(c for policy in policies for c in policy.codecs)])
+        if len(table) > MOST_CODECS:
+            raise CodecError(f"exchange.codec: {len(table)} codecs in one run; at most {MOST_CODECS} fit")
+        return tuple(table)
+
     @property
     def keeps_paths(self) -> bool:
         """Whether results need notes for an exact replay: a codec loses bits or choices may drop."""
@@ -43,10 +55,12 @@ class ProtocolConfig:
         from rayemu.alltoall import EXCHANGES, REPLICAS
 
         exchange, cluster, run = scenario.exchange, scenario.cluster, scenario.run
+        link = exchange.codec
         return cls(
             exchange=EXCHANGES[exchange.kind](relay=cluster.relay),
             replicas=REPLICAS[scenario.replicas.kind](),
-            codecs=(make_codec("raw"), make_codec(exchange.codec.module), make_codec(exchange.codec.node)),
+            dispatch=(make_policy(link.module.dispatch), make_policy(link.node.dispatch)),
+            combine=(make_policy(link.module.combine), make_policy(link.node.combine)),
             micro_batches=exchange.micro_batches,
             chunk_bytes=exchange.chunk,
             window_bytes=exchange.window,

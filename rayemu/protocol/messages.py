@@ -14,7 +14,10 @@ import numpy as np
 COORDINATOR = -1
 CLIENT = -2
 
-MODULE_CODEC, NODE_CODEC = 1, 2  # bits of a path: lossy codecs that rows went through
+# A path is a byte: the lossy codec (by its number in the run, 0: none) of the module link in the lower half,
+# of the node link in the upper.
+MODULE_SHIFT, NODE_SHIFT = 0, 4
+MOST_CODECS = 15  # of a run, raw included: 15 in both halves means DROPPED
 Rows = list[list[int]]  # a small table of numbers: it travels in the header
 DROPPED = 255  # in place of a path: the choice was dropped because every copy of its expert was lost
 
@@ -282,7 +285,8 @@ Message = (
 
 @dataclass(slots=True)
 class Send:
-    """The one effect of the state machines: a message for an address."""
+    """The one effect of the state machines: a message for an address, its rows through a codec of the run."""
 
     to: int
     message: Message
+    codec: int = 0

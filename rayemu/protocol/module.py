@@ -16,8 +16,8 @@ from rayemu.placement import Placement
 from rayemu.protocol.config import LOCAL, MODULE, NODE, ProtocolConfig
 from rayemu.protocol.home import Home
 from rayemu.protocol.messages import (
-    MODULE_CODEC,
-    NODE_CODEC,
+    MODULE_SHIFT,
+    NODE_SHIFT,
     Dispatch,
     Epoch,
     Failure,
@@ -63,11 +63,11 @@ class ModuleMachine:
         self.server = ExpertServer(me, config, model)
         self.relay = Relay(me)
         self.home = Home(me, incarnation, config, model, self.server, view)
-        self._lossy = (
-            0,
-            0 if config.codecs[1].lossless else MODULE_CODEC,
-            0 if config.codecs[2].lossless else NODE_CODEC,
-        )
+        numbers = {codec: number for number, codec in enumerate(config.codecs)}
+        self._links = {
+            kind: [(policy.chooser(), [numbers[c] for c in policy.codecs]) for policy in policies]
+            for kind, policies in ((Dispatch, config.dispatch), (Reply, config.combine))
+        }
 
     def level(self, to: int) -> int:
         """Return the link level between this module and another address."""
@@ -149,7 +149,7 @@ class ModuleMachine:
         self.home.out += (relayed or []) + [Send(message.home, Status(message.request, self.me, known))]
 
     def _settle(self, now: float) -> list[Send]:
-        """Deliver what the module sends itself; mark the lossy codecs that the rest will pass."""
+        """Deliver what the module sends itself; choose codecs for the rest, and note those that lose bits."""
         sends: list[Send] = []
         out = self.home.out  # also the requests' list: emptied, never replaced
         queue = deque(out)
@@ -161,11 +161,26 @@ class ModuleMachine:
                 queue.extend(out)
                 out.clear()
                 continue
-            bit = self._lossy[self.level(send.to)]
-            if bit and isinstance(send.message, Dispatch):
-                send.message.path |= bit
-            elif bit and isinstance(send.message, Reply):
-                for span in send.message.spans:
-                    span[3] |= bit
+            if isinstance(send.message, (Dispatch, Reply)):
+                level = self.level(send.to)
+                chooser, numbers = self._links[type(send.message)][level - MODULE]
+                send.codec = numbers[chooser.choose(send.message.rows)]
+                self._note(send, level)
             sends.append(send)
         return sends
+
+    def refuse_codec(self, send: Send) -> None:
+        """Send the rows raw after all: the codec that was chosen cannot carry them."""
+        self._note(send, self.level(send.to))
+        send.codec = 0
+
+    def _note(self, send: Send, level: int) -> None:
+        """Note a lossy codec in the message's path; a second time takes the note back."""
+        if self.config.codecs[send.codec].lossless:
+            return
+        half = send.codec << (MODULE_SHIFT if level == MODULE else NODE_SHIFT)
+        if isinstance(send.message, Dispatch):
+            send.message.path ^= half
+        elif isinstance(send.message, Reply):
+            for span in send.message.spans:
+                span[3] ^= half

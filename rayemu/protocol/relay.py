@@ -114,7 +114,8 @@ class Relay:
             self.gathers.pop((d.home, d.request), None)
         if not gather.spans:
             return []
-        spans = sorted(gather.spans)  # all of them: an earlier answer may have been lost
+        # All of them: an earlier answer may have been lost. Copies: each way out notes its own codec.
+        spans = [list(span) for span in sorted(gather.spans)]
         if sum(span[1] for span in spans) == len(gather.rows):
             rows = gather.rows
         else:

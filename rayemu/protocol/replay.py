@@ -9,20 +9,20 @@ from __future__ import annotations
 import numpy as np
 
 from rayemu.compression import Codec
-from rayemu.protocol.messages import DROPPED, MODULE_CODEC, NODE_CODEC
+from rayemu.protocol.messages import DROPPED, MODULE_SHIFT, NODE_SHIFT
 
 
 class PathReplay:
-    """Replay for `reference_forward`, from a batch's noted paths [L, T, K] (uint8 bit sets).
+    """Replay for `reference_forward`, from a batch's noted paths [L, T, K] uint8 and the run's codecs.
 
     On dispatch a row meets the node link's codec before the module link's; on combine the reverse.
     """
 
     def __init__(
-        self, dispatch_paths: np.ndarray, combine_paths: np.ndarray, module: Codec, node: Codec
+        self, dispatch_paths: np.ndarray, combine_paths: np.ndarray, codecs: tuple[Codec, ...]
     ) -> None:
         self.dispatch_paths, self.combine_paths = dispatch_paths, combine_paths
-        self.outward = ((NODE_CODEC, node), (MODULE_CODEC, module))
+        self.codecs = codecs
 
     def kept(self, layer: int) -> np.ndarray | None:
         """Return which choices were computed [T, K], or None if all were."""
@@ -31,17 +31,17 @@ class PathReplay:
 
     def dispatch(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the rows [n, D] as the experts saw them."""
-        return self._apply(self.dispatch_paths[layer, tokens, choice], rows, self.outward)
+        return self._apply(self.dispatch_paths[layer, tokens, choice], rows, (NODE_SHIFT, MODULE_SHIFT))
 
     def combine(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the outputs [n, D] as the home saw them."""
-        return self._apply(self.combine_paths[layer, tokens, choice], rows, self.outward[::-1])
+        return self._apply(self.combine_paths[layer, tokens, choice], rows, (MODULE_SHIFT, NODE_SHIFT))
 
-    @staticmethod
-    def _apply(paths: np.ndarray, rows: np.ndarray, codecs: tuple[tuple[int, Codec], ...]) -> np.ndarray:
-        for bit, codec in codecs:
-            passed = (paths & bit) != 0
-            if passed.any() and not codec.lossless:
+    def _apply(self, paths: np.ndarray, rows: np.ndarray, order: tuple[int, int]) -> np.ndarray:
+        for shift in order:
+            numbers = paths >> shift & 0x0F
+            for number in np.unique(numbers[numbers > 0]).tolist():
+                passed = numbers == number
                 rows = np.array(rows)
-                rows[passed] = codec.roundtrip(rows[passed])
+                rows[passed] = self.codecs[number].roundtrip(rows[passed])
         return rows

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rayemu.alltoall import DEAD
-from rayemu.compression import WireError
+from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
@@ -186,8 +186,7 @@ class Simulator:
 
     def _send(self, sender: int, sends: list[Send]) -> None:
         for send in sends:
-            level = self._level(sender, send.to)
-            frame = self.wire.encode(send.message, level)
+            frame = self._encode(sender, send)
             self.counters.frames += 1
             copies = 1
             draw = self.rng.random(4)
@@ -215,9 +214,14 @@ class Simulator:
         state = self.modules[address] if address >= 0 else None
         return state.machine.incarnation if state is not None else 0
 
-    def _level(self, sender: int, to: int) -> int:
-        state = self.modules[sender] if sender >= 0 else None
-        return state.machine.level(to) if state is not None else 0
+    def _encode(self, sender: int, send: Send) -> np.ndarray:
+        try:
+            return self.wire.encode(send.message, send.codec)
+        except CodecError:  # a value that this codec cannot carry
+            state = self.modules[sender]
+            assert state is not None
+            state.machine.refuse_codec(send)
+            return self.wire.encode(send.message)
 
     def _arrive(self, to: int, incarnation: int, frame: np.ndarray) -> None:
         if to >= 0:

@@ -18,7 +18,7 @@ from rayemu.protocol.messages import Dispatch, Message, Reply
 
 _DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1")]
 _DTYPE_CODE = {d: i for i, d in enumerate(_DTYPES)}
-_CODED = -1  # in place of a dtype: the array went through the codec of the frame's level
+_CODED = -1  # in place of a dtype: the array went through the frame's codec
 _KINDS: list[Any] = list(get_args(Message))
 _KIND_OF = {kind: i for i, kind in enumerate(_KINDS)}
 _SCALARS = {k: [f.name for f in dataclasses.fields(k) if f.name not in k.ARRAYS] for k in _KINDS}
@@ -32,17 +32,17 @@ _LARGEST = 1 << 40
 
 
 class Wire:
-    """Encodes and decodes for one run: `codecs[level]` compresses the rows of dispatches and replies."""
+    """Encodes and decodes for one run, whose `codecs` compress the rows of dispatches and replies."""
 
     def __init__(self, codecs: tuple[Codec, ...]) -> None:
         self.codecs = codecs
 
-    def encode(self, message: Message, level: int = 0) -> np.ndarray:
+    def encode(self, message: Message, codec: int = 0) -> np.ndarray:
         """Turn a message into one contiguous frame (uint8)."""
-        return self.encode_pieces(message, level, 1 << 62)[0]
+        return self.encode_pieces(message, codec, 1 << 62)[0]
 
     def encode_pieces(
-        self, message: Message, level: int = 0, piece_bytes: int = PIECE_BYTES
+        self, message: Message, codec: int = 0, piece_bytes: int = PIECE_BYTES
     ) -> list[np.ndarray]:
         """Turn a message into a frame in pieces (uint8); large arrays are not copied and must not change."""
         kind = type(message)
@@ -54,13 +54,13 @@ class Wire:
             if array is None:
                 arrays.append(None)
             elif name == "rows" and kind in (Dispatch, Reply):
-                meta, encoded = self.codecs[level].encode(array)
+                meta, encoded = self.codecs[codec].encode(array)
                 arrays.append([_CODED, *array.shape, len(encoded), meta])
                 segments += encoded
             else:
                 arrays.append([_DTYPE_CODE[array.dtype], *array.shape])
                 segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-        return pack_pieces([_KIND_OF[kind], level, scalars, arrays], segments, piece_bytes)
+        return pack_pieces([_KIND_OF[kind], codec, scalars, arrays], segments, piece_bytes)
 
     def decode(self, frame: Any) -> Message:
         """Turn a frame, whole or in pieces, back into the message.
@@ -69,7 +69,7 @@ class Wire:
         """
         header, segments = unpack(frame)
         try:
-            number, level, scalars, arrays = header
+            number, coded_by, scalars, arrays = header
             kind = _KINDS[_index(number, len(_KINDS))]
             if [type(value) for value in scalars] != _TYPES[kind] or len(arrays) != len(kind.ARRAYS):
                 raise WireError(f"{kind.__name__}: fields of other types than {_TYPES[kind]}")
@@ -79,7 +79,7 @@ class Wire:
                 if description is None:
                     values.append(None)
                 elif description[0] == _CODED:
-                    codec = self.codecs[_index(level, len(self.codecs))]
+                    codec = self.codecs[_index(coded_by, len(self.codecs))]
                     _, rows, width, count, meta = description
                     shape = (_index(rows, _LARGEST), _index(width, _LARGEST))
                     values.append(codec.decode(meta, [next(taken) for _ in range(_index(count, 9))], shape))
@@ -122,10 +122,14 @@ def _check_table(name: str, table: Any, width: int) -> int:
         if len(row) != width or not all(type(n) is int and 0 <= n < 1 << 31 for n in row):
             raise WireError(f"{name}: bad entry {row!r}")
         total += row[2] if width == 3 else row[1]
+        if width == 4 and max(row[2:]) > 255:
+            raise WireError(f"{name}: bad path in {row!r}")
     return total
 
 
 def _check_dispatch(m: Dispatch) -> None:
+    if not 0 <= m.path <= 255:
+        raise WireError(f"dispatch: bad path {m.path}")
     pairs = _check_table("lots", m.lots, 3)
     if m.row_of_pair is None:
         if len(m.rows) != pairs:

@@ -19,7 +19,7 @@ RECORD = np.dtype(
     [
         ("kind", "u1"),  # index into KINDS
         ("level", "u1"),  # 0 local, 1 module link, 2 node link
-        ("codec", "u1"),  # index into the run's codecs: by level
+        ("codec", "u1"),  # number among the run's codecs; 0 is raw
         ("src", "i2"),  # module; -1 the coordinator
         ("dst", "i2"),
         ("layer", "i2"),
@@ -62,6 +62,7 @@ class Recorder:
         epoch: int = -1,
         expert: int = -1,
         level: int = 0,
+        codec: int = 0,
         flops: float = 0.0,
         raw_bytes: int = 0,
         sent_bytes: int = 0,
@@ -70,7 +71,7 @@ class Recorder:
         """Write one row; see RECORD for the fields. It ends now unless an end is given."""
         if self._size == len(self._rows):
             self._rows = np.memmap(self.path, RECORD, "r+", shape=(self._size + _GROW,))
-        where = (kind, level, level, src, dst, layer, micro, batch, shard, epoch, expert)
+        where = (kind, level, codec, src, dst, layer, micro, batch, shard, epoch, expert)
         what = (rows, flops, raw_bytes, sent_bytes, start_wall_s, end_wall_s or time.time())
         self._rows[self._size] = where + what
         self._size += 1

@@ -53,10 +53,10 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
     """Sums the frames and GEMMs of a record up; every value is None where nothing was recorded.
 
     `bytes_raw` is the rows of all frames in float32, `bytes_sent` the frames as they left; what was sent
-    twice counts twice. `bytes_by_level` splits both by link level, with the codec of each (`codecs`, by
-    level). `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows` [M] the rows of
-    routed experts that each module computed, `module_busy_wall_s` [M] the time its GEMMs took. `balance` is
-    the mean of `module_rows` over its maximum: 1 when all modules computed alike.
+    twice counts twice. `bytes_by_level` splits both by link level, with the codecs used on each (`codecs`
+    are the run's, by number). `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows`
+    [M] the rows of routed experts that each module computed, `module_busy_wall_s` [M] the time its GEMMs
+    took. `balance` is the mean of `module_rows` over its maximum: 1 when all modules computed alike.
     """
     if not len(record):
         keys = ("bytes_raw", "bytes_sent", "bytes_by_level", "traffic_bytes", "frames", "flops")
@@ -67,7 +67,7 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
     np.add.at(traffic, (frames["src"], frames["dst"]), frames["sent_bytes"])
     by_level = {
         name: {
-            "codec": codecs[level],
+            "codec": _codec_names(frames[frames["level"] == level], codecs),
             "frames": int((frames["level"] == level).sum()),
             "raw": int(frames["raw_bytes"][frames["level"] == level].sum()),
             "sent": int(frames["sent_bytes"][frames["level"] == level].sum()),
@@ -90,6 +90,11 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
         "module_busy_wall_s": [round(float(s), 6) for s in busy],
         "balance": float(rows.mean() / rows.max()) if rows.any() else None,
     }
+
+
+def _codec_names(frames: np.ndarray, codecs: Sequence[str]) -> str:
+    """The codecs that these frames used; "raw" for no frames."""
+    return ", ".join(codecs[number] for number in np.unique(frames["codec"]).tolist()) or codecs[0]
 
 
 def batch_times(results: Sequence[BatchResult], clock: str) -> dict[str, float]:

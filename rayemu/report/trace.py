@@ -29,7 +29,7 @@ def trace(
     codecs: Sequence[str],
     events: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The record of a run and its events as one trace; `codecs` are by link level."""
+    """The record of a run and its events as one trace; `codecs` are the run's, by number."""
     origin = float(record["start_wall_s"].min()) if len(record) else 0.0
     rows = record[np.lexsort((record["start_wall_s"], record["src"]))]
     sources = sorted({*range(len(module_to_node)), *(int(s) for s in np.unique(record["src"]))})
@@ -74,7 +74,7 @@ def _span(row: np.void, origin: float, codecs: Sequence[str]) -> dict[str, Any]:
     elif row["sent_bytes"] > 0:
         name = f"{name} to {int(row['dst'])}"
         args |= {"raw_bytes": int(row["raw_bytes"]), "sent_bytes": int(row["sent_bytes"])}
-        args |= {"link": LEVELS[level], "codec": codecs[level]}
+        args |= {"link": LEVELS[level], "codec": codecs[int(row["codec"])]}
     return {
         "ph": "X",
         "name": name,

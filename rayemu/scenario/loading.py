@@ -57,6 +57,8 @@ def override(data: Any, assignments: Iterable[str]) -> Any:
                 f"{assignment}: is not an assignment; write a dotted path = a value, like model.top_k=4"
             )
             continue
+        if steps[0] == "faults" and len(steps) > 1 and isinstance(data, dict):
+            data.setdefault("faults", [])  # the one list of a scenario may not be there yet
         try:
             data = _assign(data, steps, parse(value, path))
         except ScenarioError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
-from rayemu.compression import make_codec
+from rayemu.compression import make_policy
 from rayemu.model.presets import PRESETS
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS
@@ -203,18 +203,44 @@ class Replicas(Section):
 def _codec(value: object) -> object:
     if not isinstance(value, (str, dict)):
         raise ValueError(f"{show(value)} is not a codec; write its name, or a pipeline like int8+zstd")
-    make_codec(value)
+    for codec in make_policy(value).codecs:
+        if not codec.row_local:
+            raise ValueError(
+                f"{codec} looks at several rows at once, and results would depend on how batches are cut; "
+                "leave out delta and project here"
+            )
     return value
 
 
 CodecSpec = Annotated[str | dict[str, Any], BeforeValidator(_codec)]
 
 
+class Directions(Section):
+    """Codecs, or policies, for rows on their way to experts and back."""
+
+    dispatch: CodecSpec = "raw"
+    combine: CodecSpec = "raw"
+
+    def __str__(self) -> str:
+        both = self.dispatch, self.combine
+        return str(both[0]) if both[0] == both[1] else f"{both[0]} out, {both[1]} back"
+
+
+def _both_ways(value: object) -> object:
+    """One codec stands for both directions."""
+    if isinstance(value, Directions) or (isinstance(value, dict) and set(value) <= {"dispatch", "combine"}):
+        return value
+    return {"dispatch": _codec(value), "combine": value}
+
+
+Link = Annotated[Directions, BeforeValidator(_both_ways)]
+
+
 class Codecs(Section):
     """What travels on each link level: between modules of a node, and between nodes."""
 
-    module: CodecSpec = "raw"
-    node: CodecSpec = "raw"
+    module: Link = Directions()
+    node: Link = Directions()
 
 
 class Exchange(Section):

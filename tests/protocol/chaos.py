@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayemu.alltoall import EXCHANGES, REPLICAS
-from rayemu.compression import make_codec
+from rayemu.compression import make_policy
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
@@ -16,7 +16,14 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.replay import PathReplay
 from rayemu.protocol.simulator import Network, Simulator
 
-CODECS = [("raw", "raw"), ("raw", "int8+zstd"), ("int8", "int8"), ("bf16", "fp16"), ("sparse", "zstd")]
+CODECS = [  # module link, node link, and node link on the way back
+    ("raw", "raw", "raw"),
+    ("raw", "int8+zstd", "int8+zstd"),
+    ("int8", "int8", "int8"),
+    ("bf16", "fp16", "int8"),
+    ("sparse", "zstd", "planes"),
+    ({"by_size": [[3, "int8"], [6, "fp8"], "bf16"]}, {"by_size": [[4, "int4"], "fp16"]}, "raw"),
+]
 FAULTS = ("none", "crash", "silent crash", "hang", "two hangs", "crash of a replacement")
 
 
@@ -44,11 +51,12 @@ def run(seed: int, batches: int = 4) -> Outcome:
         seed=seed,
     )
     model = Model(spec)
-    module_codec, node_codec = CODECS[int(rng.integers(len(CODECS)))]
+    module_codec, node_codec, combine_codec = CODECS[int(rng.integers(len(CODECS)))]
     config = ProtocolConfig(
         exchange=EXCHANGES[str(rng.choice(list(EXCHANGES)))](relay=str(rng.choice(["spread", "first"]))),
         replicas=REPLICAS[str(rng.choice(list(REPLICAS)))](),
-        codecs=(make_codec("raw"), make_codec(module_codec), make_codec(node_codec)),
+        dispatch=(make_policy(module_codec), make_policy(node_codec)),
+        combine=(make_policy(module_codec), make_policy(combine_codec)),
         micro_batches=int(rng.choice([1, 2, 4])),
         min_shard_rows=int(rng.choice([1, 4, 64])),
         chunk_bytes=int(rng.choice([256, 1 << 20])),
@@ -77,7 +85,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
         assert result.expert_tokens.sum() == len(x) * spec.top_k * spec.layers
         replay = None
         if result.dispatch_paths is not None and result.combine_paths is not None:
-            replay = PathReplay(result.dispatch_paths, result.combine_paths, *config.codecs[1:])
+            replay = PathReplay(result.dispatch_paths, result.combine_paths, config.codecs)
         assert np.array_equal(reference_forward(model, x, replay), result.y), "not bit-identical"
     return Outcome(simulator, fault, config.keeps_paths)
 

@@ -61,9 +61,9 @@ def test_optional_arrays_may_be_missing() -> None:
     assert isinstance(back, Result) and back.dispatch_paths is None
 
 
-@pytest.mark.parametrize(("level", "codec"), [(1, "fp16"), (2, "int8+zstd")])
-def test_rows_go_through_the_codec_of_the_level(level: int, codec: str) -> None:
-    back = WIRE.decode(WIRE.encode(DISPATCH, level))
+@pytest.mark.parametrize(("number", "codec"), [(1, "fp16"), (2, "int8+zstd")])
+def test_rows_go_through_the_codec_of_the_frame(number: int, codec: str) -> None:
+    back = WIRE.decode(WIRE.encode(DISPATCH, number))
     assert isinstance(back, Dispatch)
     assert np.array_equal(back.rows, make_codec(codec).roundtrip(ROWS))
     assert not np.array_equal(back.rows, ROWS)

@@ -17,7 +17,7 @@ START = 1_700_000_000.0
 def a_record() -> np.ndarray:
     record = np.zeros(4, RECORD)
     record["kind"] = DISPATCH, GEMM, COMBINE, GEMM
-    record["level"] = 2, 0, 0, 0
+    record["level"] = record["codec"] = 2, 0, 0, 0
     record["src"] = 0, 1, 0, 1
     record["dst"] = 1, 1, 0, 1
     record["expert"] = -1, 6, -1, -1
