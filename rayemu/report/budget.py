@@ -97,7 +97,7 @@ def measure(codec: Codec, layer: Layer, x: F32, y: F32) -> Entry:
     memory, rows = np.zeros(codec.buffer_bytes(x.shape), np.uint8), np.empty_like(x)
     encode_s = _time(lambda: codec.encode(x, memory))
     decode_s = _time(lambda: codec.decode(*encoded, x.shape, rows))
-    ratio = x.nbytes / max(1, encoded.nbytes)
+    ratio, whole = x.nbytes / max(1, encoded.nbytes), y.astype(np.float64)
     errors = _norms(seen.astype(np.float64) - x) / np.maximum(_norms(x.astype(np.float64)), 1e-300)
     return replace(
         entry,
@@ -107,7 +107,7 @@ def measure(codec: Codec, layer: Layer, x: F32, y: F32) -> Entry:
         decode_gb_per_s=x.nbytes / decode_s / 1e9,
         row_error_mean=float(errors.mean()),
         row_error_max=float(errors.max()),
-        output_error=float(np.linalg.norm(output - y) / max(np.linalg.norm(y), 1e-300)),
+        output_error=float(np.linalg.norm(output - whole) / max(np.linalg.norm(whole), 1e-300)),
         pays_below_gb_per_s=max(0.0, (1 - 1 / ratio) * x.nbytes / (encode_s + decode_s) / 1e9),
     )
 

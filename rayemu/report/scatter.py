@@ -12,6 +12,7 @@ from typing import Any
 
 WIDTH, HEIGHT = 900, 560
 LEFT, RIGHT, TOP, BOTTOM = 90, 40, 50, 70
+LETTER, LINE = 6.2, 12  # size of a label's letters
 INK, FAINT, LOSSY, LOSSLESS = "#222", "#ddd", "#2f6fb2", "#2d8f5a"
 
 
@@ -49,6 +50,7 @@ def scatter(lines: Sequence[Mapping[str, Any]], title: str) -> str:
             _line(x, TOP, x, HEIGHT - BOTTOM),
             _text(x, HEIGHT - BOTTOM + 18, f"{2**power:g}x", "middle"),
         ]
+    labels: list[tuple[float, float, float]] = []  # left, right and height of those that are placed
     for line in shown:
         x, y = across(line["ratio"]), up(line["output_error"])
         slower = min(line["encode_gb_per_s"], line["decode_gb_per_s"])
@@ -59,7 +61,12 @@ def scatter(lines: Sequence[Mapping[str, Any]], title: str) -> str:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{min(radius, 24):.1f}" fill="{colour}" fill-opacity="0.5">'
             f"<title>{escape(about)}</title></circle>"
         )
-        parts.append(_text(x + min(radius, 24) + 3, y + 4, str(line["codec"]), "start", 11))
+        begin = x + min(radius, 24) + 3
+        end, height = begin + LETTER * len(line["codec"]), y + 4
+        while any(begin < b and a < end and abs(height - h) < LINE for a, b, h in labels):
+            height += 2  # down to the next free place
+        labels.append((begin, end, height))
+        parts.append(_text(begin, height, str(line["codec"]), "start", 11))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 18, "dot: the slower of encode and decode", "end", 11))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
