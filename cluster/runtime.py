@@ -35,7 +35,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.server import SHARED, Job, run_job
 from rayemu.protocol.wire import Wire
-from rayemu.report.record import COMBINE, DISPATCH, FORWARD, GEMM, REPLY, Recorder
+from rayemu.report.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, Recorder
 
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
 TOTALS_EVERY = 10  # heartbeats between two reports of running totals
@@ -127,6 +127,8 @@ class ModuleRuntime:
         if isinstance(message, Inject):
             self._inject(message.fault)
             return
+        if self.wire.decoded_by and isinstance(message, (Dispatch, Reply)):
+            self._record_coding(DECODE, message, 0, self.wire.decoded_by, start)
         if isinstance(message, Epoch):
             for address, endpoint in enumerate(message.endpoints):
                 if address != self.me:
@@ -160,9 +162,28 @@ class ModuleRuntime:
             except CodecError:  # a value that this codec cannot carry
                 self.machine.refuse_codec(send)
                 pieces = self.wire.encode_pieces(message)
+            if send.codec and isinstance(message, (Dispatch, Reply)):
+                self._record_coding(ENCODE, message, level, send.codec, began)
             self.weather.send(to, pieces, time.monotonic())
             if isinstance(message, (Dispatch, Reply)):
                 self._record_frame(message, level, to, send.codec, sum(map(len, pieces)), began)
+
+    def _record_coding(
+        self, kind: int, message: Dispatch | Reply, level: int, codec: int, began: float
+    ) -> None:
+        self.recorder.append(
+            kind,
+            self.me,
+            self.me,
+            len(message.rows),
+            began,
+            layer=message.layer,
+            micro=message.micro,
+            batch=message.batch,
+            level=level,
+            codec=codec,
+            raw_bytes=message.rows.nbytes,
+        )
 
     def _record_frame(
         self, message: Dispatch | Reply, level: int, to: int, codec: int, sent: int, began: float

@@ -18,7 +18,7 @@ from typing import Any
 
 from .bf16 import Bf16
 from .blocks import Blocks
-from .codec import Codec, Encoded
+from .codec import BFLOAT16, Codec, Encoded
 from .delta import Delta
 from .errors import CodecError, WireError
 from .fp8 import Fp8
@@ -73,6 +73,7 @@ def make_policy(spec: Any) -> Policy:
 
 __all__ = [
     "ARRAY_STAGES",
+    "BFLOAT16",
     "BYTE_STAGES",
     "POLICIES",
     "SEGMENT_STAGES",

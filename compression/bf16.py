@@ -8,7 +8,7 @@ import numpy as np
 
 from . import scratch
 from .scratch import New
-from .segments import check_finite, refuse_row
+from .segments import check_finite, refuse_row, refused
 from .stage import ArrayStage
 
 INF = 0x7F80  # bfloat16 bits of infinity; anything above, sign apart, is NaN
@@ -28,6 +28,11 @@ class Bf16(ArrayStage):
     stage_name = "bf16"
     lossless = False
     dtype = np.dtype(np.uint16)
+
+    def check(self, y: np.ndarray) -> None:
+        magnitude = y & np.uint16(0x7FFF)
+        if y.size and np.maximum.reduce(magnitude, axis=None) >= INF:
+            raise refused(int(np.argmax((magnitude >= INF).any(axis=1))), "bf16")
 
     def encode(self, x: np.ndarray, new: New = np.empty) -> np.ndarray:
         bits = x.view(np.uint32)

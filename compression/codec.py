@@ -16,7 +16,9 @@ from .segments import Buffer, nbytes
 from .stage import ArrayStage, ByteStage, PackStage, SelectStage, Stage
 
 MAX_DECODED_BYTES = 1 << 31
-FLOAT32 = np.dtype(np.float32)
+FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
+# Bits of bfloat16 numbers: `bits.view(BFLOAT16)` is what `encode` takes for rows of them.
+BFLOAT16 = np.dtype(np.uint16, metadata={"rayemu": "bfloat16"})
 
 
 class Encoded(NamedTuple):
@@ -80,8 +82,9 @@ class Codec:
         return {stage.stage_name: stage.parameters for stage in self.stages}
 
     def encode(self, x: np.ndarray, out: np.ndarray | None = None) -> Encoded:
-        """Rows float32 [n, D] -> meta and segments.
+        """Rows float32, float16 or bfloat16 [n, D] -> meta and segments, the same as of the rows in float32.
 
+        bfloat16 rows are an array of `ml_dtypes.bfloat16`, or uint16 bits viewed as `BFLOAT16`.
         With `out`, contiguous memory of at least `buffer_bytes` of the shape, the segments are parts of it
         wherever a stage makes new bytes (zstd brings its own); without it each call makes new memory.
         Raises CodecError for another dtype or rank, from lossy codecs for a row with NaN or Inf, and for an
@@ -121,7 +124,7 @@ class Codec:
     def roundtrip(self, x: np.ndarray) -> np.ndarray:
         """What the receiver of rows x [n, D] would see, to the bit; may share memory with x."""
         if self.lossless:
-            return _checked_rows(x)
+            return _widened(_checked_rows(x))
         return self._from_segments(self._to_segments(x, np.empty), x.shape, None)
 
     def max_encoded_bytes(self, shape: Sequence[int]) -> int:
@@ -136,7 +139,14 @@ class Codec:
     def _to_segments(self, x: np.ndarray, new: New) -> list[Buffer]:
         x = _checked_rows(x)
         segments: list[Buffer] = []
-        for stage in self._arrays:
+        arrays = self._arrays
+        if x.dtype != FLOAT32:
+            if arrays and arrays[0].dtype == x.dtype:  # it is in that stage's own format already
+                arrays[0].check(x)
+                arrays = arrays[1:]
+            else:
+                x = _widened(x)
+        for stage in arrays:
             last = stage is self._arrays[-1] and self._select is None and isinstance(self._pack, Raw)
             x, sides = stage.encode_sides(x, new if last else np.empty, new)
             segments += sides
@@ -219,10 +229,31 @@ def _names(done: Sequence[Stage]) -> str:
 
 
 def _checked_rows(x: np.ndarray) -> np.ndarray:
-    if not isinstance(x, np.ndarray) or x.dtype != FLOAT32 or x.ndim != 2:
-        got = f"{x.dtype} of rank {x.ndim}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise CodecError(f"rows must be a float32 array [n, D], not {got}")
-    return np.ascontiguousarray(x)
+    """The rows, contiguous: float32, float16, or bfloat16 as uint16 bits."""
+    if isinstance(x, np.ndarray) and x.ndim == 2:
+        if x.dtype in (FLOAT32, FLOAT16):
+            return np.ascontiguousarray(x)
+        if _is_bfloat16(x.dtype):
+            return np.ascontiguousarray(x.view(np.uint16))
+    got = f"{x.dtype} of rank {x.ndim}" if isinstance(x, np.ndarray) else type(x).__name__
+    raise CodecError(f"rows must be an array [n, D] of float32, float16 or bfloat16, not {got}")
+
+
+def _is_bfloat16(dtype: np.dtype) -> bool:
+    if dtype == np.uint16:
+        return bool(dtype.metadata) and dtype.metadata == BFLOAT16.metadata
+    return dtype.name == "bfloat16"  # of ml_dtypes, which need not be installed
+
+
+def _widened(x: np.ndarray) -> np.ndarray:
+    """Checked rows in float32, to the bit."""
+    if x.dtype == FLOAT32:
+        return x
+    if x.dtype == FLOAT16:
+        return x.astype(np.float32)
+    bits = x.astype(np.uint32)
+    np.left_shift(bits, np.uint32(16), out=bits)
+    return bits.view(np.float32)
 
 
 def _check_out(out: np.ndarray, rows: tuple[int, int]) -> None:

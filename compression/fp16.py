@@ -26,6 +26,10 @@ class Fp16(ArrayStage):
     lossless = False
     dtype = np.dtype(np.float16)
 
+    def check(self, y: np.ndarray) -> None:
+        if y.size and np.maximum.reduce(y.view(np.uint16) & 0x7FFF, axis=None) >= 0x7C00:
+            raise refuse_row(y, "fp16")
+
     def encode(self, x: np.ndarray, new: New = np.empty) -> np.ndarray:
         with np.errstate(over="ignore", under="ignore"):
             y = new(x.shape, np.float16)

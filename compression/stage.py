@@ -83,6 +83,9 @@ class ArrayStage(Stage):
         """Largest size of each of its own segments."""
         return []
 
+    def check(self, y: np.ndarray) -> None:
+        """Refuse, as `encode` would, rows that come in `dtype` already."""
+
     def encode(self, x: np.ndarray, new: New = np.empty) -> np.ndarray:
         """float32 [n, D] -> `dtype` [n, D], in memory from `new`."""
         raise NotImplementedError

@@ -36,6 +36,7 @@ class Wire:
 
     def __init__(self, codecs: tuple[Codec, ...]) -> None:
         self.codecs = codecs
+        self.decoded_by = 0  # number of the codec of the frame that was decoded last
 
     def encode(self, message: Message, codec: int = 0) -> np.ndarray:
         """Turn a message into one contiguous frame (uint8)."""
@@ -70,6 +71,7 @@ class Wire:
         header, segments = unpack(frame)
         try:
             number, coded_by, scalars, arrays = header
+            self.decoded_by = _index(coded_by, len(self.codecs))
             kind = _KINDS[_index(number, len(_KINDS))]
             if [type(value) for value in scalars] != _TYPES[kind] or len(arrays) != len(kind.ARRAYS):
                 raise WireError(f"{kind.__name__}: fields of other types than {_TYPES[kind]}")
@@ -79,7 +81,7 @@ class Wire:
                 if description is None:
                     values.append(None)
                 elif description[0] == _CODED:
-                    codec = self.codecs[_index(coded_by, len(self.codecs))]
+                    codec = self.codecs[self.decoded_by]
                     _, rows, width, count, meta = description
                     shape = (_index(rows, _LARGEST), _index(width, _LARGEST))
                     values.append(codec.decode(meta, [next(taken) for _ in range(_index(count, 9))], shape))

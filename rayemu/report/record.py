@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-ROUTE, DISPATCH, FORWARD, GEMM, REPLY, COMBINE = range(6)
-KINDS = ("route", "dispatch", "forward", "gemm", "reply", "combine")
+ROUTE, DISPATCH, FORWARD, GEMM, REPLY, COMBINE, ENCODE, DECODE = range(8)
+KINDS = ("route", "dispatch", "forward", "gemm", "reply", "combine", "encode", "decode")
 
 RECORD = np.dtype(
     [

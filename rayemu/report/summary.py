@@ -13,7 +13,7 @@ import numpy as np
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import LEVELS
 from rayemu.protocol.messages import DROPPED
-from rayemu.report.record import DISPATCH, FORWARD, GEMM, REPLY
+from rayemu.report.record import DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY
 
 FRAMES = (DISPATCH, FORWARD, REPLY)
 
@@ -54,12 +54,22 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
 
     `bytes_raw` is the rows of all frames in float32, `bytes_sent` the frames as they left; what was sent
     twice counts twice. `bytes_by_level` splits both by link level, with the codecs used on each (`codecs`
-    are the run's, by number). `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows`
+    are the run's, by number). `encode_wall_s` and `decode_wall_s` are what codecs took of the modules' loops,
+    raw frames apart. `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows`
     [M] the rows of routed experts that each module computed, `module_busy_wall_s` [M] the time its GEMMs
     took. `balance` is the mean of `module_rows` over its maximum: 1 when all modules computed alike.
     """
     if not len(record):
-        keys = ("bytes_raw", "bytes_sent", "bytes_by_level", "traffic_bytes", "frames", "flops")
+        keys = (
+            "bytes_raw",
+            "bytes_sent",
+            "bytes_by_level",
+            "traffic_bytes",
+            "frames",
+            "flops",
+            "encode_wall_s",
+            "decode_wall_s",
+        )
         return dict.fromkeys((*keys, "module_rows", "module_busy_wall_s", "balance"))
     between = (record["src"] >= 0) & (record["dst"] >= 0) & (record["src"] != record["dst"])
     frames = record[np.isin(record["kind"], FRAMES) & between]
@@ -75,6 +85,7 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
         for level, name in enumerate(LEVELS)
         if name != "local"
     }
+    took = record["end_wall_s"] - record["start_wall_s"]
     gemms = record[record["kind"] == GEMM]
     routed = gemms[gemms["expert"] >= 0]
     rows = np.bincount(routed["src"], routed["rows"], modules).astype(np.int64)  # [M]
@@ -85,6 +96,8 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
         "bytes_by_level": by_level,
         "traffic_bytes": traffic.tolist(),
         "frames": len(frames),
+        "encode_wall_s": round(float(took[record["kind"] == ENCODE].sum()), 6),
+        "decode_wall_s": round(float(took[record["kind"] == DECODE].sum()), 6),
         "flops": float(gemms["flops"].sum()),
         "module_rows": rows.tolist(),
         "module_busy_wall_s": [round(float(s), 6) for s in busy],

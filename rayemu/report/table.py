@@ -73,6 +73,9 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             name = {"module": "  between modules", "node": "  between nodes"}[level]
             sizes = f"{format_bytes(of['raw'])} raw, {format_bytes(of['sent'])} sent"
             yield name, f"{sizes} in {of['frames']} frames{_ratio(of)}, {of['codec']}"
+        if s["encode_wall_s"] or s["decode_wall_s"]:
+            times = format_seconds(s["encode_wall_s"]), format_seconds(s["decode_wall_s"])
+            yield "  coding", f"{times[0]} to encode, {times[1]} to decode, all modules together"
     if s["module_rows"] is not None:
         rows = " ".join(count(r) for r in s["module_rows"])
         balance = f", balance {s['balance']:.2f}" if s["balance"] is not None else ""

@@ -67,12 +67,30 @@ def check(emulator: Emulator, inputs: list[np.ndarray]) -> None:
         {"cluster": {"sockets": "tcp"}, "exchange": {"micro_batches": 2}, "replicas": {"kind": "hash"}},
         {"cluster": {"transport": "ray"}},
         {"exchange": {"codec": {"module": "bf16", "node": "int8+zstd"}}},
+        {
+            "exchange": {
+                "codec": {
+                    "module": {"by_size": [[9, "int8"], [13, "fp8"], "planes+zstd"]},
+                    "node": {"dispatch": "int4", "combine": "bf16"},
+                }
+            }
+        },
     ],
-    ids=["flat-modules", "hierarchical-4", "tcp-curve", "ray-transport", "lossy"],
+    ids=["flat-modules", "hierarchical-4", "tcp-curve", "ray-transport", "lossy", "policies"],
 )
 def test_bit_identical(sections: dict[str, Any]) -> None:
     with Emulator(scenario(**sections)) as emulator:
         check(emulator, batches(6))
+
+
+def test_rows_that_a_codec_cannot_carry_travel_raw() -> None:
+    sections = {"model": {"norm": False}, "exchange": {"codec": {"module": "fp16", "node": "fp16"}}}
+    with Emulator(scenario(**sections)) as emulator:
+        x = batches(1)[0]
+        x[::3] *= 1e6  # beyond 65504
+        check(emulator, [x, batches(1)[0]])
+        used = emulator.record()["codec"]
+        assert (used == 0).any() and (used > 0).any()
 
 
 def test_public_calls() -> None:

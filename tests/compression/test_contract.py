@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rayemu.compression import STAGES, CodecError, WireError, decode_frame, encode_frame, make_codec
+from rayemu.compression import BFLOAT16, STAGES, CodecError, WireError, decode_frame, encode_frame, make_codec
 
 CODECS = [
     "raw",
@@ -227,8 +228,34 @@ def test_name_config_and_pickle_give_the_same_codec(codec) -> None:
 
 
 @every_codec
+@pytest.mark.parametrize("kind", ["float16", "bfloat16 bits", "bfloat16 of ml_dtypes"])
+def test_narrow_rows_encode_as_they_would_in_float32(codec, kind) -> None:
+    x = np.clip(rows_like((20, 130), zeros=0.3), -60000, 60000)
+    if kind == "float16":
+        narrow = x.astype(np.float16)
+        wide = narrow.astype(np.float32)
+    else:
+        wide = make_codec("bf16").roundtrip(x)
+        upper = (bits(wide) >> 16).astype(np.uint16)
+        narrow = upper.view(BFLOAT16) if kind == "bfloat16 bits" else upper.view(ml_dtypes.bfloat16)
+    strided = np.repeat(narrow, 2, axis=0)[::2]
+    for rows in (narrow, strided):
+        encoded, expected = codec.encode(rows), codec.encode(wide)
+        assert encoded.meta == expected.meta
+        for a, b in zip(encoded.segments, expected.segments, strict=True):
+            assert np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
+        assert np.array_equal(bits(codec.roundtrip(rows)), bits(codec.roundtrip(wide)))
+    if not codec.lossless:
+        broken = np.array(narrow)
+        broken.view(np.uint16)[7, 3] = 0x7FFF  # a NaN in either format
+        with pytest.raises(CodecError, match="row 7 "):
+            codec.encode(broken if kind == "float16" else broken.view(narrow.dtype))
+
+
+@every_codec
 def test_wrong_rows_are_refused(codec) -> None:
-    wrong = (np.zeros((2, 3)), np.zeros(3, np.float32), np.zeros((1, 2, 3), np.float32), [[1.0]], None)
+    plain = np.zeros((2, 3), np.uint16)  # not said to be bfloat16
+    wrong = (np.zeros((2, 3)), plain, np.zeros(3, np.float32), np.zeros((1, 2, 3), np.float32), [[1.0]], None)
     for x in wrong:
         with pytest.raises(CodecError, match="float32"):
             codec.encode(x)

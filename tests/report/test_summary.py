@@ -7,7 +7,7 @@ import pytest
 
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import DROPPED, Failure
-from rayemu.report.record import COMBINE, DISPATCH, FORWARD, GEMM, RECORD, REPLY
+from rayemu.report.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, RECORD, REPLY
 from rayemu.report.summary import account_tokens, account_traffic, batch_times, slow_batches
 
 LOCAL, MODULE, NODE = 0, 1, 2
@@ -88,11 +88,22 @@ def test_traffic_of_a_hand_made_record() -> None:
         "module": {"codec": "raw", "frames": 2, "raw": 320, "sent": 390},
         "node": {"codec": "int8", "frames": 2, "raw": 192, "sent": 110},
     }
+    assert (account["encode_wall_s"], account["decode_wall_s"]) == (0, 0)
     assert account["traffic_bytes"] == [[0, 200, 50], [190, 0, 0], [60, 0, 0]]
     assert account["module_rows"] == [0, 14, 6]  # the shared expert's 99 rows are not routed
     assert account["module_busy_wall_s"] == [2.0, 0.75, 0.125]
     assert account["flops"] == 2050
     assert account["balance"] == pytest.approx((20 / 3) / 14)
+
+
+def test_the_time_of_codecs_is_summed() -> None:
+    coded = [
+        row(kind, MODULE, 0, 0, raw_bytes=64, start_wall_s=1.0, end_wall_s=1.0 + took)
+        for kind, took in ((ENCODE, 0.25), (ENCODE, 0.5), (DECODE, 0.125))
+    ]
+    account = account_traffic(np.concatenate([a_record(), *coded]), 3, ["raw", "raw", "int8"])
+    assert (account["encode_wall_s"], account["decode_wall_s"]) == (0.75, 0.125)
+    assert (account["frames"], account["bytes_raw"]) == (4, 512), "they are no frames"
 
 
 def test_what_was_not_recorded_is_unknown_not_zero() -> None:

@@ -200,6 +200,8 @@ SUMMARY: dict[str, Any] = {
     "bytes_raw": 4096,
     "bytes_sent": 1024,
     "bytes_by_level": {"node": {"codec": "int8", "frames": 7, "raw": 4096, "sent": 1024}},
+    "encode_wall_s": 0.25,
+    "decode_wall_s": 0.125,
     "module_rows": [10, 30],
     "balance": 0.6667,
     "faults": [
