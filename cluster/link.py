@@ -143,7 +143,7 @@ class ZmqLink:
 
     def _drain(self) -> list[Any]:
         frames: list[Any] = []
-        while len(frames) < 256 and self.inbox.get(_EVENTS) & _READABLE:  # cheaper than an exception
+        while len(frames) < 256 and int(self.inbox.get(_EVENTS)) & _READABLE:  # cheaper than an exception
             part = self.inbox.recv(_NOWAIT, copy=False)
             pieces = [part.buffer]
             while part.more:  # the rest of the message is here: it arrives as one

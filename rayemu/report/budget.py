@@ -115,7 +115,7 @@ def measure(codec: Codec, layer: Layer, x: F32, y: F32) -> Entry:
 def over_layers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """One line per codec: sizes, speeds and mean errors averaged over the layers, maxima and output errors
     the worst of them."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name in dict.fromkeys(e.codec for e in entries):
         of = [e for e in entries if e.codec == name]
         refused = next((f"layer {e.layer}: {e.refused}" for e in of if e.refused), "")

@@ -221,6 +221,8 @@ def test_fp8_error_bound(x) -> None:
 def test_int4_bytes_by_hand() -> None:
     scales, pairs = segments("int4", [[7.0, -7.0, 1.0, 0.5, 1.5], [0, 0, 0, 0, 0]])
     assert struct.unpack("<HH", scales) == (0x3F80, 0x0080)  # 1.0 and 2^-126 as bfloat16
+    (coarser, _) = segments("int4", [[7.0078125]])  # between two bfloat16 scales: the larger
+    assert struct.unpack("<H", coarser) == (0x3F81,)
     # 7, -7 | 1, 0 (0.5 rounds to even) | 2 (1.5 rounds to even) and the padding
     assert pairs == bytes([0x97, 0x01, 0x02, 0, 0, 0])
 
