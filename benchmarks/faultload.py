@@ -6,6 +6,7 @@ Every expert has two copies. All clocks are this machine's monotonic clock, whic
 from __future__ import annotations
 
 import _thread
+import signal
 import socket
 import threading
 import time
@@ -92,6 +93,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Watchdog:
+        self._before = signal.getsignal(signal.SIGINT)
+        if (
+            self._before is signal.SIG_IGN
+        ):  # as in a shell's background: then nothing could interrupt the wait
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._seen = time.monotonic()
         self._thread.start()
         return self
@@ -99,6 +105,7 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        signal.signal(signal.SIGINT, self._before)
         if kind is KeyboardInterrupt and self.stalled:
             raise TimeoutError(
                 f"no batch came out for {self.patience_s:g} s: the emulator is stuck"
