@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -180,7 +181,8 @@ def blosc2(x: np.ndarray, seconds: float) -> dict[str, Any] | None:
 
 def table(results: Sequence[dict[str, Any]]) -> Table:
     """What was measured, with the goals in brackets."""
-    shown = Table(title="One core, speeds relative to np.copyto (goal)", title_justify="left")
+    title = "One core, speeds relative to np.copyto (goal)"
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("codec", no_wrap=True)
     for heading in ("bits", "ratio", "encode", "decode", "MSE"):
         shown.add_column(heading, justify="right", no_wrap=True)
