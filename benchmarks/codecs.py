@@ -184,14 +184,13 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
     title = "One core, speeds relative to np.copyto (goal)"
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("codec", no_wrap=True)
-    for heading in ("bits", "ratio", "encode", "decode", "MSE"):
+    for heading in ("ratio", "encode", "decode", "MSE"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for r in results:
         encode, decode, ratio = GOALS.get(r["codec"], (None, None, None))
         goal = MSE_GOALS.get(r["codec"])
         shown.add_row(
             r["codec"],
-            f"{r['bits_per_value']:.2f}",
             _with_goal(show_ratio(r["ratio"]), ratio),
             _with_goal(show_ratio(r["encode"]), encode),
             _with_goal(show_ratio(r["decode"]), decode),
