@@ -73,9 +73,9 @@ class Outcome:
     detected_s: float | None
     unit_s: float | None  # first finished unit that needed the module
     recovered_s: float | None  # first finished batch that needed the module
-    all_s: float | None  # last of the batches that were under way, or sent right after the strike
+    all_s: float | None  # last of the batches that were under way
     back_s: float | None
-    needed: int  # batches under way that needed the module
+    needed: int  # batches that needed the module
 
 
 class Watchdog:

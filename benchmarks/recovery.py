@@ -2,7 +2,7 @@
 
 8 modules, every expert on two of them, a stream of small batches that never pauses. One random module at a
 time gets SIGKILL at a random moment; the next one only when its replacement has joined. Measured is the time
-from the kill to the first finished batch that needed the dead module (see `faultload.outcome`).
+from the kill to the first finished unit that needed the dead module (see `faultload.needed_units`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import faultreport
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when no token was lost, doubled or wrong."""
-    description = "Kills modules in mid-stream and measures the time to the first batch that needed them."
+    description = "Kills modules in mid-stream and measures the time to the first unit that needed them."
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=description)
     parser.add_argument("--kills", type=int, default=50, help="default: 50")
     faultreport.add_arguments(parser, "recovery")

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from .errors import CodecError, WireError
+from .errors import CodecError
+from .keeping import Keeping, set_bits
 from .raw import Raw
 from .scratch import New, placed
-from .segments import Buffer, check_finite, view
-from .sparse import Sparse, set_bits
-from .stage import PackStage, SelectStage
+from .segments import Buffer
+from .stage import PackStage
 
 
 @dataclass(frozen=True)
-class Blocks(SelectStage):
+class Blocks(Keeping):
     """Drops blocks of `size` neighbouring values whose magnitudes are all up to `threshold`.
 
-    Cheaper than `sparse` and sixteen times fewer bits for the map, where zeros come in runs. With threshold 0
+    Cheaper than `sparse` where zeros come in runs, with `size` times fewer bits for the map. With threshold 0
     only blocks of exact (positive) zeros go: lossless. Above 0: error at most `threshold`; NaN and Inf are
     refused. A row's last block may be shorter.
     Segments: bitmap uint8 [n, ceil(ceil(D / size) / 8)], lowest bit first, then the packer's for the kept
@@ -36,19 +34,12 @@ class Blocks(SelectStage):
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 2 <= self.size <= 4096:
             raise CodecError(f"blocks: size is {self.size!r}, allowed is a whole number from 2 to 4096")
-        value: Any = self.threshold
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise CodecError(f"blocks: threshold is {value!r}, allowed is a finite number from 0")
-        object.__setattr__(self, "threshold", float(value))
-
-    @property
-    def lossless(self) -> bool:
-        return self.threshold == 0.0
+        super().__post_init__()
 
     def encode(self, x: np.ndarray, pack: PackStage, new: New = np.empty) -> list[Buffer]:
         n, width = x.shape
         whole = width - width % self.size
-        worth = Sparse(self.threshold).keep(x)  # [n, D]
+        worth = self.keep(x)  # [n, D]
         keep = np.empty((n, self._blocks(width)), bool)
         # Blocks of 8 or 16 flags are read as one number: far quicker than a reduction over a short axis.
         inner = worth[:, :whole].reshape(n, whole // self.size, self.size)
@@ -75,20 +66,13 @@ class Blocks(SelectStage):
         out: np.ndarray | None,
     ) -> np.ndarray:
         n, width = shape
-        if not segments:
-            raise WireError("blocks: no bitmap")
         blocks = self._blocks(width)
-        stride = -(-blocks // 8)
-        bitmap = view(segments[0], np.uint8, n * stride, "blocks bitmap").reshape(n, stride)
-        if blocks % 8 and n and np.bitwise_or.reduce(bitmap[:, -1]) >> (blocks % 8):
-            raise WireError("blocks: the bitmap marks blocks beyond the row's width")
+        bitmap = self.read_bitmap(segments, n, blocks)
         keep = np.unpackbits(bitmap, axis=1, count=blocks, bitorder="little").view(bool)
         even = width % self.size == 0
         kept = None if even else self._spread(keep, width)
         counts = set_bits(bitmap) * self.size if kept is None else np.count_nonzero(kept, axis=1)
-        values = pack.decode_kept(segments[1:], counts, dtype)
-        if values.dtype == np.float32 and not (self.lossless or pack.takes_float32):
-            check_finite(values.view(np.uint32), 0x7F800000, "blocks")
+        values = self.read_values(segments, counts, dtype, pack)
         x = np.empty(shape, values.dtype) if out is None or out.dtype != values.dtype else out
         x.fill(0)
         if kept is None:

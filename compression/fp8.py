@@ -12,7 +12,6 @@ from . import scratch
 from .errors import WireError
 from .int8 import checked_scales
 from .scaled import Scaled, most
-from .scratch import New
 from .segments import Buffer, view
 
 # Multiplied by 2^-120 a value's float32 exponent is that of e4m3, denormals included: the code is then the
@@ -40,9 +39,6 @@ class Fp8(Scaled):
     largest = np.float32(448)
     max_scale = most(largest)
     code_dtype = np.uint8
-
-    def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
-        return [scales, codes]
 
     def load(
         self, segments: Sequence[Buffer], scales: int, codes: tuple[int, ...]

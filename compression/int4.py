@@ -58,13 +58,6 @@ class Int4(Scaled):
         np.maximum(bits, np.uint32(_MIN << 16), out=bits)
         np.minimum(bits, np.uint32(_MAX << 16), out=bits)
 
-    def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
-        np.rint(scaled, out=scaled)
-        np.copyto(codes, scaled, casting="unsafe")
-
-    def from_codes(self, codes: np.ndarray, scaled: np.ndarray) -> None:
-        np.copyto(scaled, codes)
-
     def new_codes(self, shape: tuple[int, ...], new: New) -> np.ndarray:
         """Codes whose rows have room for a whole number of pairs, padded with 0; they are not the result."""
         *rows, width = shape

@@ -10,7 +10,6 @@ import numpy as np
 
 from .errors import WireError
 from .scaled import MIN_SCALE, Scaled, most
-from .scratch import New
 from .segments import Buffer, view
 
 
@@ -30,22 +29,12 @@ class Int8(Scaled):
     max_scale = most(largest)
     code_dtype = np.int8
 
-    def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
-        return [scales, codes]
-
     def load(
         self, segments: Sequence[Buffer], scales: int, codes: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
         return checked_scales(segments[0], scales, self.max_scale, "int8"), _checked_values(
             segments[1], codes
         )
-
-    def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
-        np.rint(scaled, out=scaled)
-        np.copyto(codes, scaled, casting="unsafe")
-
-    def from_codes(self, codes: np.ndarray, scaled: np.ndarray) -> None:
-        np.copyto(scaled, codes)
 
 
 def checked_scales(segment: Buffer, count: int, limit: np.float32, codec: str) -> np.ndarray:

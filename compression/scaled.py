@@ -45,9 +45,9 @@ class Scaled(PackStage):
                 f"{self.stage_name}: group is {self.group!r}, allowed is 0 (whole row) or 16 to 65536 values"
             )
 
-    @abstractmethod
     def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
-        """Scales float32 and codes (both flat or [n, ..]) -> the two segments."""
+        """Scales float32 and codes (both flat or [n, ..]) -> the two segments; here, as they are."""
+        return [scales, codes]
 
     @abstractmethod
     def load(
@@ -60,13 +60,14 @@ class Scaled(PackStage):
         np.maximum(scales, MIN_SCALE, out=scales)
         np.minimum(scales, self.max_scale, out=scales)
 
-    @abstractmethod
     def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
-        """Scaled values float32 (contiguous, free to be overwritten) -> codes, same shape."""
+        """Scaled values float32 (contiguous, free to be overwritten) -> codes, same shape; here, integers."""
+        np.rint(scaled, out=scaled)
+        np.copyto(codes, scaled, casting="unsafe")
 
-    @abstractmethod
     def from_codes(self, codes: np.ndarray, scaled: np.ndarray) -> None:
         """The inverse."""
+        np.copyto(scaled, codes)
 
     def new_codes(self, shape: tuple[int, ...], new: New) -> np.ndarray:
         """Memory for codes of this shape."""

@@ -35,6 +35,9 @@ class ProtocolConfig:
     replace_after: float = 0.3
     replace: bool = True
 
+    def __post_init__(self) -> None:
+        self.codecs  # noqa: B018  too many are refused here, not by an actor
+
     @cached_property
     def codecs(self) -> tuple[Codec, ...]:
         """All codecs of the run, by the number that frames and paths name them by; raw is 0."""

@@ -7,8 +7,6 @@ was, then at another replica; the first valid reply for a row counts, and all of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from rayemu.alltoall import Parcel, View, cut_micro_batches, plan_parcels
@@ -35,54 +33,10 @@ from rayemu.protocol.messages import (
 )
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
+from rayemu.protocol.units import HeldShard, Parked, Unit
 
 SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere
-
-
-@dataclass(slots=True, eq=False)
-class Unit:
-    shard: _Shard
-    micro: int
-    low: int  # rows [low, high) of the shard
-    high: int
-    h: np.ndarray  # [t, D] residual stream
-    layer: int = 0
-    x: np.ndarray | None = None  # [t, D] normed input of the layer
-    experts: np.ndarray | None = None  # [t, K]
-    weights: np.ndarray | None = None  # [t, K]
-    rows: np.ndarray | None = None  # [t * K, D] expert outputs, one per pair
-    have: np.ndarray | None = None  # [t * K] bool
-    left: int = 0  # pairs without an output
-    awaits_shared: bool = False
-    shared: np.ndarray | None = None  # [t, D]
-    requests: list[int] = field(default_factory=list)
-    route_deadline: float = float("inf")
-
-
-@dataclass(slots=True, eq=False)
-class _Shard:
-    batch: int
-    shard: int
-    start: int
-    shards: int
-    y: np.ndarray  # [t, D]
-    expert_tokens: np.ndarray  # [L, E] int32
-    dispatch_paths: np.ndarray | None  # [L, t, K] uint8
-    combine_paths: np.ndarray | None
-    units: list[Unit] = field(default_factory=list)
-    units_left: int = 0
-    result: Result | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Parked:
-    """Pairs whose expert has no copy in our view: kept until the coordinator says what to do."""
-
-    unit: Unit
-    expert: int
-    pairs: np.ndarray
-    deadline: float
 
 
 class Home:
@@ -102,9 +56,9 @@ class Home:
         self.model = model
         self.server = server
         self.view = view
-        self.shards: dict[tuple[int, int], _Shard] = {}
+        self.shards: dict[tuple[int, int], HeldShard] = {}
         self.routing: dict[tuple[int, int, int], Unit] = {}
-        self.parked: list[_Parked] = []
+        self.parked: list[Parked] = []
         self.complete_below = 0
         self.out: list[Send] = []
         self._spare: list[np.ndarray] = []
@@ -127,7 +81,7 @@ class Home:
         spec = self.model.spec
         layers, rows = len(self.model.layers), len(m.rows)
         paths = (layers, rows, spec.top_k) if self.config.keeps_paths else None
-        shard = _Shard(
+        shard = HeldShard(
             m.batch,
             m.shard,
             m.start,
@@ -163,7 +117,7 @@ class Home:
         for key in [k for k in self.shards if k[0] < batch]:
             self._drop(self.shards.pop(key), now)
 
-    def _drop(self, shard: _Shard, now: float) -> None:
+    def _drop(self, shard: HeldShard, now: float) -> None:
         for unit in shard.units:
             self.requests.close(unit, now)
             self.routing.pop((shard.batch, shard.shard, unit.micro), None)
@@ -247,12 +201,12 @@ class Home:
 
     def _park(self, unit: Unit, expert: int, pairs: np.ndarray, now: float) -> None:
         """Ask the coordinator about an expert without copies; our view may be old."""
-        parked = _Parked(unit, expert, pairs, now + self.config.retry_after)
+        parked = Parked(unit, expert, pairs, now + self.config.retry_after)
         self.parked.append(parked)
         self._report(parked)
         self._wake = min(self._wake, parked.deadline)
 
-    def _report(self, parked: _Parked) -> None:
+    def _report(self, parked: Parked) -> None:
         shard, layer = parked.unit.shard, parked.unit.layer
         self.out.append(Send(COORDINATOR, Failure(shard.batch, shard.shard, layer, parked.expert, self.me)))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +15,7 @@ from rayemu.alltoall import ALIVE, Parcel, View
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Send
 from rayemu.protocol.relay import INCARNATION_SHIFT
-
-if TYPE_CHECKING:
-    from rayemu.protocol.home import Unit
+from rayemu.protocol.units import Unit
 
 MOST_PATIENT = 20  # replies are waited for at most this many times `retry_after` before a probe
 

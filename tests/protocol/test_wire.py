@@ -8,11 +8,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from rayemu.compression import WireError, make_codec
+from rayemu.compression import CodecError, WireError, make_codec
 from rayemu.compression.wire import pack, unpack
 from rayemu.protocol import messages
+from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Heartbeat, Reply, Result
 from rayemu.protocol.wire import Wire
+from rayemu.scenario import Scenario
 
 WIRE = Wire((make_codec("raw"), make_codec("fp16"), make_codec("int8+zstd")))
 RNG = np.random.default_rng(4)
@@ -134,3 +136,17 @@ def test_row_indices_stay_in_range() -> None:
         bad = dataclasses.replace(DISPATCH, row_of_pair=np.array(index, np.int32))
         with pytest.raises(WireError):
             WIRE.decode(WIRE.encode(bad).tobytes())
+
+
+def test_more_codecs_than_a_path_can_name_are_refused() -> None:
+    def config(count: int) -> ProtocolConfig:
+        steps: list[object] = [[n + 1, f"int8(group={16 + n})"] for n in range(count - 1)]
+        many = {"by_size": [*steps, "bf16"]}
+        model = {"d_model": 16, "d_ff": 16, "experts": 2, "top_k": 1}
+        return ProtocolConfig.from_scenario(
+            Scenario.from_dict({"model": model, "exchange": {"codec": {"node": many}}})
+        )
+
+    assert len(config(14).codecs) == 15
+    with pytest.raises(CodecError, match=r"exchange\.codec: 16 codecs"):
+        config(15)

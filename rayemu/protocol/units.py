@@ -1,0 +1,58 @@
+"""What a home keeps of its shards while they are under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rayemu.protocol.messages import Result
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """One micro-batch of a shard on its way through the layers."""
+
+    shard: HeldShard
+    micro: int
+    low: int  # rows [low, high) of the shard
+    high: int
+    h: np.ndarray  # [t, D] residual stream
+    layer: int = 0
+    x: np.ndarray | None = None  # [t, D] normed input of the layer
+    experts: np.ndarray | None = None  # [t, K]
+    weights: np.ndarray | None = None  # [t, K]
+    rows: np.ndarray | None = None  # [t * K, D] expert outputs, one per pair
+    have: np.ndarray | None = None  # [t * K] bool
+    left: int = 0  # pairs without an output
+    awaits_shared: bool = False
+    shared: np.ndarray | None = None  # [t, D]
+    requests: list[int] = field(default_factory=list)
+    route_deadline: float = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class HeldShard:
+    """A shard whose home this module is, and what its result will hold."""
+
+    batch: int
+    shard: int
+    start: int
+    shards: int
+    y: np.ndarray  # [t, D]
+    expert_tokens: np.ndarray  # [L, E] int32
+    dispatch_paths: np.ndarray | None  # [L, t, K] uint8
+    combine_paths: np.ndarray | None
+    units: list[Unit] = field(default_factory=list)
+    units_left: int = 0
+    result: Result | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Parked:
+    """Pairs whose expert has no copy in our view: kept until the coordinator says what to do."""
+
+    unit: Unit
+    expert: int
+    pairs: np.ndarray
+    deadline: float
