@@ -60,7 +60,11 @@ def open_link(setup: Setup, name: str) -> Link:
 
 @ray.remote
 class ModuleActor:
-    """One PIM module. `serve` runs for the module's life: its pending call tells of its death."""
+    """One PIM module. `serve` runs for the module's life: its pending call tells of its death.
+
+    With `zmq` it owns the main thread, where Ray would otherwise look for signals a hundred times a second,
+    each time taking the interpreter's lock: over a hundredth of two cores with eight modules.
+    """
 
     def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch) -> None:
         self.link = open_link(setup, module_name(module, incarnation))
@@ -74,10 +78,6 @@ class ModuleActor:
         """Take a frame (`ray` transport)."""
         assert isinstance(self.link, QueueLink)
         self.link.post(frame)
-
-    def stop(self) -> None:
-        """End `serve`."""
-        self.runtime.stop()
 
 
 @ray.remote
@@ -105,12 +105,10 @@ class CoordinatorActor:
         self.runtime.run(self.client)
 
     def stop(self) -> None:
-        """End `run` and the modules."""
+        """End `run`."""
         self.runtime.stop()
         with self.outbox_filled:
             self.outbox_filled.notify_all()
-        for handle in self.modules.values():
-            handle.stop.remote()
 
     def handles(self) -> list[Any]:
         """Return the handles of all module actors, replacements included."""
@@ -170,7 +168,7 @@ def start_module(setup: Setup, group: Any, module: int, incarnation: int, epoch:
         name=module_name(module, incarnation),
         namespace=namespace(setup),
         num_cpus=1,
-        max_concurrency=8 if setup.zmq is None else 3,
+        max_concurrency=8 if setup.zmq is None else 1,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node),
         **_environment(),
     ).remote(setup, module, incarnation, epoch)

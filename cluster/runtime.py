@@ -71,7 +71,7 @@ class ModuleRuntime:
         self.busy = False
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
-        """Run until `stop`; the return of this call, or its failure, is a sign of the module's end.
+        """Run until the process is killed; a failure of this call is another sign of the module's end.
 
         `host` is the coordinator's: on the same one, shared memory carries the heartbeats.
         """
@@ -91,15 +91,10 @@ class ModuleRuntime:
             beat.join(timeout=1)
             self.link.close()
 
-    def stop(self) -> None:
-        """Ask the loop to end; any thread may call it."""
-        self.stopping = True
-        self.link.wake()
-
     # -- the loop ---------------------------------------------------------------------------------------
     def _loop(self) -> None:
         machine, clock = self.machine, time.monotonic
-        while not self.stopping:
+        while True:
             now = clock()
             due = self.weather.release(now)
             wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from rayemu.model.blas import F32, exact_matmul
 
-_BLOCK_ROWS = 1024  # rows per pass: bounds the scratch memory of a thread
+_BLOCK_ELEMENTS = 1 << 24  # hidden values (64 MiB) per pass: bounds the scratch memory of a thread
 _CHUNK_ELEMENTS = 1 << 17  # elements (512 KiB) per step of the activation: stays in the second-level cache
 
 
@@ -40,8 +40,10 @@ def expert_forward(expert: Expert, x: F32, out: F32 | None = None) -> F32:
     if out is None:
         out = np.empty((rows, width), np.float32)
     activate = _ACTIVATIONS[expert.activation]
-    for start in range(0, rows, _BLOCK_ROWS):
-        block = slice(start, min(start + _BLOCK_ROWS, rows))
+    passes = max(1, -(-rows * expert.up.shape[1] // _BLOCK_ELEMENTS))
+    step = max(1, -(-rows // passes))  # alike: BLAS packs the weights in each pass, a small last one too
+    for start in range(0, rows, step):
+        block = slice(start, min(start + step, rows))
         hidden = _scratch("hidden", block.stop - start, expert.up.shape[1])  # [n, 2F] or [n, F]
         exact_matmul(x[block], expert.up, out=hidden)
         exact_matmul(activate(hidden), expert.down, out=out[block])

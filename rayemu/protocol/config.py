@@ -25,7 +25,7 @@ class ProtocolConfig:
     chunk_bytes: int = 4 << 20
     window_bytes: int = 32 << 20
     min_shard_rows: int = 64
-    linger: float = 0.05
+    linger: float = 0.1
     modules_per_core: float = 1.0  # a module that waits leaves its core to this many others
     retry_after: float = 0.25
     route_at_coordinator: bool = True

@@ -19,8 +19,9 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
-JOB_ROWS = 1024  # GEMMs gain little beyond this; larger ones push each other out of the cache
-WEIGHT_BYTES_PER_S = 5e9  # merging saves streaming the weights once: waiting much longer cannot pay
+JOB_ROWS = 2048  # a job of twice as many rows would save at most 3 % of its time
+WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
+OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +75,8 @@ class ExpertServer:
         self.me = me
         self.model = model
         stream_time = model.spec.expert_bytes() / WEIGHT_BYTES_PER_S
-        self.linger = min(config.linger, stream_time * max(1.0, config.modules_per_core))
+        others = max(0.0, config.modules_per_core - 1)  # they have the core meanwhile
+        self.linger = min(config.linger, stream_time * (1 + OTHERS_WORK * others))
         self.groups: dict[tuple[int, int], _Group] = {}
         self.works: dict[tuple[int, int, int], Work] = {}
 

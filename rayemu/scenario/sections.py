@@ -251,7 +251,7 @@ class Exchange(Section):
     chunk: Bytes = 4 << 20
     window: Bytes = 32 << 20
     min_shard_rows: int = Field(default=64, ge=1)
-    linger: Seconds = 0.05
+    linger: Seconds = 0.1
     codec: Codecs = Codecs()
 
     @model_validator(mode="after")

@@ -88,7 +88,7 @@ def test_rows_keep_their_bits_in_any_company(width: int, inner: int, activation:
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     expert, x = _expert(64, 96, "swiglu"), _rows(100, 64)
     whole = expert_forward(expert, x)
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 33)
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 33 * 192)
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1)
     np.testing.assert_array_equal(expert_forward(expert, x), whole)
 
