@@ -115,8 +115,10 @@ def measure(workload: Workload, subject: Subject, result: Result, effort: Effort
     def step(index: int) -> None:
         outputs.append((index, subject.step(index)))
 
-    repeat(step, 2 if effort.samples < 10 else 10, 0.0)  # warm-up
+    repeat(step, 2 if effort.samples < 10 else 10, 0.0)  # warm-up; streams touch memory of their own
     result.check(workload, outputs)
+    for _ in subject.stream(range(effort.stream_batches), effort.in_flight):
+        pass
     outputs.clear()
     taken: list[float] = []
     while len(taken) < effort.samples or sum(taken) < effort.seconds:

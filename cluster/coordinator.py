@@ -109,8 +109,9 @@ class CoordinatorRuntime:
         """Take the heartbeats of the modules on this machine; see whether those that are late are stopped."""
         membership, now = self.machine.membership, time.monotonic()
         late = now - LATE_BEATS * self.setup.heartbeat
+        states = membership.view.state.tolist()
         for module, (incarnation, beat) in enumerate(self.pulses.read()):
-            if module not in self.nearby or membership.view.state[module] == DEAD:
+            if module not in self.nearby or states[module] == DEAD:
                 continue
             changes = membership.heard(module, incarnation, beat)
             if beat < late and process_state(self.machine.processes[module][0]) == "T":

@@ -1,5 +1,7 @@
 """How frames move between actors: one inbox per actor, one outgoing channel per peer.
 
+An endpoint is where the inbox is, for ipc followed by # and what `shelf` needs.
+
 A link neither orders nor repeats nor acknowledges: the protocol above it does. `wake` may be called from
 any thread, everything else from the owner's.
 """
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import zmq
+
+from rayemu.cluster.shelf import Readers, new_shelf
 
 # Plain numbers: operations on the enumeration's members cost as much as the calls.
 _READABLE, _NOWAIT, _MORE = int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -52,16 +56,19 @@ class ZmqSettings:
 
 
 class ZmqLink:
-    """ZeroMQ push-pull: ipc between processes of one machine, encrypted tcp between machines."""
+    """ZeroMQ push-pull: ipc and shared memory within a machine, encrypted tcp between machines."""
 
     def __init__(self, name: str, settings: ZmqSettings) -> None:
         self.settings = settings
         self.context = zmq.Context(io_threads=1)
         self.inbox = self.context.socket(zmq.PULL)
         self.inbox.set_hwm(0)  # the protocol's credits bound what waits, not the sockets
+        self._shelf, self._readers = None, Readers()
         if settings.tcp_host is None:
-            self.endpoint = f"ipc://{settings.directory}/{name}"
-            self.inbox.bind(self.endpoint)
+            place = f"ipc://{settings.directory}/{name}"
+            self.inbox.bind(place)
+            self._shelf = new_shelf()
+            self.endpoint = f"{place}#{self._shelf.token}" if self._shelf else place
         else:
             if settings.server_keys is not None:
                 self.inbox.curve_server = True
@@ -74,7 +81,9 @@ class ZmqLink:
         self._poller = zmq.Poller()
         self._poller.register(self.inbox, zmq.POLLIN)
         self._poller.register(self._waker_out.fileno(), zmq.POLLIN)
-        self._peers: dict[int, tuple[str, Any]] = {}
+        self._peers: dict[
+            int, tuple[str, Any, int | None]
+        ] = {}  # (endpoint, channel, pid if it reads shelves)
         self._monitors: dict[Any, int] = {}  # monitor socket -> address
         self._broken: list[int] = []
         self._closed = False
@@ -90,7 +99,8 @@ class ZmqLink:
                 monitor.close(linger=0)
             self._peers.pop(address)[1].close(linger=0)
         if endpoint:
-            self._peers[address] = (endpoint, self.pusher(endpoint))
+            reader = self._readers.open(endpoint.partition("#")[2]) if self._shelf else None
+            self._peers[address] = (endpoint, self.pusher(endpoint), reader)
 
     def pusher(self, endpoint: str) -> Any:
         """Open a further outgoing channel, for another thread to own."""
@@ -105,7 +115,7 @@ class ZmqLink:
         ):
             channel.curve_publickey, channel.curve_secretkey = settings.client_keys
             channel.curve_serverkey = settings.server_keys[0]
-        channel.connect(endpoint)
+        channel.connect(endpoint.partition("#")[0])
         return channel
 
     def watch(self, address: int) -> None:
@@ -121,11 +131,14 @@ class ZmqLink:
 
     def send(self, address: int, frame: list[Any]) -> None:
         peer = self._peers.get(address)
-        if peer is not None:
-            with contextlib.suppress(zmq.Again):
-                for piece in frame[:-1]:
-                    peer[1].send(piece, _MORE, copy=False)
-                peer[1].send(frame[-1], _NOWAIT, copy=False)
+        if peer is None:
+            return
+        _, channel, reader = peer
+        parts = frame if reader is None or self._shelf is None else self._shelf.message(frame, reader)
+        with contextlib.suppress(zmq.Again):
+            for part in parts[:-1]:
+                channel.send(part, _MORE, copy=False)
+            channel.send(parts[-1], _NOWAIT, copy=False)
 
     def receive(self, timeout_s: float) -> list[Any]:
         frames = self._drain()
@@ -145,11 +158,13 @@ class ZmqLink:
         frames: list[Any] = []
         while len(frames) < 256 and int(self.inbox.get(_EVENTS)) & _READABLE:  # cheaper than an exception
             part = self.inbox.recv(_NOWAIT, copy=False)
-            pieces = [part.buffer]
+            parts = [part.buffer]
             while part.more:  # the rest of the message is here: it arrives as one
                 part = self.inbox.recv(_NOWAIT, copy=False)
-                pieces.append(part.buffer)
-            frames.append(pieces)
+                parts.append(part.buffer)
+            pieces = self._readers.frame(parts)
+            if pieces is not None:
+                frames.append(pieces)
         return frames
 
     def wake(self) -> None:
@@ -162,7 +177,7 @@ class ZmqLink:
         self._closed = True
         for monitor in self._monitors:
             monitor.close(linger=0)
-        for _, channel in self._peers.values():
+        for _, channel, _ in self._peers.values():
             channel.disable_monitor()
             channel.close(linger=200)  # last words, such as a final heartbeat, may still leave
         self.inbox.close(linger=0)

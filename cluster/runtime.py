@@ -272,21 +272,22 @@ class ModuleRuntime:
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
         thread = threading.get_native_id()
         join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host)
-        plain, epoch = self.wire.encode_pieces(join), -1  # the usual beat, encoded once per epoch
+        known, rejoin, plain = None, False, self.wire.encode_pieces(join)  # the last two change with the view
         count = 0
         while not self.stopping:
-            view = self.machine.view
             if pulses is not None:
                 pulses.beat(self.me, self.incarnation)
-            if view.state[self.me] == DEAD or view.incarnations[self.me] != self.incarnation:
-                send(self.wire.encode_pieces(join))
-            elif count % TOTALS_EVERY == 0:
+            view = self.machine.view
+            if known is not view:
+                known = view
+                rejoin = bool(view.state[self.me] == DEAD or view.incarnations[self.me] != self.incarnation)
+                plain = self.wire.encode_pieces(
+                    join if rejoin else Heartbeat(self.me, self.incarnation, view.epoch)
+                )
+            if count % TOTALS_EVERY == 0 and not rejoin:
                 beat = Heartbeat(self.me, self.incarnation, view.epoch, dict(self.totals))
                 send(self.wire.encode_pieces(beat))
-            elif pulses is None:
-                if epoch != view.epoch:
-                    epoch = view.epoch
-                    plain = self.wire.encode_pieces(Heartbeat(self.me, self.incarnation, epoch))
+            elif rejoin or pulses is None:
                 send(plain)
             count += 1
             time.sleep(interval)

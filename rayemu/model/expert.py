@@ -109,10 +109,14 @@ _local = threading.local()
 
 
 def _scratch(name: str, rows: int, columns: int) -> F32:
-    """A float32 buffer [rows, columns] of this thread; its content is whatever was left there."""
+    """A float32 buffer [rows, columns] of this thread; its content is whatever was left there.
+
+    Only the part that was ever used takes memory, so it has its full size from the beginning: fresh pages at
+    each growth cost more than the rest of a pass.
+    """
     needed = rows * columns
     buffer = getattr(_local, name, None)
     if buffer is None or buffer.size < needed:
-        buffer = np.empty(needed, np.float32)
+        buffer = np.empty(max(needed, _BLOCK_ELEMENTS), np.float32)
         setattr(_local, name, buffer)
     return buffer[:needed].reshape(rows, columns)

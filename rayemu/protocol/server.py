@@ -7,6 +7,7 @@ harmless. The server decides what to compute next; whoever drives it runs the jo
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from rayemu.protocol.messages import Dispatch, Reply, Send
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
 JOB_ROWS = 2048  # a job of twice as many rows would save at most 3 % of its time
 WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
+KEPT = 4  # results and inputs of jobs, per thread
 OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
 
 
@@ -183,7 +185,7 @@ def run_job(model: Model, job: Job) -> None:
         return
     expert = layer.experts[job.expert]
     x = _gathered(job)
-    y = expert_forward(expert, x, out=np.empty(x.shape, np.float32))  # replies hold slices of it
+    y = expert_forward(expert, x, out=_memory(*x.shape))
     low = 0
     for part in job.parts:
         rows = y[low : low + part.count]
@@ -199,7 +201,7 @@ def _gathered(job: Job) -> np.ndarray:
     first = job.parts[0]
     if len(job.parts) == 1 and first.index is None:
         return first.rows
-    x = _buffer(job.rows, first.rows.shape[1])
+    x = _memory(job.rows, first.rows.shape[1])
     low = 0
     for part in job.parts:
         high = low + part.count
@@ -211,8 +213,21 @@ def _gathered(job: Job) -> np.ndarray:
     return x
 
 
-def _buffer(rows: int, width: int) -> np.ndarray:
-    held = getattr(_scratch, "x", None)
-    if held is None or held.shape[1] != width or len(held) < rows:
-        held = _scratch.x = np.empty((max(rows, JOB_ROWS), width), np.float32)
-    return held[:rows]
+def _memory(rows: int, width: int) -> np.ndarray:
+    """Return memory [rows, width] of this thread to which nothing else refers any more.
+
+    Replies are slices of results, and when they are gone is not known here; but fresh memory for each job
+    costs over a hundredth of its products.
+    """
+    held: list[tuple[memoryview, weakref.ref[np.ndarray]]] = _scratch.__dict__.setdefault("held", [])
+    size = rows * width
+    for number, (memory, user) in enumerate(held):
+        if user() is None and len(memory) >= size:
+            del held[number]
+            break
+    else:
+        del held[: 1 - KEPT]
+        memory = memoryview(np.empty(max(rows, JOB_ROWS) * width, np.float32))
+    flat = np.frombuffer(memory, np.float32, size)  # all slices refer to it, because it owns nothing
+    held.append((memory, weakref.ref(flat)))
+    return flat.reshape(rows, width)

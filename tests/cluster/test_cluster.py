@@ -133,10 +133,12 @@ def wait_for(emulator: Emulator, kind: str, module: int, seconds: float = 30.0) 
     raise AssertionError(f"module {module} was never {kind}")
 
 
-@pytest.mark.parametrize("transport", ["zmq", "ray"])
-def test_kill_and_replacement(transport: str) -> None:
+@pytest.mark.parametrize(
+    ("transport", "rows"), [("zmq", 96), ("zmq", 4096), ("ray", 96)], ids=["zmq", "zmq-shelves", "ray"]
+)
+def test_kill_and_replacement(transport: str, rows: int) -> None:
     with Emulator(scenario(cluster={"transport": transport})) as emulator:
-        inputs = batches(40)
+        inputs = batches(40, rows)
         emulator.take_notices()
 
         def feed() -> Iterator[np.ndarray]:

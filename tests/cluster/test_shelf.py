@@ -1,0 +1,180 @@
+"""Frames through shared memory: same bytes, space given back, no trust in what others claim."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayemu.cluster import shelf as shelf_module
+from rayemu.cluster.link import ZmqLink, ZmqSettings
+from rayemu.cluster.shelf import LEAST_BYTES, SHELF_BYTES, Readers, Shelf
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+
+ME = os.getpid()
+
+
+def piece(size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def wired(parts: list[Any]) -> list[memoryview]:
+    """What the other side gets of a message's parts: copies that share nothing."""
+    return [memoryview(bytes(part)) for part in parts]
+
+
+def test_large_pieces_are_read_in_place_and_small_ones_travel() -> None:
+    shelf, readers = Shelf(), Readers()
+    frame = [piece(100), piece(LEAST_BYTES, 1), piece(LEAST_BYTES - 1, 2), piece(1_000_003, 3)]
+    parts = shelf.message(frame, ME)
+    assert sum(len(part) for part in parts) < 100 + LEAST_BYTES + 1000
+    got = readers.frame(wired(parts))
+    assert got is not None and [bytes(p) for p in got] == [bytes(p) for p in frame]
+    with pytest.raises(ValueError):
+        got[1][0] = 1  # what was checked may not change
+    small = frame[:1]
+    assert shelf.message(small, ME) == small and readers.frame(small) == small
+
+
+def test_a_piece_stays_until_its_last_view_is_gone() -> None:
+    shelf, readers = Shelf(), Readers()
+    first = piece(SHELF_BYTES // 2, 1)
+    got = readers.frame(wired(shelf.message([first], ME)))
+    assert got is not None
+    rows = np.frombuffer(memoryview(got[0]), np.float32).reshape(-1, 64)[100:200]
+    expected = rows.copy()
+    del got
+    for seed in range(2, 5):  # only one of them fits beside the first, at a time
+        readers.frame(wired(shelf.message([piece(SHELF_BYTES // 3, seed)], ME)))
+        assert np.array_equal(rows, expected, equal_nan=True)
+    assert len(shelf.message([first], ME)) == 2  # no room: it travels itself
+    del rows
+    gc.collect()
+    assert len(shelf.message([first], ME)) == 1
+
+
+def test_far_more_than_the_shelf_holds_goes_through_in_bits_of_all_sizes() -> None:
+    shelf, readers, rng = Shelf(), Readers(), np.random.default_rng(3)
+    held: list[tuple[np.ndarray, Any]] = []
+    total = 0
+    while total < 4 * SHELF_BYTES:
+        data = piece(int(rng.integers(LEAST_BYTES, 8 << 20)), total)
+        got = readers.frame(wired(shelf.message([data], ME)))
+        assert got is not None
+        held.append((data, got[0]))
+        total += len(data)
+        while len(held) > 10:
+            data, there = held.pop(int(rng.integers(len(held))))
+            assert np.array_equal(data, there)
+    assert all(np.array_equal(data, there) for data, there in held)
+
+
+def test_forged_messages_are_no_frames() -> None:
+    shelf, readers = Shelf(), Readers()
+    size = 2 * LEAST_BYTES
+    (good,) = shelf.message([piece(size)], ME)
+    head, place = good[:16], struct.Struct("<QQQ")
+    slot, offset, _ = place.unpack(good[16:])
+    assert readers.frame([memoryview(good)]) is not None
+    for bad in [
+        good[:-1],
+        good + b"x",
+        good[:10],
+        head + place.pack(slot, SHELF_BYTES - 1, size),
+        head + place.pack(slot, 0, size),  # the bytes that say who is done
+        head + place.pack(slot, offset, 1 << 63),
+        head + place.pack(1 << 40, offset, size),
+        head + place.pack(0, 0, 0),  # a next part that is not there
+        struct.pack("<4sIII", b"RYSH", 2**31, 5, 1) + good[16:],  # nobody's shelf
+    ]:
+        assert readers.frame([memoryview(bad)]) is None, bad
+
+
+def _hold(pipe: Any, token: str) -> None:
+    """A reader in a process of its own: says what it got, and holds it until told."""
+    readers = Readers()
+    pipe.send((readers.open(token), os.getpid()))
+    held = []
+    while (parts := pipe.recv()) is not None:
+        got = readers.frame(parts)
+        assert got is not None
+        held.append(got)
+        pipe.send([int(p.sum()) for p in got])
+
+
+@pytest.fixture
+def other() -> Iterator[Any]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    shelf = Shelf()
+    process = context.Process(target=_hold, args=(theirs, shelf.token), daemon=True)
+    process.start()
+    theirs.close()
+    owner, pid = ours.recv()
+    assert owner == ME
+    yield shelf, ours, pid, process
+    process.kill()
+    process.join()
+
+
+def test_what_a_killed_reader_held_is_taken_back(other: Any) -> None:
+    shelf, pipe, pid, process = other
+    data = piece(SHELF_BYTES // 5)
+    for _ in range(4):
+        parts = shelf.message([data], pid)
+        assert len(parts) == 1
+        pipe.send(wired_bytes(parts))
+        assert pipe.recv() == [int(data.sum())]
+    assert len(shelf.message([data, data], pid)) == 3  # full
+    process.kill()
+    process.join()
+    assert len(shelf.message([data, data, data], ME)) == 1
+
+
+def wired_bytes(parts: list[Any]) -> list[bytes]:
+    return [bytes(part) for part in parts]
+
+
+def received(link: ZmqLink) -> list[Any]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        frames = link.receive(0.1)
+        if frames:
+            return frames
+    raise AssertionError("nothing came")
+
+
+@pytest.mark.parametrize("way", ["shelf", "no memfd", "unreachable"])
+def test_links_bring_the_same_frame_either_way(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "no memfd":
+        monkeypatch.setattr(shelf_module, "Shelf", lambda: (_ for _ in ()).throw(OSError()))
+    settings = ZmqSettings(str(tmp_path))
+    a, b = ZmqLink("a", settings), ZmqLink("b", settings)
+    placed = []
+    if a._shelf is not None:
+        monkeypatch.setattr(
+            a._shelf, "_place", lambda *p, _place=a._shelf._place: placed.append(1) or _place(*p)
+        )
+    endpoint = b.endpoint if way != "unreachable" else b.endpoint.partition("#")[0] + "#999999999.7"
+    assert ("#" in b.endpoint) == (way != "no memfd")
+    try:
+        a.connect(1, endpoint)
+        frame = [piece(64), piece(3 * LEAST_BYTES, 1)]
+        a.send(1, frame)
+        (got,) = received(b)
+        assert [bytes(p) for p in got] == [bytes(p) for p in frame]
+        assert bool(placed) == (way == "shelf")
+    finally:
+        a.close()
+        b.close()

@@ -1,0 +1,80 @@
+"""The expert server: what is merged, how long it waits for more, and whose memory the answers are."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+
+from rayemu.model.expert import expert_forward
+from rayemu.model.model import Model
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.messages import Dispatch
+from rayemu.protocol.server import JOB_ROWS, OTHERS_WORK, WEIGHT_BYTES_PER_S, ExpertServer, run_job
+from rayemu.scenario import Scenario
+
+SCENARIO = Scenario.from_dict({"model": {"d_model": 32, "d_ff": 64, "experts": 2, "top_k": 1, "layers": 1}})
+MODEL = Model(SCENARIO.spec)
+CONFIG = replace(ProtocolConfig.from_scenario(SCENARIO), linger=1.0)
+STREAM_S = SCENARIO.spec.expert_bytes() / WEIGHT_BYTES_PER_S
+
+
+def server(modules_per_core: float = 1.0) -> ExpertServer:
+    return ExpertServer(0, replace(CONFIG, modules_per_core=modules_per_core), MODEL)
+
+
+def dispatch(request: int, rows: int, shards: int = 1, expert: int = 0) -> Dispatch:
+    x = np.random.default_rng(request).standard_normal((rows, 32), dtype=np.float32)
+    lots = [[0, expert, rows]]
+    return Dispatch(1, request, -1, 0, 0, 0, 0, 0, 0, shards, 0, x, None, lots)
+
+
+def test_a_group_waits_for_all_requests_of_its_batch_and_becomes_one_job() -> None:
+    s = server()
+    for request in range(3):
+        assert s.next_job(0.0) is None
+        s.accept(dispatch(request, 10 + request, shards=3), 0.0)
+    job = s.next_job(0.0)
+    assert job is not None and job.rows == 33 and len(job.parts) == 3
+    assert s.next_job(0.0) is None
+
+
+def test_it_waits_no_longer_than_merging_can_save_unless_others_use_the_core() -> None:
+    for modules_per_core, times in [(0.5, 1), (1, 1), (2, 1 + OTHERS_WORK), (4, 1 + 3 * OTHERS_WORK)]:
+        s = server(modules_per_core)
+        s.accept(dispatch(0, 10, shards=2), 5.0)
+        assert np.isclose(s.deadline() - 5.0, times * STREAM_S, rtol=1e-6)
+        assert s.next_job(5.0 + 0.99 * times * STREAM_S) is None
+        job = s.next_job(5.0 + 1.01 * times * STREAM_S)
+        assert job is not None and job.rows == 10
+
+
+def test_jobs_are_bounded_and_a_full_one_does_not_wait() -> None:
+    s = server()
+    for request in range(5):
+        s.accept(dispatch(request, JOB_ROWS // 3, shards=100), 0.0)
+    first = s.next_job(0.0)
+    assert first is not None and first.rows == 3 * (JOB_ROWS // 3) <= JOB_ROWS
+    assert s.next_job(0.0) is None  # what is left waits for more
+
+
+def test_answers_keep_their_bits_while_anyone_holds_them_and_memory_is_used_again() -> None:
+    s = server()
+    held, places = [], set()
+    for request in range(30):
+        given = dispatch(request, 20 + request)
+        s.accept(given, 0.0)
+        job = s.next_job(0.0)
+        assert job is not None
+        run_job(MODEL, job)
+        (send,) = s.finish(job)
+        answer = send.message.rows[5:]  # type: ignore[union-attr]
+        places.add(answer.__array_interface__["data"][0])
+        if request % 7 == 0:
+            held.append((given.rows, answer))
+        del job, send, answer
+        gc.collect()
+    for x, answer in held:
+        assert np.array_equal(expert_forward(MODEL.layers[0].experts[0], x)[5:], answer)
+    assert len(places) < 15  # of 30
