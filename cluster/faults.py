@@ -1,4 +1,4 @@
-"""Fault injection: real signals to real processes, and bad weather on the wire. Seeded."""
+"""Fault injection: real signals to real processes, bad weather and slow links on the wire. Seeded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import heapq
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,18 @@ MESSAGE_FAULTS = ("drop", "delay", "duplicate", "corrupt", "reorder")
 
 
 class Weather:
-    """A link whose outgoing frames may be dropped, delayed, doubled, reordered or damaged."""
+    """A link whose outgoing frames may be dropped, delayed, doubled, reordered or damaged, or paced.
 
-    def __init__(self, link: Link, seed: list[int]) -> None:
+    `pace` gives for an address the link level and its bytes per second, or None: frames leave one after the
+    other at that rate, as from a port of that speed.
+    """
+
+    def __init__(
+        self, link: Link, seed: list[int], pace: Callable[[int], tuple[int, float] | None] | None = None
+    ) -> None:
         self.link = link
+        self.pace = pace
+        self.free_at: dict[int, float] = {}  # level -> when its port has sent all
         self.endpoint = link.endpoint
         self.rng = np.random.default_rng(seed)
         self.active: list[tuple[float, dict[str, Any]]] = []  # (until, fault)
@@ -35,7 +44,7 @@ class Weather:
     def send(self, address: int, frame: list[np.ndarray], now: float) -> None:
         """Send a frame through whatever faults act now."""
         if not self.active:
-            self.link.send(address, frame)
+            self._leave(address, frame, now, now)
             return
         self.active = [(until, f) for until, f in self.active if until > now]
         copies, delay = 1, 0.0
@@ -55,11 +64,20 @@ class Weather:
             else:  # delay holds all alike; reorder lets later frames overtake
                 delay += fault["delay"] * (1.0 if kind == "delay" else self.rng.random())
         for _ in range(copies):
-            if delay:
-                self.order += 1
-                heapq.heappush(self.held, (now + delay, self.order, address, frame))
-            else:
-                self.link.send(address, frame)
+            self._leave(address, frame, now, now + delay)
+
+    def _leave(self, address: int, frame: list[np.ndarray], now: float, due: float) -> None:
+        """Send the frame when it is due and its port has sent it."""
+        port = self.pace(address) if self.pace is not None else None
+        if port is not None:
+            level, rate = port
+            due = max(due, self.free_at.get(level, 0.0)) + sum(map(len, frame)) / rate
+            self.free_at[level] = due
+        if due > now:
+            self.order += 1
+            heapq.heappush(self.held, (due, self.order, address, frame))
+        else:
+            self.link.send(address, frame)
 
     def release(self, now: float) -> float:
         """Send the held frames that are due; return when the next one is."""

@@ -37,6 +37,7 @@ from rayemu.protocol.server import SHARED, Job, run_job
 from rayemu.protocol.wire import Wire
 from rayemu.report.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, Recorder
 
+GAUGE_EVERY_S = 0.25
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
 TOTALS_EVERY = 10  # heartbeats between two reports of running totals
 
@@ -57,9 +58,10 @@ class ModuleRuntime:
         self.model = model
         view = view_of(epoch, setup.module_to_node, model.spec.experts)
         self.machine = ModuleMachine(module, incarnation, self.config, model, view)
-        self.wire = Wire(self.config.codecs)
+        self.wire = Wire(self.config.codecs, time.time)
         self.link = link
-        self.weather = Weather(link, [setup.seed, 2, module, incarnation])
+        pace = self._port if setup.links else None
+        self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
         self.recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
         self.totals = dict.fromkeys(
             ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{n}" for n in LEVELS)), 0.0
@@ -69,6 +71,7 @@ class ModuleRuntime:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
+        self.gauged = time.monotonic(), time.process_time()
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until the process is killed; a failure of this call is another sign of the module's end.
@@ -91,6 +94,11 @@ class ModuleRuntime:
             beat.join(timeout=1)
             self.link.close()
 
+    def _port(self, to: int) -> tuple[int, float] | None:
+        level = self.machine.level(to)
+        rate = self.setup.links.get(level)
+        return None if rate is None else (level, rate)
+
     # -- the loop ---------------------------------------------------------------------------------------
     def _loop(self) -> None:
         machine, clock = self.machine, time.monotonic
@@ -98,6 +106,8 @@ class ModuleRuntime:
             now = clock()
             due = self.weather.release(now)
             wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)
+            if now - self.gauged[0] > GAUGE_EVERY_S:
+                self._gauge_load(now)
             for frame in self.link.receive(max(0.0, wake - now)):
                 self._on_frame(frame)
             while self.done:
@@ -113,7 +123,7 @@ class ModuleRuntime:
                 self._emit(machine.tick(clock()), time.time())
 
     def _on_frame(self, frame: Any) -> None:
-        start = time.time()
+        start, began = time.time(), time.thread_time()
         try:
             message = self.wire.decode(frame)
         except WireError:
@@ -122,13 +132,38 @@ class ModuleRuntime:
         if isinstance(message, Inject):
             self._inject(message.fault)
             return
-        if self.wire.decoded_by and isinstance(message, (Dispatch, Reply)):
-            self._record_coding(DECODE, message, 0, self.wire.decoded_by, start)
+        if isinstance(message, (Dispatch, Reply)):
+            self._gauge(message, frame, start, time.thread_time() - began)
         if isinstance(message, Epoch):
             for address, endpoint in enumerate(message.endpoints):
                 if address != self.me:
                     self.link.connect(address, endpoint if message.state[address] != DEAD else "")
         self._emit(self.machine.receive(message, time.monotonic()), start)
+
+    def _gauge(self, message: Dispatch | Reply, frame: list[Any], start: float, decode_s: float) -> None:
+        """Take in what a frame with rows tells of the link, and of the codec if it went through one."""
+        machine, codec = self.machine, self.wire.decoded_by
+        sender = (
+            message.sender
+            if isinstance(message, Reply)
+            else message.via
+            if message.via >= 0
+            else message.home
+        )
+        gauge = machine.gauges.get(machine.level(sender))
+        if gauge is not None and message.sent_at:
+            gauge.arrived(sum(map(len, frame)), start - message.sent_at)
+        if codec:
+            machine.coders.used(self.config.codecs[codec], message.rows.nbytes, decode_s, True)
+            self._record_coding(DECODE, message, 0, codec, start)
+
+    def _gauge_load(self, now: float) -> None:
+        """Tell the policies how busy this module is, which may have but a share of a core."""
+        then, used = self.gauged
+        self.gauged = now, time.process_time()
+        busy = (self.gauged[1] - used) / (now - then) * max(1.0, self.config.modules_per_core)
+        for gauge in self.machine.gauges.values():
+            gauge.measured(now - then, min(1.0, busy))
 
     def _emit(self, sends: list[Send], start: float) -> None:
         """Encode and send; record rows that travel and combines that were done."""
@@ -151,13 +186,15 @@ class ModuleRuntime:
         for send in sends:
             message, to = send.message, send.to
             level = self.machine.level(to)
-            began = time.time()
+            began, began_cpu = time.time(), time.thread_time()
             try:
                 pieces = self.wire.encode_pieces(message, send.codec)
             except CodecError:  # a value that this codec cannot carry
                 self.machine.refuse_codec(send)
                 pieces = self.wire.encode_pieces(message)
             if send.codec and isinstance(message, (Dispatch, Reply)):
+                codec, encode_s = self.config.codecs[send.codec], time.thread_time() - began_cpu
+                self.machine.coders.used(codec, message.rows.nbytes, encode_s, False)
                 self._record_coding(ENCODE, message, level, send.codec, began)
             self.weather.send(to, pieces, time.monotonic())
             if isinstance(message, (Dispatch, Reply)):

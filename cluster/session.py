@@ -52,6 +52,7 @@ class Session:
         address: str | None = None,
         seed: int = 0,
         heartbeat: float = 0.04,
+        links: dict[int, float] | None = None,
         blas_threads: int | None = None,
         start_timeout_s: float = 120.0,
     ) -> None:
@@ -92,6 +93,7 @@ class Session:
                 heartbeat=heartbeat,
                 blas_threads=blas_threads or max(1, (os.cpu_count() or 1) // len(module_to_node)),
                 zmq=self._zmq_settings(sockets) if transport == "zmq" else None,
+                links=links or {},
                 directory=str(self.directory),
             )
             self._wire = Wire(config.codecs)

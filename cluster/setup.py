@@ -26,6 +26,9 @@ class Setup:
     heartbeat: float
     blas_threads: int
     zmq: ZmqSettings | None  # None: frames go by actor calls
+    links: dict[
+        int, float
+    ]  # bytes per second of a module's port, by link level; levels left out are not paced
     directory: str  # scratch of the run on each machine: sockets and record files
 
     @property

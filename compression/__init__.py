@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from .adaptive import Auto, Deadline
 from .bf16 import Bf16
 from .blocks import Blocks
 from .codec import BFLOAT16, Codec, Encoded
@@ -24,11 +25,12 @@ from .errors import CodecError, WireError
 from .fp8 import Fp8
 from .fp16 import Fp16
 from .frames import decode_frame, encode_frame
+from .gauge import Coders, Gauge
 from .int4 import Int4
 from .int8 import Int8
 from .parse import parse_stages
 from .planes import Planes
-from .policy import POLICIES, Policy, build_policy
+from .policy import BySize, Change, Fixed, Policy
 from .project import Project
 from .raw import Raw
 from .sparse import Sparse
@@ -48,6 +50,7 @@ SEGMENT_STAGES: dict[str, type[Stage]] = {
 }
 BYTE_STAGES: dict[str, type[Stage]] = {"zstd": Zstd}
 STAGES: dict[str, type[Stage]] = {**ARRAY_STAGES, **SEGMENT_STAGES, **BYTE_STAGES}
+POLICIES: dict[str, Any] = {"by_size": BySize, "deadline": Deadline, "auto": Auto}
 
 
 def make_codec(spec: str | Mapping[str, Any] | Codec) -> Codec:
@@ -68,7 +71,12 @@ def _from_text(text: str) -> Codec:
 
 def make_policy(spec: Any) -> Policy:
     """A policy of `POLICIES` by name or {name: parameters}, or the single codec that `spec` describes."""
-    return build_policy(spec, make_codec)
+    if isinstance(spec, str) and spec in POLICIES:
+        return POLICIES[spec].build(None, make_codec)  # type: ignore[no-any-return]
+    if isinstance(spec, Mapping) and len(spec) == 1 and next(iter(spec)) in POLICIES:
+        ((name, given),) = spec.items()
+        return POLICIES[name].build(given, make_codec)  # type: ignore[no-any-return]
+    return Fixed(make_codec(spec))
 
 
 __all__ = [
@@ -80,9 +88,12 @@ __all__ = [
     "STAGES",
     "ArrayStage",
     "ByteStage",
+    "Change",
     "Codec",
     "CodecError",
+    "Coders",
     "Encoded",
+    "Gauge",
     "PackStage",
     "Policy",
     "SelectStage",

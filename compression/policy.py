@@ -1,12 +1,13 @@
 """Policies: which codec the next rows get. A single codec is the simplest one.
 
-A policy is a plain, immutable description; `chooser()` gives the object that decides, one for each sender and
-link, which may learn. Whatever it decides is noted with the rows, so that results stay reproducible.
+A policy is a plain, immutable description; `chooser()` gives the object that decides, one for each sender,
+link and direction, which may learn (see `adaptive`). Whatever it decides is noted with the rows, so that
+results stay reproducible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,15 +15,31 @@ import numpy as np
 
 from .codec import Codec
 from .errors import CodecError
+from .gauge import Gauge
 
 MakeCodec = Callable[[Any], Codec]
 
 
+@dataclass(frozen=True)
+class Change:
+    """A chooser went over to another codec, and why: the predicted seconds of each for rows of `nbytes`."""
+
+    before: str
+    after: str
+    nbytes: int
+    link_bytes_per_s: float
+    hidden: bool  # the link's time passed behind other work
+    seconds: dict[str, float]
+
+
 class Chooser(Protocol):
-    """Decides for one sender and link."""
+    """Decides for one sender, link and direction."""
 
     def choose(self, rows: np.ndarray) -> int:
         """Index into the policy's `codecs` of the codec for rows [n, D]."""
+
+    def changes(self) -> list[Change]:
+        """Return and forget what changed since the last call."""
 
 
 class Policy(Protocol):
@@ -32,12 +49,19 @@ class Policy(Protocol):
     def codecs(self) -> tuple[Codec, ...]:
         """All codecs that may be chosen."""
 
-    def chooser(self) -> Chooser:
-        """A decider of its own."""
+    def chooser(self, gauge: Gauge | None = None) -> Chooser:
+        """A decider of its own, which may go by what `gauge` knows of its link."""
+
+
+class _Settled:
+    """For deciders that learn nothing."""
+
+    def changes(self) -> list[Change]:
+        return []
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(_Settled):
     """Always the same codec."""
 
     codec: Codec
@@ -46,7 +70,7 @@ class Fixed:
     def codecs(self) -> tuple[Codec, ...]:
         return (self.codec,)
 
-    def chooser(self) -> Fixed:
+    def chooser(self, gauge: Gauge | None = None) -> Fixed:
         return self
 
     def choose(self, rows: np.ndarray) -> int:
@@ -57,7 +81,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class BySize:
+class BySize(_Settled):
     """Stronger codecs for fewer rows: each codec up to its number of rows (exclusive), the last for the rest.
 
     Few rows are what a link's latency and a frame's own bytes weigh on most, and what a decoding step sends.
@@ -82,7 +106,7 @@ class BySize:
             raise CodecError(f"by_size: the numbers of rows {limits} must rise from 1 or more")
         return cls(tuple(limits), tuple(make(c) for c in (*(s[1] for s in bounded), rest)))
 
-    def chooser(self) -> BySize:
+    def chooser(self, gauge: Gauge | None = None) -> BySize:
         return self
 
     def choose(self, rows: np.ndarray) -> int:
@@ -94,16 +118,3 @@ class BySize:
     def __str__(self) -> str:
         steps = [f"{limit}: {codec}" for limit, codec in zip(self.limits, self.codecs, strict=False)]
         return f"by_size({', '.join([*steps, str(self.codecs[-1])])})"
-
-
-POLICIES: dict[str, Any] = {"by_size": BySize}
-
-
-def build_policy(spec: Any, make: MakeCodec) -> Policy:
-    """A policy from its name, from {name: parameters}, or, for anything else, the codec that `make` makes."""
-    if isinstance(spec, str) and spec in POLICIES:
-        return POLICIES[spec].build(None, make)  # type: ignore[no-any-return]
-    if isinstance(spec, Mapping) and len(spec) == 1 and next(iter(spec)) in POLICIES:
-        ((name, given),) = spec.items()
-        return POLICIES[name].build(given, make)  # type: ignore[no-any-return]
-    return Fixed(make(spec))

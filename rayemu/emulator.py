@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.protocol.client import BatchResult
-from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.config import MODULE, NODE, ProtocolConfig
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.replay import PathReplay
 from rayemu.report.record import RECORD, merge_records
@@ -92,6 +92,11 @@ class Emulator:
                 address=cluster.address,
                 seed=scenario.run.seed,
                 heartbeat=cluster.heartbeat,
+                links={
+                    level: float(rate)
+                    for level, rate in ((MODULE, cluster.links.module), (NODE, cluster.links.node))
+                    if rate is not None
+                },
                 blas_threads=cluster.blas_threads,
             )
 

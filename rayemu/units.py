@@ -57,6 +57,23 @@ def parse_bytes(value: object) -> int:
     return int(exact)
 
 
+def parse_rate(value: object) -> int:
+    """Reads bytes per second: a whole number above 0, or text such as "200 MB/s". Raises ValueError."""
+    wanted = "is not a rate; write bytes per second as a number above 0, or like '200 MB/s'"
+    size = value
+    if isinstance(value, str):
+        size, slash, unit = value.partition("/")
+        if slash and unit.strip() != "s":
+            raise ValueError(wanted)
+    try:
+        rate = parse_bytes(size)
+    except ValueError:
+        raise ValueError(wanted) from None
+    if not rate:
+        raise ValueError(wanted)
+    return rate
+
+
 def parse_seconds(value: object) -> float:
     """Reads a time: a number of seconds, or text such as "10 ms". Raises ValueError for anything else."""
     if isinstance(value, str):
@@ -80,6 +97,11 @@ def exact_bytes(count: int) -> str:
         if count and count % BYTE_UNITS[unit] == 0:
             return f"{count // BYTE_UNITS[unit]} {unit}"
     return f"{count} B"
+
+
+def exact_rate(rate: int) -> str:
+    """Writes a rate so that `parse_rate` gives it back."""
+    return f"{exact_bytes(rate)}/s"
 
 
 def exact_seconds(seconds: float) -> str:
@@ -107,6 +129,14 @@ def format_seconds(seconds: float) -> str:
         if scaled >= 1:
             return f"{_three_digits(scaled)} {unit}"
     return f"{_three_digits(seconds * 1e9)} ns"
+
+
+def format_rate(rate: float) -> str:
+    """Writes bytes per second for a person to read: three digits, 1000-units ("200 MB/s")."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if rate >= BYTE_UNITS[unit]:
+            return f"{_three_digits(rate / BYTE_UNITS[unit])} {unit}/s"
+    return f"{rate:.0f} B/s"
 
 
 def _three_digits(number: float) -> str:

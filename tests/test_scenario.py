@@ -291,6 +291,11 @@ REFUSED = [
     (["faults.0.at={}"], ["faults.0.at: give either batch (a number) or time"]),
     (["faults.0.at={batch: 1, time: 1 s}"], ["faults.0.at: give either batch (a number) or time"]),
     (["faults.0.at.batch=-1"], ["faults.0.at.batch: -1 is not allowed"]),
+    (["cluster.links.node=0"], ["cluster.links.node: 0 is not a rate", "200 MB/s"]),
+    (["cluster.links.node=5 MB/h"], ["cluster.links.node: '5 MB/h' is not a rate"]),
+    (["cluster={transport: memory, links: {node: 1 MB/s}}"], ["cluster.links: ", "zmq or ray"]),
+    (["exchange.codec.node={deadline: {within_ms: 0}}"], ["exchange.codec.node", "within_ms"]),
+    (["exchange.codec.node={auto: [raw, delta]}"], ["exchange.codec.node", "delta"]),
     # assignments
     (["top_k"], ["top_k: is not an assignment"]),
     (["run..seed=1"], ["is not an assignment"]),

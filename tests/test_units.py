@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayemu.units import exact_bytes, exact_seconds, format_bytes, format_seconds, parse_bytes, parse_seconds
+from rayemu.units import (
+    exact_bytes,
+    exact_rate,
+    exact_seconds,
+    format_bytes,
+    format_rate,
+    format_seconds,
+    parse_bytes,
+    parse_rate,
+    parse_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +96,24 @@ def test_written_sizes_read_back(count: int) -> None:
 @given(st.floats(0, 1e9, allow_nan=False))
 def test_written_times_read_back(seconds: float) -> None:
     assert parse_seconds(exact_seconds(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [(5, 5), ("200 MB/s", 2 * 10**8), ("1 GiB / s", 1 << 30), ("3 kB", 3000), (2e6, 2000000)],
+)
+def test_rates_are_read(text: object, rate: int) -> None:
+    assert parse_rate(text) == rate == parse_rate(exact_rate(rate))
+
+
+@pytest.mark.parametrize("value", [0, "0 B/s", -1, "5 MB/h", "fast", None, True, "1 MB/", "/s"])
+def test_what_is_no_rate_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a rate.* like '200 MB/s'"):
+        parse_rate(value)
+
+
+def test_rates_are_written_for_people() -> None:
+    assert [format_rate(r) for r in (7, 50e6, 1.25e9)] == ["7 B/s", "50.0 MB/s", "1.25 GB/s"]
 
 
 def test_written_quantities_look_as_people_write_them() -> None:

@@ -119,6 +119,7 @@ class Dispatch:
     rows: np.ndarray  # [r, D]
     row_of_pair: np.ndarray | None  # [n] int32; None: pair i uses row i
     lots: Rows  # (module, expert, pairs) of each lot, in the order of the pairs
+    sent_at: float = 0.0  # when it left this sender, by the wall's clock; 0 if nobody wants to know
 
 
 @dataclass(slots=True)
@@ -134,6 +135,7 @@ class Reply:
     sender: int
     rows: np.ndarray  # [n, D]
     spans: Rows  # (start in the parcel, pairs, dispatch path, combine path) of each run of rows
+    sent_at: float = 0.0
 
 
 @dataclass(slots=True)

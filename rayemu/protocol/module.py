@@ -6,22 +6,25 @@ Sans-IO: `receive`, `tick` and `finish` take what happened and the time, and ret
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from rayemu.alltoall import View
+from rayemu.compression import Change, Coders, Gauge
 from rayemu.model.model import Model
 from rayemu.placement import Placement
-from rayemu.protocol.config import LOCAL, MODULE, NODE, ProtocolConfig
+from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
 from rayemu.protocol.home import Home
 from rayemu.protocol.messages import (
+    CLIENT,
     MODULE_SHIFT,
     NODE_SHIFT,
     Dispatch,
     Epoch,
     Failure,
     Message,
+    Notice,
     Probe,
     Reply,
     RouteReply,
@@ -64,9 +67,12 @@ class ModuleMachine:
         self.relay = Relay(me)
         self.home = Home(me, incarnation, config, model, self.server, view)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
+        self.coders = Coders()
+        self.gauges = {level: Gauge(self.coders) for level in (MODULE, NODE)}  # fed by whoever has a clock
         self._links = {
-            kind: [(policy.chooser(), [numbers[c] for c in policy.codecs]) for policy in policies]
+            (kind, level): (policy.chooser(self.gauges[level]), [numbers[c] for c in policy.codecs])
             for kind, policies in ((Dispatch, config.dispatch), (Reply, config.combine))
+            for level, policy in zip((MODULE, NODE), policies, strict=True)
         }
 
     def level(self, to: int) -> int:
@@ -163,11 +169,18 @@ class ModuleMachine:
                 continue
             if isinstance(send.message, (Dispatch, Reply)):
                 level = self.level(send.to)
-                chooser, numbers = self._links[type(send.message)][level - MODULE]
+                chooser, numbers = self._links[type(send.message), level]
                 send.codec = numbers[chooser.choose(send.message.rows)]
                 self._note(send, level)
+                sends += [self._tell(change, send.message, level, now) for change in chooser.changes()]
             sends.append(send)
         return sends
+
+    def _tell(self, change: Change, message: Dispatch | Reply, level: int, now: float) -> Send:
+        """Tell the client that a policy went over to another codec, and why."""
+        direction = "dispatch" if isinstance(message, Dispatch) else "combine"
+        facts = {"module": self.me, "level": LEVELS[level], "direction": direction, **asdict(change)}
+        return Send(CLIENT, Notice("codec", now, facts))
 
     def refuse_codec(self, send: Send) -> None:
         """Send the rows raw after all: the codec that was chosen cannot carry them."""

@@ -34,8 +34,9 @@ _LARGEST = 1 << 40
 class Wire:
     """Encodes and decodes for one run, whose `codecs` compress the rows of dispatches and replies."""
 
-    def __init__(self, codecs: tuple[Codec, ...]) -> None:
+    def __init__(self, codecs: tuple[Codec, ...], clock: Callable[[], float] | None = None) -> None:
         self.codecs = codecs
+        self.clock = clock  # for the time at which coded rows are sent
         self.decoded_by = 0  # number of the codec of the frame that was decoded last
 
     def encode(self, message: Message, codec: int = 0) -> np.ndarray:
@@ -47,7 +48,6 @@ class Wire:
     ) -> list[np.ndarray]:
         """Turn a message into a frame in pieces (uint8); large arrays are not copied and must not change."""
         kind = type(message)
-        scalars = [getattr(message, name) for name in _SCALARS[kind]]
         arrays: list[Any] = []
         segments: list[Any] = []
         for name in kind.ARRAYS:
@@ -61,6 +61,9 @@ class Wire:
             else:
                 arrays.append([_DTYPE_CODE[array.dtype], *array.shape])
                 segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+        if self.clock is not None and isinstance(message, (Dispatch, Reply)):
+            message.sent_at = self.clock()
+        scalars = [getattr(message, name) for name in _SCALARS[kind]]
         return pack_pieces([_KIND_OF[kind], codec, scalars, arrays], segments, piece_bytes)
 
     def decode(self, frame: Any) -> Message:
@@ -129,7 +132,13 @@ def _check_table(name: str, table: Any, width: int) -> int:
     return total
 
 
+def _check_sent(m: Dispatch | Reply) -> None:
+    if not math.isfinite(m.sent_at):
+        raise WireError(f"bad time of sending {m.sent_at}")
+
+
 def _check_dispatch(m: Dispatch) -> None:
+    _check_sent(m)
     if not 0 <= m.path <= 255:
         raise WireError(f"dispatch: bad path {m.path}")
     pairs = _check_table("lots", m.lots, 3)
@@ -143,6 +152,7 @@ def _check_dispatch(m: Dispatch) -> None:
 
 
 def _check_reply(m: Reply) -> None:
+    _check_sent(m)
     pairs = _check_table("spans", m.spans, 4)
     if len(m.rows) != pairs:
         raise WireError(f"reply: {len(m.rows)} rows for {pairs} pairs")

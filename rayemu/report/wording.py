@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rayemu.units import format_seconds
+from rayemu.units import format_bytes, format_rate, format_seconds
 
 _PARAMETERS = (
     ("factor", "by {:g}"),
@@ -36,6 +36,12 @@ def describe(event: Mapping[str, Any]) -> str:
         return f"batch {event['batch']} was slow: {took}, the median is {median}"
     if kind == "fault_never_due":
         return f"the fault {event['fault']} at {_at(event['due'])} was never due: the run was over"
+    if kind == "codec":
+        link = f"{event['level']} link, {event['direction']}"
+        times = ", ".join(f"{codec} {format_seconds(s)}" for codec, s in event["seconds"].items())
+        why = f"link {format_rate(event['link_bytes_per_s'])}; {format_bytes(event['nbytes'])} take: {times}"
+        why += "; hidden behind work" if event["hidden"] else ""
+        return f"{where}: {link}: {event['before']} -> {event['after']} ({why})"
     if kind == "fallback":
         return f"fallback: {event['what']}"
     return ""

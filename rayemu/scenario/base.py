@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from rayemu.scenario.errors import Problem, not_one_of, problem_of, show
-from rayemu.units import exact_bytes, exact_seconds, parse_bytes, parse_seconds
+from rayemu.units import exact_bytes, exact_rate, exact_seconds, parse_bytes, parse_rate, parse_seconds
 
 
 class Section(BaseModel):
@@ -49,6 +49,7 @@ def _writing(write: Callable[[Any], str]) -> PlainSerializer:
 
 
 Bytes = Annotated[int, _naming_the_value(parse_bytes), _writing(exact_bytes)]
+Rate = Annotated[int, _naming_the_value(parse_rate), _writing(exact_rate)]
 Seconds = Annotated[float, _naming_the_value(parse_seconds), _writing(exact_seconds)]
 
 

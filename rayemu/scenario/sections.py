@@ -15,7 +15,7 @@ from rayemu.model.presets import PRESETS
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS
 from rayemu.routing import ROUTERS
-from rayemu.scenario.base import Bytes, Seconds, Section, build_problems, known_in, parameter_problems
+from rayemu.scenario.base import Bytes, Rate, Seconds, Section, build_problems, known_in, parameter_problems
 from rayemu.scenario.errors import Problem, refuse, show
 from rayemu.streams import STREAMS
 from rayemu.units import exact_bytes, exact_seconds
@@ -90,6 +90,13 @@ class Model(Section):
         return spec.scaled(self.scale)
 
 
+class Links(Section):
+    """Bytes per second that a module can send on each link level; without a figure, as fast as it goes."""
+
+    module: Rate | None = None
+    node: Rate | None = None
+
+
 class Cluster(Section):
     """Where it runs: modules by node, how frames travel, and when a silent module is given up."""
 
@@ -100,6 +107,7 @@ class Cluster(Section):
     relay: Annotated[str, known_in(RELAYS, "a relay choice")] = "spread"
     address: str | None = None
     blas_threads: int | None = Field(default=None, ge=1)
+    links: Links = Links()
     memory: Bytes | None = None
     heartbeat: Seconds = 0.04
     suspect_after: Seconds = 0.12
@@ -122,6 +130,10 @@ class Cluster(Section):
             if value < least or (value == least and relation == "more than"):
                 allowed = f"{relation} {exact_seconds(least)}" + (f", the {other}" if other else "")
                 problems.append(_not_allowed(key, exact_seconds(value), allowed))
+        if self.transport == "memory" and (self.links.module or self.links.node):
+            problems.append(
+                Problem(("links",), "the memory transport moves no bytes; use transport zmq or ray")
+            )
         refuse(problems)
         return self
 

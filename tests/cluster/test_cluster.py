@@ -15,6 +15,7 @@ import ray
 
 from rayemu import Emulator, Scenario
 from rayemu.cluster import local_ray
+from rayemu.report.record import DISPATCH, FORWARD, REPLY
 
 BASE: dict[str, Any] = {
     "model": {"d_model": 64, "d_ff": 128, "experts": 8, "top_k": 2, "layers": 2},
@@ -91,6 +92,26 @@ def test_rows_that_a_codec_cannot_carry_travel_raw() -> None:
         check(emulator, [x, batches(1)[0]])
         used = emulator.record()["codec"]
         assert (used == 0).any() and (used > 0).any()
+
+
+def test_auto_compresses_on_the_slow_link_only_and_says_so() -> None:
+    sections = {
+        "model": {"d_model": 256, "layers": 1},
+        "cluster": {"links": {"node": "2 MB/s"}},
+        "placement": {"copies": 1},
+        "exchange": {"codec": {"module": "auto", "node": "auto"}},
+    }
+    with Emulator(scenario(**sections)) as emulator:
+        for _ in range(14):
+            check(emulator, batches(20, rows=96, width=256))
+        told = [n.facts for n in emulator.take_notices() if n.kind == "codec"]
+        node = [f for f in told if f["level"] == "node"]
+        assert {"raw"} == {f["before"] for f in node[:1]} and node[0]["after"] in ("bf16", "int8")
+        assert 0.5e6 < float(str(node[0]["link_bytes_per_s"])) < 8e6
+        record = emulator.record()
+        late = record[np.isin(record["kind"], [DISPATCH, FORWARD, REPLY]) & (record["batch"] >= 220)]
+        coded = {level: (late["codec"][late["level"] == level] > 0).mean() for level in (1, 2)}
+        assert coded[2] > 0.8 and coded[1] < 0.5
 
 
 def test_public_calls() -> None:

@@ -1,0 +1,136 @@
+"""Policies that go by measured link rates and coder speeds: `auto` and `deadline`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .codec import Codec
+from .errors import CodecError
+from .gauge import Gauge
+from .policy import Change, MakeCodec
+
+EVERY = 32  # frames between two decisions
+SAMPLE_EVERY = 16  # decisions between two samples of how well rows compress
+WINS = 3  # decisions in a row that another codec must win
+WORTH = 0.8  # another codec must be predicted to take less than this part of the present one's time
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The codec that brings rows across soonest: it compresses only where the link is slower than the coder.
+
+    A frame's fixed costs (the machine's, not the link's) are the same for all and are left out. While the
+    processor is busy and the link is not, rows travel behind other work, and coding would hold that up: then
+    the first codec is used.
+    """
+
+    codecs: tuple[Codec, ...]
+
+    @classmethod
+    def build(cls, given: Any, make: MakeCodec) -> Auto:
+        """From a list of codecs, the one to begin with first; by default (None) raw, bf16 and int8."""
+        return cls(_candidates("auto", given, ("raw", "bf16", "int8"), make))
+
+    def chooser(self, gauge: Gauge | None = None) -> AdaptiveChooser:
+        return AdaptiveChooser(self, gauge)
+
+    def pick(self, seconds: list[float], current: int, hidden: bool) -> int:
+        """Index of the codec to use, of the predicted times of each."""
+        if hidden:
+            return 0
+        best = min(range(len(seconds)), key=seconds.__getitem__)
+        return best if seconds[best] < WORTH * seconds[current] else current
+
+    def __str__(self) -> str:
+        return f"auto({', '.join(map(str, self.codecs))})"
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The mildest codec with which rows are across in time; if none is, the soonest."""
+
+    within_s: float
+    codecs: tuple[Codec, ...]  # from mild to strong
+
+    @classmethod
+    def build(cls, given: Any, make: MakeCodec) -> Deadline:
+        """From {within_ms: 2, codecs: [raw, bf16, int8, int4]}; these codecs are the default."""
+        wanted = "a mapping like {within_ms: 2, codecs: [raw, bf16, int8, int4]}"
+        if not isinstance(given, Mapping) or not {"within_ms"} <= set(given) <= {"within_ms", "codecs"}:
+            raise CodecError(f"deadline: {given!r} is not {wanted}")
+        within = given["within_ms"]
+        if isinstance(within, bool) or not isinstance(within, (int, float)) or not 0 < within < 1e9:
+            raise CodecError(f"deadline: within_ms must be milliseconds above 0, not {within!r}")
+        default = ("raw", "bf16", "int8", "int4")
+        return cls(within / 1e3, _candidates("deadline", given.get("codecs"), default, make))
+
+    def chooser(self, gauge: Gauge | None = None) -> AdaptiveChooser:
+        return AdaptiveChooser(self, gauge)
+
+    def pick(self, seconds: list[float], current: int, hidden: bool) -> int:
+        """Index of the codec to use, of the predicted times of each."""
+        for index, predicted in enumerate(seconds):
+            margin = WORTH if index < current else 1.0  # towards milder ones only with room to spare
+            if predicted <= margin * self.within_s:
+                return index
+        best = min(range(len(seconds)), key=seconds.__getitem__)
+        return best if seconds[best] < WORTH * seconds[current] else current
+
+    def __str__(self) -> str:
+        return f"deadline({self.within_s * 1e3:g} ms: {', '.join(map(str, self.codecs))})"
+
+
+class AdaptiveChooser:
+    """Decides anew every few frames. Without a gauge, or before anything arrived, the first codec is used."""
+
+    def __init__(self, policy: Auto | Deadline, gauge: Gauge | None) -> None:
+        self.policy, self.gauge = policy, gauge
+        self.current = 0
+        self._calls = self._wins = 0
+        self._rival = 0  # who won the last decisions
+        self._changes: list[Change] = []
+
+    def choose(self, rows: np.ndarray) -> int:
+        gauge = self.gauge
+        if gauge is not None:
+            gauge.offered(rows.nbytes)
+            rate = gauge.rate if self._calls % EVERY == 0 and rows.size else None
+            if rate is not None:
+                self._decide(rows, gauge, rate)
+        self._calls += 1
+        return self.current
+
+    def changes(self) -> list[Change]:
+        taken, self._changes = self._changes, []
+        return taken
+
+    def _decide(self, rows: np.ndarray, gauge: Gauge, rate: float) -> None:
+        codecs = self.policy.codecs
+        again = self._calls % (EVERY * SAMPLE_EVERY) == 0
+        for codec in codecs:
+            if again or not gauge.coders.knows(codec):
+                gauge.coders.sample(codec, rows)
+        seconds = [gauge.seconds(codec, rows.nbytes, rate) for codec in codecs]
+        picked = self.policy.pick(seconds, self.current, gauge.hidden(rate))
+        self._wins = self._wins + 1 if picked == self._rival else 1
+        self._rival = picked
+        if picked == self.current or self._wins < WINS:
+            return
+        before, self.current = self.current, picked
+        known = {str(c): s for c, s in zip(codecs, seconds, strict=True) if s < float("inf")}
+        self._changes.append(
+            Change(str(codecs[before]), str(codecs[picked]), rows.nbytes, rate, gauge.hidden(rate), known)
+        )
+
+
+def _candidates(name: str, given: Any, default: tuple[str, ...], make: MakeCodec) -> tuple[Codec, ...]:
+    if given is not None and (not isinstance(given, (list, tuple)) or not given):
+        raise CodecError(f"{name}: {given!r} is not a list of codecs like [{', '.join(default)}]")
+    codecs = tuple(make(c) for c in (default if given is None else given))
+    if len(set(codecs)) < len(codecs):
+        raise CodecError(f"{name}: {given!r} names a codec twice")
+    return codecs

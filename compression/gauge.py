@@ -1,0 +1,151 @@
+"""What adaptive policies go by: how fast a link and the coders turned out to be."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import numpy as np
+
+from .codec import Codec
+from .errors import CodecError
+
+WINDOW = 128  # frames that tell of a link
+FEWEST = 32
+NOISE_S = 2e-4  # by which even the soonest of many frames differ on a busy machine
+SAMPLE_ROWS = 64
+FORGET = 1 / 32
+BUSY = 0.85  # share of its core that a module takes when it has no time to spare
+FREE = 0.7  # share of a link up to which it holds nobody up who has other work
+CROWDED_S = 5e-3  # a queue, of the link or of a busy receiver, hides the link's own rate
+FASTEST = 1e12  # bytes per second: where delays do not grow with size
+
+
+class Line:
+    """seconds = a + b * bytes, both not negative, fitted to what was seen lately (weighted least squares)."""
+
+    def __init__(self) -> None:
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+
+    def add(self, nbytes: float, seconds: float) -> None:
+        """Take in one more point."""
+        keep = 1 - FORGET
+        self._weight = keep * self._weight + 1
+        self._x = keep * self._x + nbytes
+        self._y = keep * self._y + seconds
+        self._xx = keep * self._xx + nbytes * nbytes
+        self._xy = keep * self._xy + nbytes * seconds
+
+    def at(self, nbytes: float) -> float:
+        """Return seconds for so many bytes; 0 before the first point."""
+        if not self._weight:
+            return 0.0
+        x, y = self._x / self._weight, self._y / self._weight
+        variance = self._xx / self._weight - x * x
+        if variance <= 1e-6 * x * x:  # all of one size
+            return y * nbytes / x if x else y
+        slope = min(max(0.0, (self._xy / self._weight - x * y) / variance), y / x)
+        return y + slope * (nbytes - x)
+
+
+class Coders:
+    """Time and size of codecs for float32 rows: sampled at first, then as measured in use."""
+
+    def __init__(self) -> None:
+        self._times: dict[tuple[str, bool], Line] = {}  # (codec's name, decoding)
+        self._ratio: dict[str, float] = {}  # encoded bytes per byte; inf for what cannot carry such rows
+
+    def sample(self, codec: Codec, rows: np.ndarray) -> None:
+        """Try a codec on some of rows [n, D], which are not empty; its times count only at first."""
+        first = not self.knows(codec)
+        try:
+            for count in (SAMPLE_ROWS // 16, SAMPLE_ROWS) if first else (SAMPLE_ROWS,):
+                some = np.ascontiguousarray(rows[:: max(1, len(rows) // count)][:count])
+                began = time.thread_time()
+                encoded = codec.encode(some)
+                between = time.thread_time()
+                codec.decode(*encoded, some.shape)
+                if first and not _is_raw(codec):
+                    self.used(codec, some.nbytes, between - began, False)
+                    self.used(codec, some.nbytes, time.thread_time() - between, True)
+            self._ratio[codec.name] = encoded.nbytes / some.nbytes
+        except CodecError:
+            self._ratio[codec.name] = float("inf")
+
+    def used(self, codec: Codec, nbytes: int, seconds: float, decoding: bool) -> None:
+        """Take in how long it took to encode or decode rows of `nbytes`."""
+        self._times.setdefault((codec.name, decoding), Line()).add(nbytes, seconds)
+
+    def knows(self, codec: Codec) -> bool:
+        """Tell whether the codec was sampled."""
+        return codec.name in self._ratio
+
+    def ratio(self, codec: Codec) -> float:
+        """Return encoded bytes per byte."""
+        return self._ratio[codec.name]
+
+    def seconds(self, codec: Codec, nbytes: int) -> float:
+        """Return how long encoding and decoding rows of `nbytes` take."""
+        lines = [self._times.get((codec.name, decoding)) for decoding in (False, True)]
+        return sum(line.at(nbytes) for line in lines if line is not None)
+
+
+class Gauge:
+    """One link as a module sees it. Both directions are taken to be alike."""
+
+    def __init__(self, coders: Coders) -> None:
+        self.coders = coders
+        self._frames: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (bytes, seconds)
+        self._known: float | None = None
+        self._offered = self._measured = (
+            0  # bytes of rows given to choosers: in all, and at the last measurement
+        )
+        self._load = 0.0  # bytes of rows per second
+        self._busy = 0.0
+
+    def offered(self, nbytes: int) -> None:
+        """Take in that rows of `nbytes` are about to be sent."""
+        self._offered += nbytes
+
+    def measured(self, seconds: float, busy: float) -> None:
+        """Take in that `seconds` passed, of which this module computed or coded the part `busy` of 1."""
+        self._load += ((self._offered - self._measured) / seconds - self._load) / 2
+        self._busy += (busy - self._busy) / 2
+        self._measured = self._offered
+
+    def hidden(self, rate: float) -> bool:
+        """Tell whether the link's time passes behind work: coders would only add to that."""
+        return self._busy > BUSY and self._load < FREE * rate
+
+    def arrived(self, nbytes: int, seconds: float) -> None:
+        """Take in that a frame took so long from its sender's hands into ours."""
+        self._frames.append((nbytes, max(seconds, 0.0)))
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second; None before it can be told.
+
+        A frame may wait for a busy receiver, or behind others, whatever its size: among many, the soonest of
+        the large ones took longer than the soonest of the small ones only by what the link is slow. When
+        even the soonest had to wait, what was known stays; if nothing was, the frame itself is the measure.
+        """
+        if len(self._frames) < FEWEST:
+            return self._known
+        frames = sorted(self._frames)
+        half = len(frames) // 2
+        small, large = (min(part, key=lambda f: f[1]) for part in (frames[:half], frames[half:]))
+        if small[1] > CROWDED_S:
+            if self._known is None:
+                self._known = max(nbytes / seconds for nbytes, seconds in frames)
+        elif large[0] > 1.25 * small[0]:
+            extra = large[1] - small[1] - NOISE_S
+            self._known = min(FASTEST, (large[0] - small[0]) / extra) if extra > 0 else FASTEST
+        return self._known
+
+    def seconds(self, codec: Codec, nbytes: int, rate: float) -> float:
+        """Predict the time that rows of `nbytes` take through the coders and over a link of this rate."""
+        return self.coders.ratio(codec) * nbytes / rate + self.coders.seconds(codec, nbytes)
+
+
+def _is_raw(codec: Codec) -> bool:
+    return codec.name == "raw"

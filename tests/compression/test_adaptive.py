@@ -1,0 +1,201 @@
+"""`auto` and `deadline`: what they choose is right by hand-made arithmetic, and they do not flap."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayemu.compression import CodecError, Coders, Gauge, make_codec, make_policy
+from rayemu.compression.adaptive import EVERY, WINS
+from rayemu.compression.gauge import FEWEST, Line
+
+ROWS = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)  # 256 KiB
+
+
+class Fixed(Coders):
+    """Coders whose speed is given: seconds per byte, encoding and decoding together; sizes are sampled."""
+
+    def __init__(self, per_byte: dict[str, float]) -> None:
+        super().__init__()
+        self.per_byte = per_byte
+
+    def seconds(self, codec: Any, nbytes: int) -> float:
+        return nbytes * self.per_byte.get(codec.name, 0.0)
+
+
+SPEEDS = {"bf16": 1e-9, "int8": 2e-9, "int4": 4e-9}
+
+
+def feed(gauge: Gauge, rate: float, seed: int = 0, latency: float = 2e-4, frames: int = 200) -> None:
+    """Frames of all sizes over a link of this rate; a busy machine delays most of them, by milliseconds."""
+    rng = np.random.default_rng(seed)
+    for _ in range(frames):
+        size = int(rng.integers(2_000, 600_000))
+        late = float(rng.exponential(2e-3)) if rng.random() < 0.8 else 0.0
+        gauge.arrived(size, latency + size / rate + late)
+
+
+def chosen(spec: Any, rate: float | None, calls: int = EVERY * (WINS + 1), **feeding: Any) -> str:
+    policy, gauge = make_policy(spec), Gauge(Fixed(SPEEDS))
+    if rate is not None:
+        feed(gauge, rate, **feeding)
+    chooser = policy.chooser(gauge)
+    for _ in range(calls):
+        index = chooser.choose(ROWS)
+    return str(policy.codecs[index])
+
+
+@pytest.mark.parametrize(("rate", "most"), [(5e6, 1.7), (50e6, 1.7), (500e6, 3)])  # in doubt it is fast
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rate_of_a_link_is_found_behind_a_busy_machine(rate: float, most: float, seed: int) -> None:
+    gauge = Gauge(Coders())
+    feed(gauge, rate, seed)
+    assert gauge.rate is not None and 0.6 < gauge.rate / rate < most
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_latency_is_not_taken_for_a_slow_link(seed: int) -> None:
+    gauge = Gauge(Coders())
+    feed(gauge, 20e9, seed, latency=1e-3)
+    assert gauge.rate is not None and gauge.rate > 1.5e9
+
+
+def test_nothing_is_said_too_early_and_a_crowded_link_does_not_lose_its_rate() -> None:
+    gauge = Gauge(Coders())
+    feed(gauge, 50e6, frames=FEWEST - 1)
+    assert gauge.rate is None
+    feed(gauge, 50e6)
+    known = gauge.rate
+    feed(gauge, 50e6, latency=0.1)  # a queue: even the soonest frame waited
+    assert gauge.rate == known
+
+
+def test_auto_compresses_where_the_link_is_slower_than_the_coder() -> None:
+    # Seconds per byte: raw 1/r; bf16 0.5/r + 1e-9; int8 0.25/r + 2e-9 (and a bit: its scales). A change must
+    # bring a fifth: from raw to int8 below 0.275e9 B/s, to bf16 between that and 0.3e9.
+    assert chosen("auto", None) == "raw"
+    assert chosen("auto", 2e9) == "raw"
+    assert chosen("auto", 400e6) == "raw"
+    assert chosen("auto", 100e6) == "int8"
+    assert chosen("auto", 1e6) == "int8"
+    assert chosen({"auto": ["raw", "bf16"]}, 100e6) == "bf16"
+    assert chosen({"auto": ["raw", "sparse"]}, 1e6) == "raw"  # rows without zeros
+    assert chosen({"auto": ["raw", "fp16"]}, 1e6) == "fp16"
+
+
+def test_auto_leaves_the_processor_alone_while_the_link_keeps_up() -> None:
+    policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS))
+    chooser = policy.chooser(gauge)
+    feed(gauge, 50e6)
+
+    def after(seconds: float, busy: float) -> int:
+        """Choose many times; each time so many seconds pass, with so busy a processor."""
+        for _ in range(EVERY * (WINS + 1)):
+            index = chooser.choose(ROWS)
+            gauge.measured(seconds, busy)
+        return index
+
+    # ROWS in 20 ms: 13 MB/s, a quarter of the link. In 6 ms: 44 MB/s, nearly all of it.
+    assert after(0.02, 0.3) == 2  # time to spare: int8 brings rows across sooner
+    assert after(0.02, 1.0) == 0
+    assert chooser.changes()[-1].hidden
+    assert after(0.006, 1.0) == 2
+    assert not chooser.changes()[-1].hidden
+
+
+def test_a_codec_that_cannot_carry_the_rows_is_passed_over() -> None:
+    policy, gauge = make_policy({"auto": ["raw", "fp16"]}), Gauge(Fixed({}))
+    feed(gauge, 1e6)
+    chooser = policy.chooser(gauge)
+    for _ in range(EVERY * (WINS + 1)):
+        assert chooser.choose(ROWS * 1e6) == 0
+
+
+def test_deadline_takes_the_mildest_that_is_in_time() -> None:
+    # 256 KiB at 100 MB/s: raw 2.62 ms, bf16 1.57 ms, int8 1.19 ms, int4 1.42 ms.
+    for within_ms, expected in [(3.5, "raw"), (2, "bf16"), (1.4, "int8"), (0.1, "int8")]:
+        assert chosen({"deadline": {"within_ms": within_ms}}, 100e6) == expected, within_ms
+    assert chosen({"deadline": {"within_ms": 0.1, "codecs": ["raw", "bf16"]}}, 100e6) == "bf16"
+
+
+def test_it_says_why_it_changed_and_goes_back_when_the_link_recovers() -> None:
+    policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS))
+    chooser = policy.chooser(gauge)
+    seen = []
+    for number, rate in enumerate([20e6, 10e9]):
+        feed(gauge, rate, seed=number)
+        for _ in range(EVERY * (WINS + 1)):
+            chooser.choose(ROWS)
+        seen += chooser.changes()
+    assert [(c.before, c.after) for c in seen] == [("raw", "int8"), ("int8", "raw")]
+    first = seen[0]
+    assert first.nbytes == ROWS.nbytes and 0.6 < first.link_bytes_per_s / 20e6 < 1.7
+    assert first.seconds["raw"] == pytest.approx(ROWS.nbytes / first.link_bytes_per_s)
+    assert first.seconds["int8"] < 0.8 * first.seconds["raw"]
+    assert chooser.changes() == []
+
+
+@pytest.mark.parametrize("spec", ["auto", {"deadline": {"within_ms": 2}}])
+def test_it_does_not_flap_at_the_break_even(spec: Any) -> None:
+    policy, gauge = make_policy(spec), Gauge(Fixed(SPEEDS))
+    chooser, rng = policy.chooser(gauge), np.random.default_rng(1)
+    changes = []
+    even = 270e6 if spec == "auto" else 131e6  # where the rules above change their mind
+    for step in range(100):
+        feed(gauge, even * float(rng.uniform(0.95, 1.05)), seed=step)
+        for _ in range(EVERY):
+            chooser.choose(ROWS)
+        changes += chooser.changes()
+    assert len(changes) <= 3
+
+
+def test_line_separates_fixed_cost_from_cost_per_byte() -> None:
+    line = Line()
+    assert line.at(1000) == 0
+    line.add(1000, 3e-3)
+    assert line.at(2000) == pytest.approx(6e-3)  # of one size: all in proportion
+    for size in (1e3, 5e4, 2e5) * 50:
+        line.add(size, 1e-4 + 2e-9 * size)
+    assert line.at(1e5) == pytest.approx(3e-4, rel=0.02)
+    flat = Line()
+    for size in (1e3, 1e6) * 20:
+        flat.add(size, 2e-3 - 1e-9 * size)  # noise that falls with size
+    assert flat.at(1e9) == pytest.approx(flat.at(1.0)) and flat.at(1.0) > 0
+
+
+def test_coders_are_sampled_once_and_learn_from_use() -> None:
+    coders, codec = Coders(), make_codec("int8")
+    assert not coders.knows(codec)
+    coders.sample(codec, ROWS)
+    assert coders.knows(codec) and 0.25 < coders.ratio(codec) < 0.3
+    assert 0 < coders.seconds(codec, 1 << 18) < 1
+    for _ in range(300):
+        coders.used(codec, 1 << 18, 0.25, False)
+        coders.used(codec, 1 << 18, 0.5, True)
+    assert coders.seconds(codec, 1 << 18) == pytest.approx(0.75, rel=0.01)
+    coders.sample(make_codec("raw"), ROWS)
+    assert coders.seconds(make_codec("raw"), 1 << 18) == 0
+    coders.sample(make_codec("fp16"), ROWS * 1e6)
+    assert coders.ratio(make_codec("fp16")) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"auto": []}, "auto: "),
+        ({"auto": "int8"}, "auto: 'int8' is not a list"),
+        ({"auto": ["raw", "raw"]}, "twice"),
+        ({"auto": ["raw", "int9"]}, "int9"),
+        ("deadline", "within_ms"),
+        ({"deadline": {"within_ms": 0}}, "within_ms must be .* not 0"),
+        ({"deadline": {"within_ms": True}}, "not True"),
+        ({"deadline": {"within_ms": 2, "codec": []}}, "is not a mapping like"),
+        ({"deadline": {"within_ms": 2, "codecs": []}}, "deadline: "),
+    ],
+)
+def test_bad_policies_are_refused(spec: Any, text: str) -> None:
+    with pytest.raises(CodecError, match=text):
+        make_policy(spec)
