@@ -30,7 +30,7 @@ from .output import machine, results_file, show_ratio, show_time, write
 from .workload import SIZES, Size
 
 SIZE = Size("links", tokens=512, d_model=512, d_ff=512)
-SETTLE = 8  # streams before the timing: policies have to see the link first
+SETTLE = 4  # streams before the timing: policies have to see the link first
 CODECS = ("raw", "auto")
 
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rates", default="none,50 MB/s,3 MB/s", help="of the node links; default: %(default)s"
     )
-    parser.add_argument("--streams", type=int, default=12, help="timed streams of each; default: 12")
-    parser.add_argument("--batches", type=int, default=24, help="batches of a stream; default: 24")
+    parser.add_argument("--streams", type=int, default=10, help="timed streams of each; default: 10")
+    parser.add_argument("--batches", type=int, default=64, help="batches of a stream; default: 64")
     parser.add_argument(
         "--size", choices=["links", *SIZES], default="links", help="of the block; default: links"
     )

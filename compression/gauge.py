@@ -11,7 +11,8 @@ from .codec import Codec
 from .errors import CodecError
 
 WINDOW = 128  # frames that tell of a link
-FEWEST = 32
+FRESH = 32  # frames between two looks at them
+DOUBTS = 4  # looks of which the highest rate counts: in doubt a link is fast
 NOISE_S = 2e-4  # by which even the soonest of many frames differ on a busy machine
 SAMPLE_ROWS = 64
 FORGET = 1 / 32
@@ -96,7 +97,8 @@ class Gauge:
     def __init__(self, coders: Coders) -> None:
         self.coders = coders
         self._frames: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (bytes, seconds)
-        self._known: float | None = None
+        self._rates: deque[float] = deque(maxlen=DOUBTS)
+        self._fresh = 0
         self._offered = self._measured = (
             0  # bytes of rows given to choosers: in all, and at the last measurement
         )
@@ -120,27 +122,32 @@ class Gauge:
     def arrived(self, nbytes: int, seconds: float) -> None:
         """Take in that a frame took so long from its sender's hands into ours."""
         self._frames.append((nbytes, max(seconds, 0.0)))
+        self._fresh += 1
+        if self._fresh == FRESH:
+            self._fresh = 0
+            self._look()
 
     @property
     def rate(self) -> float | None:
-        """Bytes per second; None before it can be told.
+        """Bytes per second; None before it can be told."""
+        return max(self._rates, default=None)
+
+    def _look(self) -> None:
+        """Tell the rate from the frames seen lately.
 
         A frame may wait for a busy receiver, or behind others, whatever its size: among many, the soonest of
         the large ones took longer than the soonest of the small ones only by what the link is slow. When
         even the soonest had to wait, what was known stays; if nothing was, the frame itself is the measure.
         """
-        if len(self._frames) < FEWEST:
-            return self._known
         frames = sorted(self._frames)
         half = len(frames) // 2
         small, large = (min(part, key=lambda f: f[1]) for part in (frames[:half], frames[half:]))
         if small[1] > CROWDED_S:
-            if self._known is None:
-                self._known = max(nbytes / seconds for nbytes, seconds in frames)
+            if not self._rates:
+                self._rates.append(max(nbytes / seconds for nbytes, seconds in frames))
         elif large[0] > 1.25 * small[0]:
             extra = large[1] - small[1] - NOISE_S
-            self._known = min(FASTEST, (large[0] - small[0]) / extra) if extra > 0 else FASTEST
-        return self._known
+            self._rates.append(min(FASTEST, (large[0] - small[0]) / extra) if extra > 0 else FASTEST)
 
     def seconds(self, codec: Codec, nbytes: int, rate: float) -> float:
         """Predict the time that rows of `nbytes` take through the coders and over a link of this rate."""

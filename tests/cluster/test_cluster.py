@@ -102,14 +102,14 @@ def test_auto_compresses_on_the_slow_link_only_and_says_so() -> None:
         "exchange": {"codec": {"module": "auto", "node": "auto"}},
     }
     with Emulator(scenario(**sections)) as emulator:
-        for _ in range(14):
+        for _ in range(20):
             check(emulator, batches(20, rows=96, width=256))
         told = [n.facts for n in emulator.take_notices() if n.kind == "codec"]
         node = [f for f in told if f["level"] == "node"]
         assert {"raw"} == {f["before"] for f in node[:1]} and node[0]["after"] in ("bf16", "int8")
         assert 0.5e6 < float(str(node[0]["link_bytes_per_s"])) < 8e6
         record = emulator.record()
-        late = record[np.isin(record["kind"], [DISPATCH, FORWARD, REPLY]) & (record["batch"] >= 220)]
+        late = record[np.isin(record["kind"], [DISPATCH, FORWARD, REPLY]) & (record["batch"] >= 340)]
         coded = {level: (late["codec"][late["level"] == level] > 0).mean() for level in (1, 2)}
         assert coded[2] > 0.8 and coded[1] < 0.5
 

@@ -10,7 +10,7 @@ import pytest
 
 from rayemu.compression import CodecError, Coders, Gauge, make_codec, make_policy
 from rayemu.compression.adaptive import EVERY, WINS
-from rayemu.compression.gauge import FEWEST, Line
+from rayemu.compression.gauge import FRESH, Line
 
 ROWS = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)  # 256 KiB
 
@@ -65,12 +65,14 @@ def test_latency_is_not_taken_for_a_slow_link(seed: int) -> None:
 
 def test_nothing_is_said_too_early_and_a_crowded_link_does_not_lose_its_rate() -> None:
     gauge = Gauge(Coders())
-    feed(gauge, 50e6, frames=FEWEST - 1)
+    feed(gauge, 50e6, frames=FRESH - 1)
     assert gauge.rate is None
     feed(gauge, 50e6)
-    known = gauge.rate
     feed(gauge, 50e6, latency=0.1)  # a queue: even the soonest frame waited
-    assert gauge.rate == known
+    assert gauge.rate is not None and 0.6 < gauge.rate / 50e6 < 1.7
+    crowded = Gauge(Coders())
+    feed(crowded, 50e6, latency=0.1)  # from the beginning: at least it is not fast
+    assert crowded.rate is not None and crowded.rate < 50e6
 
 
 def test_auto_compresses_where_the_link_is_slower_than_the_coder() -> None:
@@ -126,7 +128,7 @@ def test_it_says_why_it_changed_and_goes_back_when_the_link_recovers() -> None:
     chooser = policy.chooser(gauge)
     seen = []
     for number, rate in enumerate([20e6, 10e9]):
-        feed(gauge, rate, seed=number)
+        feed(gauge, rate, seed=number, frames=400)
         for _ in range(EVERY * (WINS + 1)):
             chooser.choose(ROWS)
         seen += chooser.changes()
