@@ -121,9 +121,9 @@ def table(size: Size, results: list[dict[str, Any]]) -> Table:
         "node links",
         "raw",
         "auto",
-        "auto is faster by",
+        "speedup",
         "quartiles",
-        "bytes between nodes",
+        "sent",
         "output",
     ):
         view.add_column(column, justify="left" if column in ("node links", "output") else "right")

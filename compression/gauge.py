@@ -18,7 +18,7 @@ SAMPLE_ROWS = 64
 FORGET = 1 / 32
 BUSY = 0.85  # share of its core that a module takes when it has no time to spare
 FREE = 0.7  # share of a link up to which it holds nobody up who has other work
-CROWDED_S = 5e-3  # a queue, of the link or of a busy receiver, hides the link's own rate
+CROWDED_S = 1.5e-3  # a queue, of the link or of a busy receiver, hides the link's own rate
 FASTEST = 1e12  # bytes per second: where delays do not grow with size
 
 

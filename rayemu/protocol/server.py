@@ -227,7 +227,7 @@ def _memory(rows: int, width: int) -> np.ndarray:
             break
     else:
         del held[: 1 - KEPT]
-        memory = memoryview(np.empty(max(rows, JOB_ROWS) * width, np.float32))
+        memory = np.empty(max(rows, JOB_ROWS) * width, np.float32).data
     flat = np.frombuffer(memory, np.float32, size)  # all slices refer to it, because it owns nothing
     held.append((memory, weakref.ref(flat)))
     return flat.reshape(rows, width)

@@ -69,7 +69,7 @@ def test_nothing_is_said_too_early_and_a_crowded_link_does_not_lose_its_rate() -
     assert gauge.rate is None
     feed(gauge, 50e6)
     feed(gauge, 50e6, latency=0.1)  # a queue: even the soonest frame waited
-    assert gauge.rate is not None and 0.6 < gauge.rate / 50e6 < 1.7
+    assert gauge.rate is not None and 0.6 < gauge.rate / 50e6 < 3
     crowded = Gauge(Coders())
     feed(crowded, 50e6, latency=0.1)  # from the beginning: at least it is not fast
     assert crowded.rate is not None and crowded.rate < 50e6
