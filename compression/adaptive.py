@@ -13,8 +13,8 @@ from .errors import CodecError
 from .gauge import Gauge
 from .policy import Change, MakeCodec
 
-EVERY = 32  # frames between two decisions
-SAMPLE_EVERY = 16  # decisions between two samples of how well rows compress
+EVERY = 16  # frames between two decisions
+SAMPLE_EVERY = 32  # decisions between two samples of how well rows compress
 WINS = 3  # decisions in a row that another codec must win
 WORTH = 0.8  # another codec must be predicted to take less than this part of the present one's time
 

@@ -13,6 +13,7 @@ from .errors import CodecError
 WINDOW = 128  # frames that tell of a link
 FRESH = 32  # frames between two looks at them
 DOUBTS = 4  # looks of which the highest rate counts: in doubt a link is fast
+LEAST = 2  # looks before anything is said
 NOISE_S = 2e-4  # by which even the soonest of many frames differ on a busy machine
 SAMPLE_ROWS = 64
 FORGET = 1 / 32
@@ -130,7 +131,7 @@ class Gauge:
     @property
     def rate(self) -> float | None:
         """Bytes per second; None before it can be told."""
-        return max(self._rates, default=None)
+        return max(self._rates) if len(self._rates) >= LEAST else None
 
     def _look(self) -> None:
         """Tell the rate from the frames seen lately.
@@ -143,7 +144,7 @@ class Gauge:
         half = len(frames) // 2
         small, large = (min(part, key=lambda f: f[1]) for part in (frames[:half], frames[half:]))
         if small[1] > CROWDED_S:
-            if not self._rates:
+            if len(self._rates) < LEAST:
                 self._rates.append(max(nbytes / seconds for nbytes, seconds in frames))
         elif large[0] > 1.25 * small[0]:
             extra = large[1] - small[1] - NOISE_S

@@ -10,7 +10,7 @@ import pytest
 
 from rayemu.compression import CodecError, Coders, Gauge, make_codec, make_policy
 from rayemu.compression.adaptive import EVERY, WINS
-from rayemu.compression.gauge import FRESH, Line
+from rayemu.compression.gauge import FRESH, LEAST, Line
 
 ROWS = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)  # 256 KiB
 
@@ -65,7 +65,7 @@ def test_latency_is_not_taken_for_a_slow_link(seed: int) -> None:
 
 def test_nothing_is_said_too_early_and_a_crowded_link_does_not_lose_its_rate() -> None:
     gauge = Gauge(Coders())
-    feed(gauge, 50e6, frames=FRESH - 1)
+    feed(gauge, 50e6, frames=LEAST * FRESH - 1)
     assert gauge.rate is None
     feed(gauge, 50e6)
     feed(gauge, 50e6, latency=0.1)  # a queue: even the soonest frame waited
