@@ -81,9 +81,8 @@ class ZmqLink:
         self._poller = zmq.Poller()
         self._poller.register(self.inbox, zmq.POLLIN)
         self._poller.register(self._waker_out.fileno(), zmq.POLLIN)
-        self._peers: dict[
-            int, tuple[str, Any, int | None]
-        ] = {}  # (endpoint, channel, pid if it reads shelves)
+        # address -> (endpoint, channel, process if it reads shelves)
+        self._peers: dict[int, tuple[str, Any, int | None]] = {}
         self._monitors: dict[Any, int] = {}  # monitor socket -> address
         self._broken: list[int] = []
         self._closed = False

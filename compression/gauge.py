@@ -122,7 +122,7 @@ class Gauge:
 
     def arrived(self, nbytes: int, seconds: float) -> None:
         """Take in that a frame took so long from its sender's hands into ours."""
-        self._frames.append((nbytes, max(seconds, 0.0)))
+        self._frames.append((nbytes, max(seconds, 1e-6)))  # a clock may be set back
         self._fresh += 1
         if self._fresh == FRESH:
             self._fresh = 0

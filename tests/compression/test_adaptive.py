@@ -75,6 +75,13 @@ def test_nothing_is_said_too_early_and_a_crowded_link_does_not_lose_its_rate() -
     assert crowded.rate is not None and crowded.rate < 50e6
 
 
+def test_a_clock_that_was_set_back_does_no_harm() -> None:
+    gauge = Gauge(Coders())
+    for number in range(200):
+        gauge.arrived(1000 + 100 * number, 0.1 if number % 3 else -5.0)
+    assert gauge.rate is not None and gauge.rate > 0
+
+
 def test_auto_compresses_where_the_link_is_slower_than_the_coder() -> None:
     # Seconds per byte: raw 1/r; bf16 0.5/r + 1e-9; int8 0.25/r + 2e-9 (and a bit: its scales). A change must
     # bring a fifth: from raw to int8 below 0.275e9 B/s, to bf16 between that and 0.3e9.
