@@ -58,7 +58,7 @@ class ModuleRuntime:
         self.model = model
         view = view_of(epoch, setup.module_to_node, model.spec.experts)
         self.machine = ModuleMachine(module, incarnation, self.config, model, view)
-        self.wire = Wire(self.config.codecs, time.time)
+        self.wire = Wire(self.config.codecs, time.time if self.machine.gauges else None)
         self.link = link
         pace = self._port if setup.links else None
         self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
@@ -106,7 +106,7 @@ class ModuleRuntime:
             now = clock()
             due = self.weather.release(now)
             wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)
-            if now - self.gauged[0] > GAUGE_EVERY_S:
+            if machine.gauges and now - self.gauged[0] > GAUGE_EVERY_S:
                 self._gauge_load(now)
             for frame in self.link.receive(max(0.0, wake - now)):
                 self._on_frame(frame)
@@ -143,19 +143,17 @@ class ModuleRuntime:
     def _gauge(self, message: Dispatch | Reply, frame: list[Any], start: float, decode_s: float) -> None:
         """Take in what a frame with rows tells of the link, and of the codec if it went through one."""
         machine, codec = self.machine, self.wire.decoded_by
-        sender = (
-            message.sender
-            if isinstance(message, Reply)
-            else message.via
-            if message.via >= 0
-            else message.home
-        )
-        gauge = machine.gauges.get(machine.level(sender))
-        if gauge is not None and message.sent_at:
-            gauge.arrived(sum(map(len, frame)), start - message.sent_at)
+        if message.sent_at:
+            if isinstance(message, Reply):
+                sender = message.sender
+            else:
+                sender = message.via if message.via >= 0 else message.home
+            gauge = machine.gauges.get(machine.level(sender))
+            if gauge is not None:
+                gauge.arrived(sum(map(len, frame)), start - message.sent_at)
         if codec:
             machine.coders.used(self.config.codecs[codec], message.rows.nbytes, decode_s, True)
-            self._record_coding(DECODE, message, 0, codec, start)
+            self._record_rows(DECODE, message, self.me, start, codec=codec)
 
     def _gauge_load(self, now: float) -> None:
         """Tell the policies how busy this module is, which may have but a share of a core."""
@@ -195,26 +193,24 @@ class ModuleRuntime:
             if send.codec and isinstance(message, (Dispatch, Reply)):
                 codec, encode_s = self.config.codecs[send.codec], time.thread_time() - began_cpu
                 self.machine.coders.used(codec, message.rows.nbytes, encode_s, False)
-                self._record_coding(ENCODE, message, level, send.codec, began)
+                self._record_rows(ENCODE, message, self.me, began, level=level, codec=send.codec)
             self.weather.send(to, pieces, time.monotonic())
             if isinstance(message, (Dispatch, Reply)):
                 self._record_frame(message, level, to, send.codec, sum(map(len, pieces)), began)
 
-    def _record_coding(
-        self, kind: int, message: Dispatch | Reply, level: int, codec: int, began: float
-    ) -> None:
+    def _record_rows(self, kind: int, message: Dispatch | Reply, to: int, began: float, **facts: int) -> None:
+        """Record what was done to a message's rows."""
         self.recorder.append(
             kind,
             self.me,
-            self.me,
+            to,
             len(message.rows),
             began,
             layer=message.layer,
             micro=message.micro,
             batch=message.batch,
-            level=level,
-            codec=codec,
             raw_bytes=message.rows.nbytes,
+            **facts,
         )
 
     def _record_frame(
@@ -227,25 +223,19 @@ class ModuleRuntime:
         else:
             kind = REPLY if message.sender == self.me else FORWARD
             shard, epoch, expert = -1, -1, -1
-        raw = message.rows.nbytes
-        self.totals["raw_bytes"] += raw
+        self.totals["raw_bytes"] += message.rows.nbytes
         self.totals["sent_bytes"] += sent
         self.totals[f"sent_{LEVELS[level]}"] += sent
-        self.recorder.append(
+        self._record_rows(
             kind,
-            self.me,
+            message,
             to,
-            len(message.rows),
             began,
-            layer=message.layer,
-            micro=message.micro,
-            batch=message.batch,
             shard=shard,
             epoch=epoch,
             expert=expert,
             level=level,
             codec=codec,
-            raw_bytes=raw,
             sent_bytes=sent,
         )
 

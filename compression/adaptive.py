@@ -40,10 +40,7 @@ class Auto:
 
     def pick(self, seconds: list[float], current: int, hidden: bool) -> int:
         """Index of the codec to use, of the predicted times of each."""
-        if hidden:
-            return 0
-        best = min(range(len(seconds)), key=seconds.__getitem__)
-        return best if seconds[best] < WORTH * seconds[current] else current
+        return 0 if hidden else _soonest(seconds, current)
 
     def __str__(self) -> str:
         return f"auto({', '.join(map(str, self.codecs))})"
@@ -77,8 +74,7 @@ class Deadline:
             margin = WORTH if index < current else 1.0  # towards milder ones only with room to spare
             if predicted <= margin * self.within_s:
                 return index
-        best = min(range(len(seconds)), key=seconds.__getitem__)
-        return best if seconds[best] < WORTH * seconds[current] else current
+        return _soonest(seconds, current)
 
     def __str__(self) -> str:
         return f"deadline({self.within_s * 1e3:g} ms: {', '.join(map(str, self.codecs))})"
@@ -86,6 +82,8 @@ class Deadline:
 
 class AdaptiveChooser:
     """Decides anew every few frames. Without a gauge, or before anything arrived, the first codec is used."""
+
+    learns = True
 
     def __init__(self, policy: Auto | Deadline, gauge: Gauge | None) -> None:
         self.policy, self.gauge = policy, gauge
@@ -125,6 +123,12 @@ class AdaptiveChooser:
         self._changes.append(
             Change(str(codecs[before]), str(codecs[picked]), rows.nbytes, rate, gauge.hidden(rate), known)
         )
+
+
+def _soonest(seconds: list[float], current: int) -> int:
+    """Index of the shortest time, if it is short enough to leave the current one for it."""
+    best = min(range(len(seconds)), key=seconds.__getitem__)
+    return best if seconds[best] < WORTH * seconds[current] else current
 
 
 def _candidates(name: str, given: Any, default: tuple[str, ...], make: MakeCodec) -> tuple[Codec, ...]:

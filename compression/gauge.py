@@ -67,7 +67,7 @@ class Coders:
                 encoded = codec.encode(some)
                 between = time.thread_time()
                 codec.decode(*encoded, some.shape)
-                if first and not _is_raw(codec):
+                if first and codec.name != "raw":  # whose views take no time
                     self.used(codec, some.nbytes, between - began, False)
                     self.used(codec, some.nbytes, time.thread_time() - between, True)
             self._ratio[codec.name] = encoded.nbytes / some.nbytes
@@ -100,9 +100,8 @@ class Gauge:
         self._frames: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (bytes, seconds)
         self._rates: deque[float] = deque(maxlen=DOUBTS)
         self._fresh = 0
-        self._offered = self._measured = (
-            0  # bytes of rows given to choosers: in all, and at the last measurement
-        )
+        self._offered = 0  # bytes of rows given to choosers, in all
+        self._measured = 0  # and of these at the last measurement
         self._load = 0.0  # bytes of rows per second
         self._busy = 0.0
 
@@ -153,7 +152,3 @@ class Gauge:
     def seconds(self, codec: Codec, nbytes: int, rate: float) -> float:
         """Predict the time that rows of `nbytes` take through the coders and over a link of this rate."""
         return self.coders.ratio(codec) * nbytes / rate + self.coders.seconds(codec, nbytes)
-
-
-def _is_raw(codec: Codec) -> bool:
-    return codec.name == "raw"

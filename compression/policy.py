@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class Change:
 class Chooser(Protocol):
     """Decides for one sender, link and direction."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether it goes by its gauge, which then has to be fed."""
+
     def choose(self, rows: np.ndarray) -> int:
         """Index into the policy's `codecs` of the codec for rows [n, D]."""
 
@@ -55,6 +59,8 @@ class Policy(Protocol):
 
 class _Settled:
     """For deciders that learn nothing."""
+
+    learns: ClassVar[bool] = False
 
     def changes(self) -> list[Change]:
         return []

@@ -68,11 +68,15 @@ class ModuleMachine:
         self.home = Home(me, incarnation, config, model, self.server, view)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
         self.coders = Coders()
-        self.gauges = {level: Gauge(self.coders) for level in (MODULE, NODE)}  # fed by whoever has a clock
+        gauges = {level: Gauge(self.coders) for level in (MODULE, NODE)}
         self._links = {
-            (kind, level): (policy.chooser(self.gauges[level]), [numbers[c] for c in policy.codecs])
+            (kind, level): (policy.chooser(gauges[level]), [numbers[c] for c in policy.codecs])
             for kind, policies in ((Dispatch, config.dispatch), (Reply, config.combine))
             for level, policy in zip((MODULE, NODE), policies, strict=True)
+        }
+        # By level, those that a policy goes by: to be fed by whoever has a clock.
+        self.gauges = {
+            level: gauges[level] for (_, level), (chooser, _) in self._links.items() if chooser.learns
         }
 
     def level(self, to: int) -> int:
