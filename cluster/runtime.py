@@ -18,6 +18,7 @@ from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.setup import Setup
+from rayemu.cluster.timeslice import ask_long_turns
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS
@@ -251,6 +252,7 @@ class ModuleRuntime:
         self._finish(job, start, time.time())
 
     def _compute(self) -> None:
+        ask_long_turns()
         with threadpool_limits(self.setup.blas_threads):
             while (job := self.jobs.get()) is not None:
                 start = time.time()
