@@ -2,8 +2,8 @@
 
 An endpoint is where the inbox is, for ipc followed by # and what `shelf` needs.
 
-A link neither orders nor repeats nor acknowledges: the protocol above it does. `wake` may be called from
-any thread, everything else from the owner's.
+A link neither orders nor repeats nor acknowledges: the protocol above it does. `wake` and `new_rows` may be
+called from any thread, everything else from the owner's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import zmq
 
 from rayemu.cluster.shelf import Readers, new_shelf
+from rayemu.protocol.memory import fresh_rows
 
 # Plain numbers: operations on the enumeration's members cost as much as the calls.
 _READABLE, _NOWAIT, _MORE = int(zmq.POLLIN), int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -31,6 +33,12 @@ class Link(Protocol):
 
     def connect(self, address: int, endpoint: str) -> None:
         """Send what is for `address` to this endpoint from now on; an empty one closes the channel."""
+
+    def new_rows(self, rows: int, width: int) -> np.ndarray:
+        """Memory for rows [n, D] float32 that will be sent, so that sending need not copy them. Any thread.
+
+        Nothing of it may change once a part of it is sent.
+        """
 
     def send(self, address: int, frame: list[Any]) -> None:
         """Send a frame in pieces (contiguous buffers). Frames for unknown addresses are dropped."""
@@ -128,6 +136,9 @@ class ZmqLink:
         addresses, self._broken = self._broken, []
         return addresses
 
+    def new_rows(self, rows: int, width: int) -> np.ndarray:
+        return fresh_rows(rows, width) if self._shelf is None else self._shelf.new_rows(rows, width)
+
     def send(self, address: int, frame: list[Any]) -> None:
         peer = self._peers.get(address)
         if peer is None:
@@ -203,6 +214,9 @@ class QueueLink:
             self._peers[address] = endpoint
         else:
             self._peers.pop(address, None)
+
+    def new_rows(self, rows: int, width: int) -> np.ndarray:
+        return fresh_rows(rows, width)
 
     def send(self, address: int, frame: list[Any]) -> None:
         endpoint = self._peers.get(address)

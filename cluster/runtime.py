@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import socket
@@ -13,12 +14,12 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from rayemu.alltoall import DEAD
+from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.setup import Setup
-from rayemu.cluster.timeslice import ask_long_turns
+from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS
@@ -40,6 +41,7 @@ from rayemu.report.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEM
 
 GAUGE_EVERY_S = 0.25
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
+TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
 TOTALS_EVERY = 10  # heartbeats between two reports of running totals
 
 
@@ -58,7 +60,7 @@ class ModuleRuntime:
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
         view = view_of(epoch, setup.module_to_node, model.spec.experts)
-        self.machine = ModuleMachine(module, incarnation, self.config, model, view)
+        self.machine = ModuleMachine(module, incarnation, self.config, model, view, link.new_rows)
         self.wire = Wire(self.config.codecs, time.time if self.machine.gauges else None)
         self.link = link
         pace = self._port if setup.links else None
@@ -69,6 +71,7 @@ class ModuleRuntime:
         )
         self.stopping = False
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
+        self.turns = Turns(Path(setup.scratch()))
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
@@ -246,26 +249,30 @@ class ModuleRuntime:
         if job.flops >= INLINE_FLOPS:
             self.jobs.put(job)
             return
-        start = time.time()
-        self._run(job)
+        start, end = self._run(job)
         self.busy = False
-        self._finish(job, start, time.time())
+        self._finish(job, start, end)
 
     def _compute(self) -> None:
-        ask_long_turns()
         with threadpool_limits(self.setup.blas_threads):
             while (job := self.jobs.get()) is not None:
-                start = time.time()
-                self._run(job)
-                self.done.append((job, start, time.time()))
+                self.done.append((job, *self._run(job)))
                 self.link.wake()
 
-    def _run(self, job: Job) -> None:
-        began = time.monotonic()
-        run_job(self.model, job)
+    def _in_trouble(self) -> bool:
+        """Tell whether a module is dead or hangs: it may hold a turn."""
+        return bool((self.machine.view.state != ALIVE).any())
+
+    def _run(self, job: Job) -> tuple[float, float]:
+        """Compute a job, a large one in its turn; return when that began and ended."""
+        large = job.flops >= TURN_FLOPS
+        with self.turns.one(self._in_trouble) if large else contextlib.nullcontext():
+            start, began = time.time(), time.monotonic()
+            run_job(self.model, job, self.link.new_rows)
         until, factor = self.slow
         if began < until:  # a slowed module takes `factor` times as long
             time.sleep((time.monotonic() - began) * (factor - 1.0))
+        return start, time.time()
 
     def _finish(self, job: Job, start: float, end: float) -> None:
         self.totals["rows"] += job.rows

@@ -22,6 +22,7 @@ from rayemu.cluster import local_ray
 from rayemu.cluster.faults import MESSAGE_FAULTS, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqSettings
 from rayemu.cluster.setup import Setup
+from rayemu.cluster.turns import close_turns, open_turns
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
@@ -77,6 +78,8 @@ class Session:
             if local_ray.machines() == 1:
                 per_core = len(module_to_node) / (os.cpu_count() or 1)
                 config = replace(config, modules_per_core=per_core)
+                if per_core > 1:
+                    open_turns(self.directory, os.cpu_count() or 1)
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow
@@ -181,6 +184,7 @@ class Session:
             if self._link is not None:
                 self._link.close()
             local_ray.stop(self._coordinator, self._modules, self._group, getattr(self, "_owns_ray", False))
+            close_turns(self.directory)
             shutil.rmtree(self.directory, ignore_errors=True)
         local_ray.restore_terminate(self._previous_term)
 
@@ -189,6 +193,11 @@ class Session:
         return sorted(self.directory.glob("record-*"))
 
     # -- batches ----------------------------------------------------------------------------------------
+    def new_rows(self, rows: int, width: int) -> np.ndarray:
+        """Memory for a batch."""
+        assert self._link is not None
+        return self._link.new_rows(rows, width)
+
     def submit(self, x: np.ndarray) -> int:
         """Submit a batch x [T, D] float32, T > 0; return its number."""
         number, sends = self._client.submit(x, self.spec.layers, self.spec.experts, time.monotonic())

@@ -1,9 +1,9 @@
 """Large pieces of frames in shared memory: what travels through the socket is where they lie.
 
 A socket copies every byte into the kernel and out again, into fresh pages. Between processes of one machine
-the sender copies a piece once, to its *shelf*, and the receiver reads it there. A byte per piece says when
-the receiver is done with it. The shelf is anonymous memory that others map through /proc: nothing is left
-behind however its owner ends.
+a piece lies on the sender's *shelf*, made there or copied once, and the receiver reads it there. A byte per
+piece says when the receiver is done with it. The shelf is anonymous memory that others map through /proc:
+nothing is left behind however its owner ends.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,27 +23,58 @@ import numpy as np
 from rayemu.cluster.pulse import process_state
 
 SHELF_BYTES = 128 << 20  # address space; memory is only taken where pieces lie
+RECLAIM_BYTES = 16 << 20  # taken before what is no longer in use is looked for
 LEAST_BYTES = 1 << 16  # smaller pieces travel themselves
 MARK = b"RYSH"  # begins the first part of a message whose frame is partly shelved; frames begin with RYMU
+ALIGNMENT = 64  # of what lies in a message
 _SLOTS = 4096  # bytes at the beginning of a shelf, one per piece: 1 when its receiver is done
 _PAGE = 4096
 _HEAD = struct.Struct("<4sIII")  # mark, pid and descriptor of the shelf, pieces of the frame
-_PLACE = struct.Struct(
-    "<QQQ"
-)  # of each piece: slot, offset, bytes; a slot of 0: the next part of the message
+# Of each piece: slot, offset, bytes. A slot of 0 means here: behind the places, or the message's next part.
+_PLACE = struct.Struct("<QQQ")
+_NEXT_PART = 0, 0, 0
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Bytes of a shelf that are in use: by an array of ours, or by readers, one slot each."""
+
+    offset: int
+    end: int
+    owner: weakref.ref[np.ndarray] | None = None
+    loans: list[tuple[int, int]] = field(default_factory=list)  # (slot, pid of the reader)
 
 
 class Shelf:
-    """One process's shelf, from which others read. Not for use by several threads."""
+    """One process's shelf, from which others read. `new_rows` is for any thread, `message` for one."""
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("rayemu", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, SHELF_BYTES)
         self._map = mmap.mmap(self.descriptor, SHELF_BYTES)
         self._bytes = np.frombuffer(self._map, np.uint8)
-        self._held: list[tuple[int, int, int, int]] = []  # (offset, end, slot, pid of the reader), by offset
+        self._address = _address(self._bytes)
+        self._blocks: list[_Block] = []  # by offset
         self._free_slots = list(range(1, _SLOTS))
+        self._lock = threading.Lock()
+        self._taken = 0  # bytes since the last reclaim
         self.token = f"{os.getpid()}.{self.descriptor}"
+
+    def new_rows(self, rows: int, width: int) -> np.ndarray:
+        """Return float32 [rows, width] on the shelf, or elsewhere if they are small or there is no room.
+
+        What is cut from it is sent without a copy; the room comes back when its last view and its last
+        reader are gone.
+        """
+        size = rows * width * 4
+        if size >= LEAST_BYTES:
+            with self._lock:
+                block = self._take(size)
+                if block is not None:
+                    flat = np.frombuffer(self._map, np.float32, rows * width, block.offset)
+                    block.owner = weakref.ref(flat)  # every view refers to it: it does not own its memory
+                    return flat.reshape(rows, width)
+        return np.empty((rows, width), np.float32)
 
     def message(self, frame: Sequence[Any], reader: int) -> list[Any]:
         """Turn a frame in pieces into the parts of a message for process `reader`.
@@ -49,45 +83,79 @@ class Shelf:
         """
         if all(len(piece) < LEAST_BYTES for piece in frame):
             return list(frame)
-        self._reclaim()
-        places, parts = [], []
-        for piece in frame:
-            place = self._place(piece, reader) if len(piece) >= LEAST_BYTES else None
-            places.append(_PLACE.pack(*(place or (0, 0, 0))))
-            if place is None:
-                parts.append(piece)
-        pid, descriptor = os.getpid(), self.descriptor
-        return [_HEAD.pack(MARK, pid, descriptor, len(frame)) + b"".join(places), *parts]
+        places, here, parts = [], [], []
+        end = _HEAD.size + len(frame) * _PLACE.size
+        with self._lock:
+            for piece in frame:
+                if len(piece) < LEAST_BYTES:
+                    start = -(-end // ALIGNMENT) * ALIGNMENT
+                    here += [bytes(start - end), piece]
+                    end = start + len(piece)
+                    places.append((0, start, len(piece)))
+                    continue
+                place = self._place(piece, reader)
+                places.append(place or _NEXT_PART)
+                if place is None:
+                    parts.append(piece)
+        head = _HEAD.pack(MARK, os.getpid(), self.descriptor, len(frame))
+        return [b"".join([head, *(_PLACE.pack(*place) for place in places), *here]), *parts]
 
     def _place(self, piece: Any, reader: int) -> tuple[int, int, int] | None:
-        """Copy a piece to the first gap that holds it; return (slot, offset, bytes)."""
-        size = len(piece)
-        offset, index = _SLOTS, 0
-        for index, (begin, end, *_) in enumerate([*self._held, (SHELF_BYTES, 0, 0, 0)]):  # noqa: B007
-            if begin - offset >= size:
-                break
-            offset = -(-end // _PAGE) * _PAGE
-        else:
-            return None
+        """Lend a piece, copied unless it lies here already; return (slot, offset, bytes)."""
         if not self._free_slots:
-            return None
+            self._reclaim(crowded=True)
+            if not self._free_slots:
+                return None
+        content = np.frombuffer(piece, np.uint8)
+        offset, size = _address(content) - self._address, len(content)
+        if _SLOTS <= offset < SHELF_BYTES:
+            block = self._blocks[bisect_right(self._blocks, offset, key=lambda b: b.offset) - 1]
+        else:
+            taken = self._take(size)
+            if taken is None:
+                return None
+            block, offset = taken, taken.offset
+            self._bytes[offset : offset + size] = content
         slot = self._free_slots.pop()
         self._map[slot] = 0
-        self._held.insert(index, (offset, offset + size, slot, reader))
-        self._bytes[offset : offset + size] = np.frombuffer(piece, np.uint8)
+        block.loans.append((slot, reader))
         return slot, offset, size
 
-    def _reclaim(self) -> None:
-        """Take back what readers are done with; what a dead one held, once the shelf fills up."""
-        crowded = len(self._held) > _SLOTS // 2 or (self._held and self._held[-1][1] > SHELF_BYTES // 2)
-        dead = {p for p in {h[3] for h in self._held} if process_state(p) in ("Z", "X")} if crowded else ()
+    def _take(self, size: int) -> _Block | None:
+        """Take the first gap that holds `size` bytes; now and then, and if there is none, look for more."""
+        self._taken += size
+        if self._taken > RECLAIM_BYTES:
+            self._reclaim()
+        block = self._first_gap(size)
+        if block is None:
+            self._reclaim(crowded=True)
+            block = self._first_gap(size)
+        return block
+
+    def _first_gap(self, size: int) -> _Block | None:
+        offset = _SLOTS
+        for index, block in enumerate([*self._blocks, _Block(SHELF_BYTES, 0)]):
+            if block.offset - offset >= size:
+                taken = _Block(offset, offset + size)
+                self._blocks.insert(index, taken)
+                return taken
+            offset = -(-block.end // _PAGE) * _PAGE
+        return None
+
+    def _reclaim(self, crowded: bool = False) -> None:
+        """Take back what nobody looks at any more; on a crowded shelf also what dead readers held."""
+        self._taken = 0
+        readers = {pid for block in self._blocks for _, pid in block.loans} if crowded else ()
+        dead = {pid for pid in readers if process_state(pid) in ("Z", "X")}
         kept = []
-        for held in self._held:
-            if self._map[held[2]] or held[3] in dead:
-                self._free_slots.append(held[2])
-            else:
-                kept.append(held)
-        self._held = kept
+        for block in self._blocks:
+            for loan in block.loans[:]:
+                if self._map[loan[0]] or loan[1] in dead:
+                    block.loans.remove(loan)
+                    self._free_slots.append(loan[0])
+            if block.loans or (block.owner is not None and block.owner() is not None):
+                kept.append(block)
+        self._blocks = kept
 
 
 class Readers:
@@ -112,17 +180,22 @@ class Readers:
             return parts
         try:
             _, pid, descriptor, count = _HEAD.unpack_from(head)
-            if len(head) != _HEAD.size + count * _PLACE.size:
+            end = _HEAD.size + count * _PLACE.size
+            if len(head) < end:
                 return None
             shelf, rest, pieces = self._map(pid, descriptor), iter(parts[1:]), []
-            for slot, offset, size in _PLACE.iter_unpack(head[_HEAD.size :]):
-                if not slot:
+            for place in _PLACE.iter_unpack(head[_HEAD.size : end]):
+                slot, offset, size = place
+                if place == _NEXT_PART:
                     pieces.append(next(rest))
-                elif shelf is None or slot >= _SLOTS or not _SLOTS <= offset <= offset + size <= SHELF_BYTES:
+                elif not slot and end <= offset and offset + size <= len(head):
+                    end = offset + size
+                    pieces.append(head[offset:end])
+                elif shelf is None or not (0 < slot < _SLOTS <= offset <= offset + size <= SHELF_BYTES):
                     return None
                 else:
                     pieces.append(self._borrowed(shelf, slot, offset, size))
-            return pieces
+            return pieces if end == len(head) else None
         except (struct.error, StopIteration):
             return None
 
@@ -152,6 +225,10 @@ class Readers:
             except (OSError, ValueError):
                 return None
         return known
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def new_shelf() -> Shelf | None:

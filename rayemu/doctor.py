@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayemu.cluster.turns import close_turns
 from rayemu.report import machine
 from rayemu.units import format_bytes, format_seconds
 
@@ -193,6 +194,7 @@ def check_stale_directories(temporary: Path, fix: bool) -> Finding:
         text = f"of dead runs, in {temporary}: {listed}"
         return Finding("left-overs", WRONG, text, "rayemu doctor --fix removes them")
     for directory in stale:
+        close_turns(directory)
         shutil.rmtree(directory, ignore_errors=True)
     left = ", ".join(d.name for d in stale if d.exists())
     if left:

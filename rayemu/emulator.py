@@ -14,6 +14,7 @@ from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import MODULE, NODE, ProtocolConfig
+from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.replay import PathReplay
 from rayemu.report.record import RECORD, merge_records
@@ -33,19 +34,20 @@ class LostExpertError(RuntimeError):
         )
 
 
-def as_rows(x: Any, d_model: int) -> F32:
+def as_rows(x: Any, d_model: int, new_rows: NewRows = fresh_rows) -> F32:
     """Check a batch and copy it to contiguous float32 [T, D]: what is sent may not change any more.
 
     float64 and non-contiguous arrays are converted. Raises TypeError for other dtypes, and ValueError for
     a wrong shape, for NaN and for Inf (also where a float64 is too large for float32).
     """
-    rows = np.asarray(x)
-    if rows.dtype not in (np.float32, np.float64):
-        raise TypeError(f"x has dtype {rows.dtype}; give float32 or float64")
-    if rows.ndim != 2 or rows.shape[1] != d_model:
-        raise ValueError(f"x has shape {rows.shape}; the model takes [tokens, {d_model}]")
+    given = np.asarray(x)
+    if given.dtype not in (np.float32, np.float64):
+        raise TypeError(f"x has dtype {given.dtype}; give float32 or float64")
+    if given.ndim != 2 or given.shape[1] != d_model:
+        raise ValueError(f"x has shape {given.shape}; the model takes [tokens, {d_model}]")
+    rows = new_rows(*given.shape)
     with np.errstate(over="ignore"):
-        rows = np.array(rows, np.float32, order="C")
+        np.copyto(rows, given, casting="same_kind")
     finite = np.isfinite(rows)
     if not finite.all():
         token, column = (int(i) for i in np.argwhere(~finite)[0])
@@ -129,7 +131,7 @@ class Emulator:
         try:
             for x in batches:
                 try:
-                    rows = as_rows(x, self.spec.d_model)
+                    rows = as_rows(x, self.spec.d_model, self._backend.new_rows)
                 except (TypeError, ValueError) as error:
                     refused = error
                     break

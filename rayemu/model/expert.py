@@ -44,7 +44,7 @@ def expert_forward(expert: Expert, x: F32, out: F32 | None = None) -> F32:
     step = max(1, -(-rows // passes))  # alike: BLAS packs the weights in each pass, a small last one too
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
-        hidden = _scratch("hidden", block.stop - start, expert.up.shape[1])  # [n, 2F] or [n, F]
+        hidden = scratch("hidden", block.stop - start, expert.up.shape[1])  # [n, 2F] or [n, F]
         exact_matmul(x[block], expert.up, out=hidden)
         exact_matmul(activate(hidden), expert.down, out=out[block])
     return out
@@ -54,11 +54,11 @@ def _swiglu(hidden: F32) -> F32:
     """silu(gate) * up written over the gate half of hidden [n, 2F]; silu(g) = g / (1 + exp(-g))."""
     half = hidden.shape[1] // 2
     step = max(1, _CHUNK_ELEMENTS // (2 * half))
-    scratch = _scratch("activation", min(step, len(hidden)), half)  # [step, F]
+    temporary = scratch("activation", min(step, len(hidden)), half)  # [step, F]
     with np.errstate(over="ignore"):  # exp(-g) = inf for g < -88 gives silu = -0, which is right
         for start in range(0, len(hidden), step):
             gate, up = hidden[start : start + step, :half], hidden[start : start + step, half:]
-            t = scratch[: len(gate)]
+            t = temporary[: len(gate)]
             np.negative(gate, out=t)
             np.exp(t, out=t)
             np.add(t, 1.0, out=t)
@@ -74,10 +74,10 @@ def _gelu(hidden: F32) -> F32:
     half the time of a library's scalar erf.
     """
     step = max(1, _CHUNK_ELEMENTS // (2 * hidden.shape[1]))
-    scratch = _scratch("activation", 3 * min(step, len(hidden)), hidden.shape[1])  # [3 * step, F]
+    temporary = scratch("activation", 3 * min(step, len(hidden)), hidden.shape[1])  # [3 * step, F]
     for start in range(0, len(hidden), step):
         x = hidden[start : start + step]
-        a, t, p = (scratch[part * len(x) : (part + 1) * len(x)] for part in range(3))
+        a, t, p = (temporary[part * len(x) : (part + 1) * len(x)] for part in range(3))
         np.abs(x, out=a)
         np.multiply(a, np.float32(0.3275911 * 0.5**0.5), out=t)
         np.add(t, 1.0, out=t)
@@ -108,7 +108,7 @@ _ACTIVATIONS = {"swiglu": _swiglu, "gelu": _gelu, "relu": _relu}
 _local = threading.local()
 
 
-def _scratch(name: str, rows: int, columns: int) -> F32:
+def scratch(name: str, rows: int, columns: int) -> F32:
     """A float32 buffer [rows, columns] of this thread; its content is whatever was left there.
 
     Only the part that was ever used takes memory, so it has its full size from the beginning: fresh pages at

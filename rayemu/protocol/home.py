@@ -13,6 +13,7 @@ from rayemu.alltoall import Parcel, View, cut_micro_batches, plan_parcels
 from rayemu.model.model import Model
 from rayemu.model.reference import combine, drop_choices, finish, prepare, route
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.memory import NewRows, fresh_rows, rows_at
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -50,8 +51,10 @@ class Home:
         model: Model,
         server: ExpertServer,
         view: View,
+        new_rows: NewRows = fresh_rows,
     ) -> None:
         self.me = me
+        self.new_rows = new_rows  # makes what is sent
         self.config = config
         self.model = model
         self.server = server
@@ -86,7 +89,7 @@ class Home:
             m.shard,
             m.start,
             m.shards,
-            np.empty(m.rows.shape, np.float32),
+            self.new_rows(*m.rows.shape),
             np.zeros((layers, spec.experts), np.int32),
             np.zeros(paths, np.uint8) if paths else None,
             np.zeros(paths, np.uint8) if paths else None,
@@ -250,7 +253,7 @@ class Home:
             epoch=self.view.epoch,
             shards=shard.shards * len(shard.units),
             path=0,
-            rows=unit.x[tokens],
+            rows=rows_at(unit.x, tokens, self.new_rows),
             row_of_pair=row_of_pair,
             lots=parcel.lots,
         )

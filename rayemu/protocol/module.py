@@ -16,6 +16,7 @@ from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
 from rayemu.protocol.home import Home
+from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import (
     CLIENT,
     MODULE_SHIFT,
@@ -57,15 +58,23 @@ def view_of(epoch: Epoch, module_to_node: np.ndarray, experts: int) -> View:
 class ModuleMachine:
     """State machine of one module."""
 
-    def __init__(self, me: int, incarnation: int, config: ProtocolConfig, model: Model, view: View) -> None:
+    def __init__(
+        self,
+        me: int,
+        incarnation: int,
+        config: ProtocolConfig,
+        model: Model,
+        view: View,
+        new_rows: NewRows = fresh_rows,
+    ) -> None:
         self.me = me
         self.incarnation = incarnation
         self.config = config
         self.model = model
         self.view = view
-        self.server = ExpertServer(me, config, model)
-        self.relay = Relay(me)
-        self.home = Home(me, incarnation, config, model, self.server, view)
+        self.server = ExpertServer(me, config, model, new_rows)
+        self.relay = Relay(me, new_rows)
+        self.home = Home(me, incarnation, config, model, self.server, view, new_rows)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
         self.coders = Coders()
         gauges = {level: Gauge(self.coders) for level in (MODULE, NODE)}

@@ -11,6 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from rayemu.alltoall import DEAD, View
+from rayemu.protocol.memory import NewRows, fresh_rows, rows_at
 from rayemu.protocol.messages import Dispatch, Probe, Reply, Rows, Send
 
 INCARNATION_SHIFT = 40  # a request id is incarnation << 40 | counter
@@ -28,8 +29,9 @@ class _Gather:
 class Relay:
     """Splits multi-module dispatches by module and merges their replies into one."""
 
-    def __init__(self, me: int) -> None:
+    def __init__(self, me: int, new_rows: NewRows = fresh_rows) -> None:
         self.me = me
+        self.new_rows = new_rows  # makes what is sent on
         self.gathers: dict[tuple[int, int], _Gather] = {}
 
     def accept(self, dispatch: Dispatch, view: View) -> list[Send]:
@@ -38,7 +40,7 @@ class Relay:
         if key in self.gathers:
             return []
         total = sum(lot[2] for lot in dispatch.lots)
-        gather = _Gather(dispatch, np.empty((total, dispatch.rows.shape[1]), np.float32), {}, [], view)
+        gather = _Gather(dispatch, self.new_rows(total, dispatch.rows.shape[1]), {}, [], view)
         self.gathers[key] = gather
         sends = []
         high = 0
@@ -58,14 +60,13 @@ class Relay:
             sends.append(Send(module, part))
         return sends
 
-    @staticmethod
-    def _rows_for(dispatch: Dispatch, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _rows_for(self, dispatch: Dispatch, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
         if dispatch.row_of_pair is None:
             return dispatch.rows[low:high], None
         wanted, index = np.unique(dispatch.row_of_pair[low:high], return_inverse=True)
         if len(wanted) == high - low:  # every pair has a row of its own: send them in pair order
-            return dispatch.rows[dispatch.row_of_pair[low:high]], None
-        return dispatch.rows[wanted], index.astype(np.int32)
+            return rows_at(dispatch.rows, dispatch.row_of_pair[low:high], self.new_rows), None
+        return rows_at(dispatch.rows, wanted, self.new_rows), index.astype(np.int32)
 
     def gather(self, reply: Reply) -> list[Send]:
         """Take a module's answer; pass all on to the home once the last one is in."""

@@ -6,23 +6,21 @@ harmless. The server decides what to compute next; whoever drives it runs the jo
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayemu.model.expert import expert_forward
+from rayemu.model.expert import expert_forward, scratch
 from rayemu.model.model import Model
 from rayemu.model.reference import shared_forward
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import Dispatch, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
 JOB_ROWS = 2048  # a job of twice as many rows would save at most 3 % of its time
 WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
-KEPT = 4  # results and inputs of jobs, per thread
 OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
 
 
@@ -73,9 +71,10 @@ class _Group:
 class ExpertServer:
     """Queues lots by (layer, expert) and offers jobs, oldest group first."""
 
-    def __init__(self, me: int, config: ProtocolConfig, model: Model) -> None:
+    def __init__(self, me: int, config: ProtocolConfig, model: Model, new_rows: NewRows = fresh_rows) -> None:
         self.me = me
         self.model = model
+        self.new_rows = new_rows  # makes what becomes replies
         stream_time = model.spec.expert_bytes() / WEIGHT_BYTES_PER_S
         others = max(0.0, config.modules_per_core - 1)  # they have the core meanwhile
         self.linger = min(config.linger, stream_time * (1 + OTHERS_WORK * others))
@@ -90,7 +89,7 @@ class ExpertServer:
         rows = None
         if len(dispatch.lots) > 1:
             total = sum(lot[2] for lot in dispatch.lots)
-            rows = np.empty((total, dispatch.rows.shape[1]), np.float32)
+            rows = self.new_rows(total, dispatch.rows.shape[1])
         work = Work(dispatch, rows, len(dispatch.lots))
         self.works[key] = work
         for expert, index, span in lots_of(dispatch):
@@ -174,18 +173,19 @@ def lots_of(dispatch: Dispatch) -> Iterator[tuple[int, np.ndarray | None, slice]
         low += rows
 
 
-_scratch = threading.local()
+def run_job(model: Model, job: Job, new_rows: NewRows = fresh_rows) -> None:
+    """Compute a job: gather the rows of all parts, one forward of the expert, scatter to the parts.
 
-
-def run_job(model: Model, job: Job) -> None:
-    """Compute a job: gather the rows of all parts, one forward of the expert, scatter to the parts."""
+    `new_rows` makes the memory for a result of which replies will be slices.
+    """
     layer = model.layers[job.layer]
     if job.expert == SHARED:
         job.result = shared_forward(layer, job.parts[0].rows)
         return
     expert = layer.experts[job.expert]
     x = _gathered(job)
-    y = expert_forward(expert, x, out=_memory(*x.shape))
+    kept = any(part.out is None for part in job.parts)
+    y = expert_forward(expert, x, out=new_rows(*x.shape) if kept else scratch("result", *x.shape))
     low = 0
     for part in job.parts:
         rows = y[low : low + part.count]
@@ -201,7 +201,7 @@ def _gathered(job: Job) -> np.ndarray:
     first = job.parts[0]
     if len(job.parts) == 1 and first.index is None:
         return first.rows
-    x = _memory(job.rows, first.rows.shape[1])
+    x = scratch("gathered", job.rows, first.rows.shape[1])
     low = 0
     for part in job.parts:
         high = low + part.count
@@ -211,23 +211,3 @@ def _gathered(job: Job) -> np.ndarray:
             np.take(part.rows, part.index, axis=0, out=x[low:high], mode="clip")  # in range, see wire
         low = high
     return x
-
-
-def _memory(rows: int, width: int) -> np.ndarray:
-    """Return memory [rows, width] of this thread to which nothing else refers any more.
-
-    Replies are slices of results, and when they are gone is not known here; but fresh memory for each job
-    costs over a hundredth of its products.
-    """
-    held: list[tuple[memoryview, weakref.ref[np.ndarray]]] = _scratch.__dict__.setdefault("held", [])
-    size = rows * width
-    for number, (memory, user) in enumerate(held):
-        if user() is None and len(memory) >= size:
-            del held[number]
-            break
-    else:
-        del held[: 1 - KEPT]
-        memory = np.empty(max(rows, JOB_ROWS) * width, np.float32).data
-    flat = np.frombuffer(memory, np.float32, size)  # all slices refer to it, because it owns nothing
-    held.append((memory, weakref.ref(flat)))
-    return flat.reshape(rows, width)

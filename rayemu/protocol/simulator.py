@@ -22,6 +22,7 @@ from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import CLIENT, COORDINATOR, Heartbeat, Join, Message, Notice, Send
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.server import run_job
@@ -100,6 +101,8 @@ class Simulator:
         self._run_until(lambda: bool((self.coordinator.membership.view.state != DEAD).all()), 60.0)
 
     # -- for whoever runs it ----------------------------------------------------------------------------
+    new_rows = staticmethod(fresh_rows)
+
     def submit(self, x: np.ndarray) -> int:
         """Submit a batch x [T, D]; return its number."""
         layers, experts = len(self.model.layers), self.model.spec.experts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -15,6 +16,7 @@ import ray
 
 from rayemu import Emulator, Scenario
 from rayemu.cluster import local_ray
+from rayemu.cluster.turns import Turns
 from rayemu.report.record import DISPATCH, FORWARD, REPLY
 
 BASE: dict[str, Any] = {
@@ -190,6 +192,30 @@ def test_hang_is_survived_and_forgiven() -> None:
             os.kill(pid, signal.SIGCONT)
         wait_for(emulator, "recovered", 2)
         check(emulator, inputs[:5])
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) >= 4, reason="needs fewer cores than modules: 4")
+@pytest.mark.parametrize("blow", [signal.SIGSTOP, signal.SIGKILL], ids=["hang", "kill"])
+def test_large_jobs_wait_for_turns_but_not_once_a_module_hangs_or_died(blow: signal.Signals) -> None:
+    large = {"d_model": 256, "d_ff": 1024, "experts": 4, "top_k": 2, "layers": 1}
+    with (
+        Emulator(scenario(model=large, cluster={"evict_after": "60 s"})) as emulator,
+        contextlib.ExitStack() as stack,
+    ):
+        backend, x = emulator._backend, batches(1, rows=6144, width=256)[0]
+        assert np.array_equal(emulator.forward(x), emulator.reference(x))
+        for _ in range(os.cpu_count() or 1):
+            stack.enter_context(Turns(backend.directory).one(lambda: False))
+        backend.submit(x)
+        with pytest.raises(TimeoutError):
+            backend.next_result(timeout_s=1.0)
+        pid = emulator.pids[1][0]
+        os.kill(pid, blow)
+        try:
+            assert np.array_equal(backend.next_result(timeout_s=60.0).y, emulator.reference(x))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_bad_weather() -> None:

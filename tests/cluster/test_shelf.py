@@ -62,6 +62,42 @@ def test_a_piece_stays_until_its_last_view_is_gone() -> None:
     assert len(shelf.message([first], ME)) == 1
 
 
+def test_what_is_made_on_the_shelf_is_sent_without_a_copy() -> None:
+    shelf, readers = Shelf(), Readers()
+    rows = shelf.new_rows(300, 128)
+    rows[:] = np.arange(300)[:, None]
+    frame = [piece(64), rows[100:250].reshape(-1).view(np.uint8)]
+    (part,) = shelf.message(frame, ME)
+    got = readers.frame(wired([part]))
+    assert got is not None
+    there = np.frombuffer(got[1], np.float32).reshape(150, 128)
+    assert np.array_equal(there, rows[100:250]) and bytes(got[0]) == bytes(frame[0])
+    rows[100] = -1  # what nobody may do shows that both are the same memory
+    assert (there[0] == -1).all()
+
+
+@pytest.mark.parametrize("last", ["ours", "theirs"])
+def test_room_comes_back_when_neither_side_holds_a_view(last: str) -> None:
+    shelf, readers = Shelf(), Readers()
+    width = SHELF_BYTES // 4 // 1000 * 3 // 4  # three quarters of the shelf
+    rows = shelf.new_rows(1000, width)
+    place = rows.__array_interface__["data"][0]
+    rows[:] = 7
+    got = readers.frame(wired(shelf.message([rows.reshape(-1).view(np.uint8)], ME)))
+    held = rows[5:6] if last == "ours" else np.frombuffer(got[0], np.float32)[:10]  # type: ignore[index]
+    del rows, got
+    elsewhere = shelf.new_rows(1000, width)
+    assert elsewhere.__array_interface__["data"][0] != place and (held == 7).all()
+    del held, elsewhere
+    assert shelf.new_rows(1000, width).__array_interface__["data"][0] == place
+
+
+def test_few_rows_are_ordinary_memory() -> None:
+    shelf = Shelf()
+    address, base = (a.__array_interface__["data"][0] for a in (shelf.new_rows(3, 4), shelf._bytes))
+    assert not base <= address < base + SHELF_BYTES
+
+
 def test_far_more_than_the_shelf_holds_goes_through_in_bits_of_all_sizes() -> None:
     shelf, readers, rng = Shelf(), Readers(), np.random.default_rng(3)
     held: list[tuple[np.ndarray, Any]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 
 import numpy as np
@@ -59,9 +58,9 @@ def test_jobs_are_bounded_and_a_full_one_does_not_wait() -> None:
     assert s.next_job(0.0) is None  # what is left waits for more
 
 
-def test_answers_keep_their_bits_while_anyone_holds_them_and_memory_is_used_again() -> None:
+def test_answers_keep_their_bits_while_anyone_holds_them() -> None:
     s = server()
-    held, places = [], set()
+    held = []
     for request in range(30):
         given = dispatch(request, 20 + request)
         s.accept(given, 0.0)
@@ -70,11 +69,6 @@ def test_answers_keep_their_bits_while_anyone_holds_them_and_memory_is_used_agai
         run_job(MODEL, job)
         (send,) = s.finish(job)
         answer = send.message.rows[5:]  # type: ignore[union-attr]
-        places.add(answer.__array_interface__["data"][0])
-        if request % 7 == 0:
-            held.append((given.rows, answer))
-        del job, send, answer
-        gc.collect()
+        held.append((given.rows, answer))
     for x, answer in held:
         assert np.array_equal(expert_forward(MODEL.layers[0].experts[0], x)[5:], answer)
-    assert len(places) < 15  # of 30
