@@ -26,7 +26,7 @@ class Int4(Scaled):
     scale = max|x| / 7, rounded up to a bfloat16, at least 2^-126; q = round_half_even(x / scale).
     Error: at most scale * (1/2 + 2^-18), so groups of zeros are exact. NaN and Inf are refused.
     Segments: bits of the scales uint16 [n, ceil(D / group)], then pairs of q uint8 [n, ceil(D / 2)], the
-    earlier value in the lower half; a row's last byte is padded with 0.
+    earlier value in the lower half; a row's last byte is padded with 0, also after a selector.
     """
 
     group: int = 32
@@ -50,6 +50,20 @@ class Int4(Scaled):
         widened = upper.astype(np.uint32)
         np.left_shift(widened, np.uint32(16), out=widened)
         return widened.view(np.float32), _from_pairs(segments[1], codes)
+
+    def row_by_row(self, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        odd = counts % 2 == 1
+        return np.insert(codes, np.cumsum(counts)[odd], 0)
+
+    def load_kept(
+        self, segments: Sequence[Buffer], scales: int, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        odd = counts % 2 == 1
+        padding = np.cumsum(counts)[odd] + np.arange(np.count_nonzero(odd))
+        upper, codes = self.load(segments, scales, (int(counts.sum()) + len(padding),))
+        if codes[padding].any():
+            raise WireError("int4: a row's padding is not 0")
+        return upper, np.delete(codes, padding)
 
     def round_scales(self, scales: np.ndarray) -> None:
         bits = scales.view(np.uint32)

@@ -55,6 +55,16 @@ class Scaled(PackStage):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The two segments -> scales float32, flat, and codes; WireError for what no encoder writes."""
 
+    def row_by_row(self, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Kept codes [V], counts [n] of them in each row -> what `store` takes, each row's bytes its own."""
+        return codes
+
+    def load_kept(
+        self, segments: Sequence[Buffer], scales: int, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same as `load`, for the kept codes [V] of all rows."""
+        return self.load(segments, scales, (int(counts.sum()),))
+
     def round_scales(self, scales: np.ndarray) -> None:
         """Make positive scales, in place, ones that `store` can keep to the bit."""
         np.maximum(scales, MIN_SCALE, out=scales)
@@ -86,7 +96,7 @@ class Scaled(PackStage):
         codes = self.new_codes((n, width), new)
         scales = self.new_scales((n, self._groups(width)), new)
         for x_part, codes_part, scales_part in self._parts(x, codes, scales):
-            if not self._quantise(x_part, codes_part, scales_part):
+            if not scratch.by_rows(x_part.shape[2], self._quantise, x_part, codes_part, scales_part):
                 raise refuse_row(x, str(self))
         return self.store(scales, codes, new)
 
@@ -99,7 +109,7 @@ class Scaled(PackStage):
         scales, codes = self.load(segments, n * groups, shape)
         x = np.empty(shape, np.float32) if out is None else out
         for x_part, codes_part, scales_part in self._parts(x, codes, scales.reshape(n, groups)):
-            self._expand(codes_part, scales_part, x_part)
+            scratch.by_rows(x_part.shape[2], self._expand, codes_part, scales_part, x_part)
         return x
 
     def encode_kept(self, values: np.ndarray, counts: np.ndarray, new: New = np.empty) -> list[Buffer]:
@@ -120,12 +130,12 @@ class Scaled(PackStage):
             for start in range(0, len(work), scratch.BLOCK_VALUES):
                 block = slice(start, start + scratch.BLOCK_VALUES)
                 self.to_codes(work[block], codes[block])
-        return self.store(scales, codes, new)
+        return self.store(scales, self.row_by_row(codes, counts), new)
 
     def decode_kept(self, segments: Sequence[Buffer], counts: np.ndarray, dtype: np.dtype) -> np.ndarray:
         expect(segments, 2, self.stage_name)
         lengths = self._lengths(counts)
-        scales, codes = self.load(segments, len(lengths), (int(counts.sum()),))
+        scales, codes = self.load_kept(segments, len(lengths), counts)
         values = np.empty(len(codes), np.float32)
         for start in range(0, len(values), scratch.BLOCK_VALUES):
             block = slice(start, start + scratch.BLOCK_VALUES)
@@ -181,28 +191,26 @@ class Scaled(PackStage):
         n, groups, size = x.shape
         rows = max(1, scratch.BLOCK_VALUES // (groups * size))
         buffer = scratch.words(min(n, rows) * groups * size)[0].view(np.float32)
-        with scratch.unbuffered(size, x.size):
-            for start in range(0, n, rows):
-                block = x[start : start + rows]
-                work = buffer[: block.size].reshape(block.shape)
-                scale = scales[start : start + rows]
-                np.abs(block, out=work)
-                # Magnitudes order as their bits do, and the integer maximum is the quicker one.
-                peaks = scale.view(np.int32)
-                np.maximum.reduce(work.view(np.int32), axis=2, out=peaks)
-                if peaks.max() >= 0x7F800000:
-                    return False
-                self._to_scales(scale)
-                np.multiply(block, np.reciprocal(scale)[:, :, None], out=work)
-                self.to_codes(work, codes[start : start + rows])
+        for start in range(0, n, rows):
+            block = x[start : start + rows]
+            work = buffer[: block.size].reshape(block.shape)
+            scale = scales[start : start + rows]
+            np.abs(block, out=work)
+            # Magnitudes order as their bits do, and the integer maximum is the quicker one.
+            peaks = scale.view(np.int32)
+            np.maximum.reduce(work.view(np.int32), axis=2, out=peaks)
+            if np.maximum.reduce(peaks, axis=None) >= 0x7F800000:
+                return False
+            self._to_scales(scale)
+            np.multiply(block, np.reciprocal(scale)[:, :, None], out=work)
+            self.to_codes(work, codes[start : start + rows])
         return True
 
     def _expand(self, codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
         """codes [n, G, S] times scales [n, G] -> out [n, G, S]."""
         _, groups, size = codes.shape
         rows = max(1, scratch.BLOCK_VALUES // (groups * size))
-        with scratch.unbuffered(size, codes.size):
-            for start in range(0, len(codes), rows):
-                block = out[start : start + rows]
-                self.from_codes(codes[start : start + rows], block)
-                np.multiply(block, scales[start : start + rows, :, None], out=block)
+        for start in range(0, len(codes), rows):
+            block = out[start : start + rows]
+            self.from_codes(codes[start : start + rows], block)
+            np.multiply(block, scales[start : start + rows, :, None], out=block)

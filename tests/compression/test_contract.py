@@ -187,9 +187,7 @@ def test_rows_do_not_know_their_neighbours(codec, data) -> None:
         assert np.array_equal(bits(codec.roundtrip(x[i : i + 1])[0]), bits(whole[i]))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ROW_LOCAL if "zstd" not in name and name != "sparse(0.1)+int4"]
-)
+@pytest.mark.parametrize("name", [name for name in ROW_LOCAL if "zstd" not in name])
 def test_row_bytes_do_not_know_their_neighbours(name) -> None:
     """Before the byte stages, the segments of all rows are those of each row, one after the other."""
     codec = make_codec(name)
@@ -250,6 +248,39 @@ def test_narrow_rows_encode_as_they_would_in_float32(codec, kind) -> None:
         broken.view(np.uint16)[7, 3] = 0x7FFF  # a NaN in either format
         with pytest.raises(CodecError, match="row 7 "):
             codec.encode(broken if kind == "float16" else broken.view(narrow.dtype))
+
+
+@every_codec
+@pytest.mark.parametrize("kind", ["float16", "bfloat16 bits", "bfloat16 of ml_dtypes"])
+def test_frames_give_back_the_dtype_that_they_were_given(codec, kind) -> None:
+    x = np.clip(rows_like((20, 130), zeros=0.3), -60000, 60000)
+    x[3, :8] = [60000, -60000, 0, -0.0, 1e-7, -1e-7, 1, -1]
+    kinds = {"float16": np.float16, "bfloat16 of ml_dtypes": ml_dtypes.bfloat16}
+    if kind in kinds:
+        given = x.astype(kinds[kind])
+        expected = codec.roundtrip(given).astype(kinds[kind])
+    else:
+        given = x.astype(ml_dtypes.bfloat16).view(np.uint16).view(BFLOAT16)
+        expected = codec.roundtrip(given).astype(ml_dtypes.bfloat16)
+    frame = encode_frame(codec, given)
+    found = decode_frame(codec, frame)
+    assert found.dtype == (np.float16 if kind == "float16" else BFLOAT16)
+    assert np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+    if codec.lossless:
+        assert np.array_equal(found.view(np.uint16), given.view(np.uint16))
+    strided = np.zeros((20, 260), given.dtype)[:, ::2]
+    assert decode_frame(codec, frame, strided) is strided
+    assert np.array_equal(np.array(strided).view(np.uint16), expected.view(np.uint16))
+    for wrong in (np.empty((20, 130), np.float32), np.empty((20, 130), np.uint8)):
+        with pytest.raises(CodecError, match="16, not"):
+            decode_frame(codec, frame, wrong)
+
+
+def test_what_rounds_beyond_a_narrow_dtype_is_its_largest_number() -> None:
+    x = np.full((1, 32), 65504, np.float16)
+    found = decode_frame(make_codec("int4"), encode_frame(make_codec("int4"), x))
+    wide = make_codec("int4").roundtrip(x)
+    assert wide.max() > 65520 and found.max() == 65504 and np.isfinite(found).all()
 
 
 @every_codec

@@ -58,6 +58,7 @@ def frames(rng: np.random.Generator) -> list[tuple[str, bytes]]:
             x = rng.standard_normal(shape, dtype=np.float32)
             x[rng.random(shape) < 0.6] = 0
             made.append((name, bytes(encode_frame(make_codec(name), x))))
+        made.append((name, bytes(encode_frame(make_codec(name), x.astype(np.float16)))))
     return made
 
 
@@ -156,7 +157,7 @@ def run(count: int, seed: int) -> int:
             refused += 1
         else:
             assert not must_refuse, (seed, i, name, frame.hex())
-            assert y.dtype == np.float32 and y.nbytes <= CAP
+            assert y.dtype in (np.float32, np.float16, np.uint16) and y.nbytes <= CAP
             if not make_codec(name).lossless:
                 assert np.isfinite(y).all(), (seed, i, name, frame.hex())
     return refused

@@ -225,6 +225,8 @@ def test_int4_bytes_by_hand() -> None:
     assert struct.unpack("<H", coarser) == (0x3F81,)
     # 7, -7 | 1, 0 (0.5 rounds to even) | 2 (1.5 rounds to even) and the padding
     assert pairs == bytes([0x97, 0x01, 0x02, 0, 0, 0])
+    (_, _, kept) = segments("sparse+int4", [[7.0, 0, -7.0, 1.0], [0, 0, 0, 0], [0, 3.5, 0, 0]])
+    assert list(kept) == [0x97, 0x01, 0x07]  # an odd row's last half is empty
 
 
 def test_fp8_bytes_by_hand() -> None:

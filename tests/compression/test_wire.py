@@ -65,7 +65,7 @@ def test_golden_frame_with_segments() -> None:
 def test_golden_frame_of_encoded_rows() -> None:
     x = np.array([[127, -127, 0.5, 1.5], [0, 0, 0, 0]], np.float32)
     frame = bytes(encode_frame(make_codec("int8"), x))
-    header = b"\x93\xa4int8\x92\x02\x04\x90"
+    header = b"\x94\xa4int8\x00\x92\x02\x04\x90"
     golden = hand_made(
         header, [struct.pack("<2f", 1, 2.0**-126), struct.pack("<8b", 127, -127, 0, 2, 0, 0, 0, 0)]
     )
@@ -266,6 +266,21 @@ def test_int8_refuses_scales_and_values_no_encoder_writes() -> None:
             codec.decode([], [np.array([1, scale], np.float32), q], (2, 3))
     with pytest.raises(WireError, match="-128"):
         codec.decode([], [good, np.array([[0, 0, 0], [0, 0, -128]], np.int8)], (2, 3))
+
+
+def test_int4_refuses_padding_that_is_not_zero() -> None:
+    scale = np.full(1, 0x3F80, np.uint16)
+    for name, before, shape in (("int4", [], (1, 3)), ("sparse+int4", [b"\x07"], (1, 3))):
+        codec = make_codec(name)
+        assert codec.decode([], [*before, scale, b"\x21\x03"], shape).tolist() == [[1, 2, 3]]
+        with pytest.raises(WireError, match="padding"):
+            codec.decode([], [*before, scale, b"\x21\x13"], shape)
+
+
+def test_frames_of_unknown_dtypes_are_refused() -> None:
+    for code in (3, -1, True, "f", None, 1.0):
+        with pytest.raises(WireError, match="dtype"):
+            decode_frame(make_codec("raw"), pack(["raw", code, [1, 1], []], [bytes(4)]))
 
 
 def test_sparse_refuses_bitmaps_that_do_not_fit() -> None:
