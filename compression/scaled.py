@@ -162,6 +162,9 @@ class Scaled(PackStage):
         group = self.group or width
         whole = width // group
         cut = whole * group
+        if cut == width:
+            block = (n, whole, group)
+            return [(x.reshape(block), codes.reshape(block), scales)]
         parts = []
         if whole:
             block = (n, whole, group)

@@ -31,15 +31,19 @@ def view(segment: Buffer, dtype: Any, count: int, what: str) -> np.ndarray:
 
     Raises WireError when the size does not match, before anything is allocated.
     """
-    itemsize = np.dtype(dtype).itemsize
-    if nbytes(segment) != count * itemsize:
-        raise WireError(f"{what}: expected {count} x {itemsize} bytes, got {nbytes(segment)} bytes")
-    if count == 0:
-        return np.empty(0, dtype)
     try:
-        return np.frombuffer(segment, dtype)
+        if count:
+            flat = np.frombuffer(segment, dtype)
+            if flat.size == count:
+                return flat
+        elif not nbytes(segment):
+            return np.empty(0, dtype)
     except (TypeError, ValueError, BufferError):
-        raise WireError(f"{what}: a segment must be a contiguous buffer") from None
+        pass  # no buffer, not a contiguous one, or no whole number of items
+    size, itemsize = nbytes(segment), np.dtype(dtype).itemsize
+    if size == count * itemsize:
+        raise WireError(f"{what}: a segment must be a contiguous buffer")
+    raise WireError(f"{what}: expected {count} x {itemsize} bytes, got {size} bytes")
 
 
 def check_finite(values: np.ndarray, infinity: int, what: str) -> None:
