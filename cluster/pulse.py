@@ -79,3 +79,14 @@ def process_state(pid: int) -> str:
     except OSError:
         return ""
     return chr(stat[stat.rindex(b")") + 2])
+
+
+def machine_busy_s() -> float:
+    """Seconds since the start of the machine that a core of it was busy, on average; 0 if that is unknown."""
+    try:
+        with open("/proc/stat", "rb") as file:
+            user, nice, system, _, _, interrupts, soft, stolen = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    ticks = user + nice + system + interrupts + soft + stolen
+    return ticks / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
-from rayemu.cluster.pulse import Pulses
+from rayemu.cluster.pulse import Pulses, machine_busy_s
 from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
@@ -75,7 +75,7 @@ class ModuleRuntime:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
-        self.gauged = time.monotonic(), time.process_time()
+        self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until the process is killed; a failure of this call is another sign of the module's end.
@@ -160,10 +160,11 @@ class ModuleRuntime:
             self._record_rows(DECODE, message, self.me, start, codec=codec)
 
     def _gauge_load(self, now: float) -> None:
-        """Tell the policies how busy this module is, which may have but a share of a core."""
-        then, used = self.gauged
-        self.gauged = now, time.process_time()
-        busy = (self.gauged[1] - used) / (now - then) * max(1.0, self.config.modules_per_core)
+        """Tell the policies how busy the cores are, or this module, which may have but a share of one."""
+        then, used, worked = self.gauged
+        self.gauged = now, time.process_time(), machine_busy_s()
+        own = (self.gauged[1] - used) * max(1.0, self.config.modules_per_core)
+        busy = max(own, self.gauged[2] - worked) / (now - then)
         for gauge in self.machine.gauges.values():
             gauge.measured(now - then, min(1.0, busy))
 

@@ -17,7 +17,7 @@ LEAST = 2  # looks before anything is said
 NOISE_S = 2e-4  # by which even the soonest of many frames differ on a busy machine
 SAMPLE_ROWS = 64
 FORGET = 1 / 32
-BUSY = 0.85  # share of its core that a module takes when it has no time to spare
+BUSY = 0.85  # share of the time that processors work when they have none to spare
 FREE = 0.7  # share of a link up to which it holds nobody up who has other work
 CROWDED_S = 1.5e-3  # a queue, of the link or of a busy receiver, hides the link's own rate
 FASTEST = 1e12  # bytes per second: where delays do not grow with size
@@ -110,7 +110,7 @@ class Gauge:
         self._offered += nbytes
 
     def measured(self, seconds: float, busy: float) -> None:
-        """Take in that `seconds` passed, of which this module computed or coded the part `busy` of 1."""
+        """Take in that `seconds` passed, in the part `busy` of which (0 to 1) processors had work."""
         self._load += ((self._offered - self._measured) / seconds - self._load) / 2
         self._busy += (busy - self._busy) / 2
         self._measured = self._offered

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rayemu.cluster.pulse import Pulses, process_state, wait_for_death
+from rayemu.cluster.pulse import Pulses, machine_busy_s, process_state, wait_for_death
 
 
 def test_beats_are_seen_by_other_processes(tmp_path: Path) -> None:
@@ -69,3 +69,14 @@ def test_the_end_of_a_thread_tells_of_its_process() -> None:
     process.wait()
     process.stdout.close()
     assert wait_for_death(process.pid, thread), "gone before anyone looked"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/stat")
+def test_busy_time_grows_with_work_and_never_faster_than_time() -> None:
+    began, worked = machine_busy_s(), time.process_time()
+    start = time.monotonic()
+    while time.process_time() < worked + 0.5:
+        pass
+    busy, passed = machine_busy_s() - began, time.monotonic() - start
+    tick = 0.05
+    assert 0.5 / (os.cpu_count() or 1) - tick < busy < passed + tick
