@@ -23,7 +23,7 @@ import numpy as np
 from rayemu.cluster.pulse import process_state
 
 SHELF_BYTES = 128 << 20  # address space; memory is only taken where pieces lie
-RECLAIM_BYTES = 16 << 20  # taken before what is no longer in use is looked for
+RECLAIM_BYTES = 4 << 20  # taken before what is no longer in use is looked for
 LEAST_BYTES = 1 << 16  # smaller pieces travel themselves
 MARK = b"RYSH"  # begins the first part of a message whose frame is partly shelved; frames begin with RYMU
 ALIGNMENT = 64  # of what lies in a message
@@ -122,25 +122,33 @@ class Shelf:
         return slot, offset, size
 
     def _take(self, size: int) -> _Block | None:
-        """Take the first gap that holds `size` bytes; now and then, and if there is none, look for more."""
+        """Take the tightest gap that holds `size` bytes; now and then, and if there is none, look for more.
+
+        Sizes are rounded up, by an eighth on average, so that what is given back fits again: fresh pages cost
+        as much as filling them.
+        """
+        step = max(_PAGE, 1 << size.bit_length() - 3)
+        size = -(-size // step) * step
         self._taken += size
         if self._taken > RECLAIM_BYTES:
             self._reclaim()
-        block = self._first_gap(size)
+        block = self._tightest_gap(size)
         if block is None:
             self._reclaim(crowded=True)
-            block = self._first_gap(size)
+            block = self._tightest_gap(size)
         return block
 
-    def _first_gap(self, size: int) -> _Block | None:
-        offset = _SLOTS
-        for index, block in enumerate([*self._blocks, _Block(SHELF_BYTES, 0)]):
-            if block.offset - offset >= size:
-                taken = _Block(offset, offset + size)
-                self._blocks.insert(index, taken)
-                return taken
-            offset = -(-block.end // _PAGE) * _PAGE
-        return None
+    def _tightest_gap(self, size: int) -> _Block | None:
+        offset, tightest = _SLOTS, SHELF_BYTES
+        taken, index = None, 0
+        for number, block in enumerate([*self._blocks, _Block(SHELF_BYTES, 0)]):
+            gap = block.offset - offset
+            if size <= gap < tightest:
+                tightest, taken, index = gap, _Block(offset, offset + size), number
+            offset = block.end
+        if taken is not None:
+            self._blocks.insert(index, taken)
+        return taken
 
     def _reclaim(self, crowded: bool = False) -> None:
         """Take back what nobody looks at any more; on a crowded shelf also what dead readers held."""

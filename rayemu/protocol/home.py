@@ -124,6 +124,7 @@ class Home:
         for unit in shard.units:
             self.requests.close(unit, now)
             self.routing.pop((shard.batch, shard.shard, unit.micro), None)
+        shard.units.clear()  # they refer to the shard: its memory would wait for the garbage collector
         self.parked = [p for p in self.parked if p.unit.shard is not shard]
 
     # -- one layer of a unit --------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Thousands of seeds through the real state machines: exact, nothing lost, nothing twice, and an end."""
 
 import collections
+import gc
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from rayemu import Emulator, Scenario
 from tests.protocol import chaos
 
 BLOCK = 30
@@ -52,3 +55,24 @@ def test_the_network_really_misbehaves() -> None:
     for count in ("lost", "duplicated", "corrupted", "refused"):
         assert total[count] > 0, f"no frame was {count}"
     assert total["crashes"] + total["hangs"] > 3
+
+
+def test_finished_batches_leave_no_garbage() -> None:
+    """What a batch took is free with its last shard, not when the garbage collector comes by."""
+    dimensions = {"d_model": 16, "d_ff": 32, "experts": 4, "top_k": 2, "layers": 2, "shared_d_ff": 32}
+    cluster = {"nodes": 2, "modules_per_node": 2, "transport": "memory"}
+    scenario = Scenario.from_dict(
+        {"name": "garbage", "model": dimensions, "cluster": cluster, "exchange": {"micro_batches": 2}}
+    )
+    batches = np.random.default_rng(1).standard_normal((30, 256, 16), dtype=np.float32)
+    with Emulator(scenario) as emulator:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in emulator.stream(batches, in_flight=2):
+                pass
+            held = collections.Counter(type(o).__name__ for o in gc.get_objects())
+        finally:
+            gc.enable()
+    assert 0 < held["HeldShard"] <= 3 * 4 and held["Unit"] <= 2 * 3 * 4  # of 120 and 240
+    assert held["Dispatch"] + held["Reply"] + held["Work"] + held["Job"] <= 4
