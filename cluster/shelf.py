@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from rayemu.cluster.pulse import process_state
+from rayemu.compression.wire import ALIGNMENT
 
 SHELF_BYTES = 128 << 20  # address space; memory is only taken where pieces lie
 RECLAIM_BYTES = 4 << 20  # taken before what is no longer in use is looked for
 LEAST_BYTES = 1 << 16  # smaller pieces travel themselves
 MARK = b"RYSH"  # begins the first part of a message whose frame is partly shelved; frames begin with RYMU
-ALIGNMENT = 64  # of what lies in a message
 _SLOTS = 4096  # bytes at the beginning of a shelf, one per piece: 1 when its receiver is done
 _PAGE = 4096
 _HEAD = struct.Struct("<4sIII")  # mark, pid and descriptor of the shelf, pieces of the frame
@@ -124,8 +124,7 @@ class Shelf:
     def _take(self, size: int) -> _Block | None:
         """Take the tightest gap that holds `size` bytes; now and then, and if there is none, look for more.
 
-        Sizes are rounded up, by an eighth on average, so that what is given back fits again: fresh pages cost
-        as much as filling them.
+        Sizes are rounded up, by a quarter at most, so that what is given back fits again: new pages are slow.
         """
         step = max(_PAGE, 1 << size.bit_length() - 3)
         size = -(-size // step) * step

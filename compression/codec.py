@@ -233,13 +233,14 @@ def _checked_rows(x: np.ndarray) -> np.ndarray:
     if isinstance(x, np.ndarray) and x.ndim == 2:
         if x.dtype in (FLOAT32, FLOAT16):
             return np.ascontiguousarray(x)
-        if _is_bfloat16(x.dtype):
+        if is_bfloat16(x.dtype):
             return np.ascontiguousarray(x.view(np.uint16))
     got = f"{x.dtype} of rank {x.ndim}" if isinstance(x, np.ndarray) else type(x).__name__
     raise CodecError(f"rows must be an array [n, D] of float32, float16 or bfloat16, not {got}")
 
 
-def _is_bfloat16(dtype: np.dtype) -> bool:
+def is_bfloat16(dtype: np.dtype) -> bool:
+    """Whether arrays of this dtype are rows of bfloat16, ours or those of ml_dtypes."""
     if dtype == np.uint16:
         return bool(dtype.metadata) and dtype.metadata == BFLOAT16.metadata
     return dtype.name == "bfloat16"  # of ml_dtypes, which need not be installed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .bf16 import Bf16
-from .codec import BFLOAT16, FLOAT16, FLOAT32, MAX_DECODED_BYTES, Codec
+from .codec import BFLOAT16, FLOAT16, FLOAT32, MAX_DECODED_BYTES, Codec, is_bfloat16
 from .errors import CodecError, WireError
 from .fp16 import MAX as FLOAT16_MAX
 from .segments import Buffer
@@ -56,7 +56,8 @@ def decode_frame(
     narrow = _float16(rows, codec.lossless) if code == 1 else _bfloat16(rows, codec.lossless)
     if out is None:
         return narrow
-    if out.dtype.itemsize != 2 or (out.dtype == FLOAT16) != (code == 1) or not out.flags.writeable:
+    fits = out.dtype == FLOAT16 if code == 1 else is_bfloat16(out.dtype)
+    if not fits or not out.flags.writeable:
         raise CodecError(f"out must be writeable {('float16', 'bfloat16')[code - 1]}, not {out.dtype}")
     np.copyto(out.view(np.uint16), narrow.view(np.uint16))
     return out

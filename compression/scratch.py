@@ -73,9 +73,9 @@ def by_rows(size: int, work: Callable[..., T], *arguments: Any) -> T:
 
     With its default buffer (8192 values) NumPy copies a broadcast operand through that buffer whenever
     several rows fit in it, which costs more than the arithmetic. The setting belongs to the context; to enter
-    one that has it takes a tenth of the time of setting it. Short rows are better off with the buffer.
+    one that has it takes a tenth of the time of setting it. Rows of under 128 are better off with the buffer.
     """
-    if not 512 <= size < 8192:
+    if not 128 <= size < 8192:
         return work(*arguments)
     context = _SCRATCH.contexts.get(size)
     if context is None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayemu.alltoall import Parcel, View, cut_micro_batches, plan_parcels
+from rayemu.alltoall import Parcel, View, plan_parcels
 from rayemu.model.model import Model
 from rayemu.model.reference import combine, drop_choices, finish, prepare, route
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.memory import NewRows, fresh_rows, rows_at
+from rayemu.protocol.memory import rows_at
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -34,7 +34,7 @@ from rayemu.protocol.messages import (
 )
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
-from rayemu.protocol.units import HeldShard, Parked, Unit
+from rayemu.protocol.units import HeldShard, Parked, Unit, hold
 
 SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere
@@ -51,10 +51,9 @@ class Home:
         model: Model,
         server: ExpertServer,
         view: View,
-        new_rows: NewRows = fresh_rows,
     ) -> None:
         self.me = me
-        self.new_rows = new_rows  # makes what is sent
+        self.new_rows = server.new_rows  # makes what is sent
         self.config = config
         self.model = model
         self.server = server
@@ -81,24 +80,7 @@ class Home:
         key = (m.batch, m.shard)
         if key in self.shards or m.batch < self.complete_below:
             return
-        spec = self.model.spec
-        layers, rows = len(self.model.layers), len(m.rows)
-        paths = (layers, rows, spec.top_k) if self.config.keeps_paths else None
-        shard = HeldShard(
-            m.batch,
-            m.shard,
-            m.start,
-            m.shards,
-            self.new_rows(*m.rows.shape),
-            np.zeros((layers, spec.experts), np.int32),
-            np.zeros(paths, np.uint8) if paths else None,
-            np.zeros(paths, np.uint8) if paths else None,
-        )
-        self.shards[key] = shard
-        for micro, (low, high) in enumerate(cut_micro_batches(rows, self.config.micro_batches)):
-            unit = Unit(shard, micro, low, high, m.rows[low:high])
-            shard.units.append(unit)
-        shard.units_left = len(shard.units)
+        shard = self.shards[key] = hold(m, self.model, self.config, self.new_rows)
         for unit in shard.units:
             given = None
             if m.experts is not None and m.weights is not None:

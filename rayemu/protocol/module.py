@@ -74,7 +74,7 @@ class ModuleMachine:
         self.view = view
         self.server = ExpertServer(me, config, model, new_rows)
         self.relay = Relay(me, new_rows)
-        self.home = Home(me, incarnation, config, model, self.server, view, new_rows)
+        self.home = Home(me, incarnation, config, model, self.server, view)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
         self.coders = Coders()
         gauges = {level: Gauge(self.coders) for level in (MODULE, NODE)}

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayemu.protocol.messages import Result
+from rayemu.alltoall import cut_micro_batches
+from rayemu.model.model import Model
+from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.memory import NewRows
+from rayemu.protocol.messages import Result, Shard
 
 
 @dataclass(slots=True, eq=False)
@@ -56,3 +60,23 @@ class Parked:
     expert: int
     pairs: np.ndarray
     deadline: float
+
+
+def hold(m: Shard, model: Model, config: ProtocolConfig, new_rows: NewRows) -> HeldShard:
+    """Make what a home keeps of a shard that it was given, its units not begun."""
+    layers, rows = len(model.layers), len(m.rows)
+    paths = (layers, rows, model.spec.top_k) if config.keeps_paths else None
+    shard = HeldShard(
+        m.batch,
+        m.shard,
+        m.start,
+        m.shards,
+        new_rows(*m.rows.shape),
+        np.zeros((layers, model.spec.experts), np.int32),
+        np.zeros(paths, np.uint8) if paths else None,
+        np.zeros(paths, np.uint8) if paths else None,
+    )
+    cuts = cut_micro_batches(rows, config.micro_batches)
+    shard.units = [Unit(shard, n, low, high, m.rows[low:high]) for n, (low, high) in enumerate(cuts)]
+    shard.units_left = len(shard.units)
+    return shard

@@ -24,6 +24,11 @@ def semaphores() -> set[str]:
     return {line.split()[1] for line in Path("/proc/sysvipc/sem").read_text().splitlines()[1:]}
 
 
+def number(directory: Path) -> str:
+    """The number of a run's set."""
+    return (directory / "turns").read_text().split()[0]
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     open_turns(tmp_path, 2)
@@ -37,6 +42,8 @@ def never() -> bool:
 
 def _work(directory: Path, pipe: Any, seconds: float, times: int) -> None:
     turns = Turns(directory)
+    pipe.send("ready")
+    pipe.recv()
     for _ in range(times):
         with turns.one(never):
             began = time.monotonic()
@@ -51,12 +58,15 @@ def start(directory: Path) -> Iterator[Callable[..., Any]]:
     context = multiprocessing.get_context("spawn")
     started = []
 
-    def run(seconds: float, times: int = 1) -> Any:
+    def run(seconds: float, times: int = 1, at_once: bool = True) -> Any:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(directory, theirs, seconds, times), daemon=True)
         process.start()
         theirs.close()
         started.append(process)
+        assert ours.recv() == "ready"
+        if at_once:
+            ours.send("go")
         return process, ours
 
     yield run
@@ -77,7 +87,10 @@ def spans(pipe: Any) -> list[tuple[float, float]]:
 
 
 def test_no_more_at_once_than_there_are_turns(start: Callable[..., Any]) -> None:
-    held = [span for _, pipe in [start(0.02, 6) for _ in range(5)] for span in spans(pipe)]
+    pipes = [start(0.02, 6, at_once=False)[1] for _ in range(5)]
+    for pipe in pipes:
+        pipe.send("go")
+    held = [span for pipe in pipes for span in spans(pipe)]
     assert len(held) == 30
     at_once = [sum(began <= moment < ended for began, ended in held) for moment, _ in held]
     assert max(at_once) == 2
@@ -124,23 +137,22 @@ def test_without_turns_nobody_waits(tmp_path: Path) -> None:
 
 
 def test_closing_leaves_nothing_and_sends_waiters_on(tmp_path: Path) -> None:
-    before = semaphores()
     open_turns(tmp_path, 1)
-    assert len(semaphores() - before) == 1
+    assert number(tmp_path) in semaphores()
     turns = Turns(tmp_path)
     with turns.one(never):
         close_turns(tmp_path)
-        assert semaphores() <= before
+        assert number(tmp_path) not in semaphores()
         with Turns(tmp_path).one(never), turns.one(never):
             pass
 
 
 def test_another_ones_semaphores_are_left_alone(directory: Path, tmp_path_factory: Any) -> None:
-    number, mark = (directory / "turns").read_text().split()
+    ours, mark = (directory / "turns").read_text().split()
     stranger = tmp_path_factory.mktemp("stranger")
-    (stranger / "turns").write_text(f"{number} {int(mark) % 32767 + 1}")
+    (stranger / "turns").write_text(f"{ours} {int(mark) % 32767 + 1}")
     close_turns(stranger)
-    assert number in semaphores()
+    assert ours in semaphores()
     with Turns(directory).one(never), Turns(directory).one(never), Turns(stranger).one(never):
         pass  # both turns are taken
 
@@ -149,7 +161,8 @@ def test_the_doctor_removes_what_a_killed_run_left(tmp_path: Path) -> None:
     run = tmp_path / "rayemu-0123abcd"
     run.mkdir()
     (run / "owner").write_text(str(2**22 + 1))  # no such process
-    before = semaphores()
     open_turns(run, 2)
+    left = number(run)
+    assert left in semaphores()
     assert doctor.check_stale_directories(tmp_path, fix=True).state == doctor.OK
-    assert semaphores() <= before
+    assert left not in semaphores()

@@ -271,7 +271,7 @@ def test_frames_give_back_the_dtype_that_they_were_given(codec, kind) -> None:
     strided = np.zeros((20, 260), given.dtype)[:, ::2]
     assert decode_frame(codec, frame, strided) is strided
     assert np.array_equal(np.array(strided).view(np.uint16), expected.view(np.uint16))
-    for wrong in (np.empty((20, 130), np.float32), np.empty((20, 130), np.uint8)):
+    for wrong in (np.empty((20, 130), dtype) for dtype in (np.float32, np.int16, np.uint8)):
         with pytest.raises(CodecError, match="16, not"):
             decode_frame(codec, frame, wrong)
 
