@@ -82,7 +82,10 @@ class ModuleActor:
 
 @ray.remote
 class CoordinatorActor:
-    """Routes tokens, keeps the ledger and the membership, watches and replaces modules."""
+    """Routes tokens, keeps the ledger and the membership, watches and replaces modules.
+
+    With `zmq`, `run` owns the main thread, as a module's `serve` does: after it no other call is answered.
+    """
 
     def __init__(self, setup: Setup, group: Any) -> None:
         self.setup, self.group = setup, group
@@ -101,18 +104,8 @@ class CoordinatorActor:
         return self.link.endpoint
 
     def run(self) -> None:
-        """Run the event loop until stopped."""
+        """Run the event loop until killed."""
         self.runtime.run(self.client)
-
-    def stop(self) -> None:
-        """End `run`."""
-        self.runtime.stop()
-        with self.outbox_filled:
-            self.outbox_filled.notify_all()
-
-    def handles(self) -> list[Any]:
-        """Return the handles of all module actors, replacements included."""
-        return list(self.modules.values())
 
     def deliver(self, frame: Any) -> None:
         """Take a frame (`ray` transport)."""
@@ -180,7 +173,7 @@ def start_coordinator(setup: Setup, group: Any) -> Any:
         name=COORDINATOR_NAME,
         namespace=namespace(setup),
         num_cpus=0,
-        max_concurrency=16 if setup.zmq is None else 6,
+        max_concurrency=16 if setup.zmq is None else 1,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         **_environment(),
     ).remote(setup, group)

@@ -11,20 +11,20 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from rayemu.alltoall import DEAD
+from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
 from rayemu.cluster.link import Link, ZmqLink
-from rayemu.cluster.pulse import Pulses, process_state, wait_for_death
+from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_death
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.membership import Change
-from rayemu.protocol.messages import CLIENT, Inject, Join, Notice, Send
+from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Notice, Send
 from rayemu.protocol.wire import Wire
 
 REPORT_EVERY_S = 0.25
-LATE_BEATS = 1.3  # heartbeat intervals without a beat before the process is looked at
+LATE_BEATS = 1.1  # heartbeat intervals without a beat before the process is looked at
 
 
 class CoordinatorRuntime:
@@ -46,7 +46,6 @@ class CoordinatorRuntime:
         self.weather = Weather(link, [setup.seed, 2, 1 << 20])
         self.posted: deque[tuple[int, int, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
-        self.stopping = False
         self.reported = 0.0
         self.host = socket.gethostname()
         self.pulses = Pulses(setup.scratch(), setup.modules)
@@ -57,13 +56,8 @@ class CoordinatorRuntime:
         self.posted.append((module, incarnation, signal))
         self.link.wake()
 
-    def stop(self) -> None:
-        """Ask the loop to end; any thread may call it."""
-        self.stopping = True
-        self.link.wake()
-
     def run(self, client: str) -> None:
-        """Run until `stop`."""
+        """Run until the process is killed."""
         self.link.connect(CLIENT, client)
         try:
             with threadpool_limits(self.setup.blas_threads):
@@ -74,7 +68,7 @@ class CoordinatorRuntime:
     def _loop(self) -> None:
         machine, clock = self.machine, time.monotonic
         tick_at = 0.0
-        while not self.stopping:
+        while True:
             now = clock()
             wake = min(tick_at, self.weather.release(now))
             frames = self.link.receive(max(0.0, wake - now))
@@ -85,9 +79,9 @@ class CoordinatorRuntime:
             self._check_broken()
             now = clock()
             if not frames and now >= tick_at:
-                self._feel_pulses()
+                self._feel_pulses(now)
                 self._emit(machine.tick(now))
-                tick_at = machine.deadline(now)
+                tick_at = min(machine.deadline(now), next_look(now, self.setup.heartbeat))
             if now - self.reported > REPORT_EVERY_S:
                 self.reported = now
                 self._report(now)
@@ -105,18 +99,21 @@ class CoordinatorRuntime:
             self._connect(message)
         self._emit(self.machine.receive(message, time.monotonic()))
 
-    def _feel_pulses(self) -> None:
+    def _feel_pulses(self, now: float) -> None:
         """Take the heartbeats of the modules on this machine; see whether those that are late are stopped."""
-        membership, now = self.machine.membership, time.monotonic()
-        late = now - LATE_BEATS * self.setup.heartbeat
+        machine, membership = self.machine, self.machine.membership
+        late, current = now - LATE_BEATS * self.setup.heartbeat, membership.view.epoch
         states = membership.view.state.tolist()
-        for module, (incarnation, beat) in enumerate(self.pulses.read()):
+        for module, (incarnation, epoch, at) in enumerate(self.pulses.read()):
             if module not in self.nearby or states[module] == DEAD:
                 continue
-            changes = membership.heard(module, incarnation, beat)
-            if beat < late and process_state(self.machine.processes[module][0]) == "T":
-                changes += membership.suspect(module, incarnation, "process state", now)
-            self._emit(self.machine.apply(changes, now))
+            if epoch == current and states[module] == ALIVE:
+                membership.heard(module, incarnation, at)
+            else:  # it is welcome back, or must be told again of the epoch
+                self._emit(machine.receive(Heartbeat(module, incarnation, epoch), at))
+            if at < late and process_state(machine.processes[module][0]) == "T":
+                changes = membership.suspect(module, incarnation, "process state", now)
+                self._emit(machine.apply(changes, now))
 
     def _connect(self, join: Join) -> None:
         (self.nearby.add if join.host == self.host else self.nearby.discard)(join.module)
@@ -157,6 +154,8 @@ class CoordinatorRuntime:
 
     def _report(self, now: float) -> None:
         state = self.machine.membership.view.state
+        for module in self.nearby:
+            self.machine.totals[module] = self.pulses.totals(module)
         facts: dict[str, object] = {
             "modules": {str(m): t for m, t in self.machine.totals.items() if t},
             "live": int((state != DEAD).sum()),

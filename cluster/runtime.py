@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
-from rayemu.cluster.pulse import Pulses, machine_busy_s
+from rayemu.cluster.pulse import TOTALS, Pulses, machine_busy_s, next_beat
 from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
@@ -42,7 +42,7 @@ from rayemu.report.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEM
 GAUGE_EVERY_S = 0.25
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
 TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
-TOTALS_EVERY = 10  # heartbeats between two reports of running totals
+TOTALS_EVERY = 10  # heartbeats by frame between two with running totals
 
 
 class ModuleRuntime:
@@ -66,9 +66,7 @@ class ModuleRuntime:
         pace = self._port if setup.links else None
         self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
         self.recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
-        self.totals = dict.fromkeys(
-            ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{n}" for n in LEVELS)), 0.0
-        )
+        self.totals = dict.fromkeys(TOTALS, 0.0)
         self.stopping = False
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         self.turns = Turns(Path(setup.scratch()))
@@ -309,25 +307,22 @@ class ModuleRuntime:
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
         thread = threading.get_native_id()
         join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host)
-        known, rejoin, plain = None, False, self.wire.encode_pieces(join)  # the last two change with the view
-        count = 0
+        known, joined, count = None, False, 0
         while not self.stopping:
-            if pulses is not None:
-                pulses.beat(self.me, self.incarnation)
             view = self.machine.view
             if known is not view:
                 known = view
-                rejoin = bool(view.state[self.me] == DEAD or view.incarnations[self.me] != self.incarnation)
-                plain = self.wire.encode_pieces(
-                    join if rejoin else Heartbeat(self.me, self.incarnation, view.epoch)
-                )
-            if count % TOTALS_EVERY == 0 and not rejoin:
-                beat = Heartbeat(self.me, self.incarnation, view.epoch, dict(self.totals))
-                send(self.wire.encode_pieces(beat))
-            elif rejoin or pulses is None:
-                send(plain)
+                joined = bool(view.state[self.me] != DEAD and view.incarnations[self.me] == self.incarnation)
+            if pulses is not None:
+                pulses.beat(self.me, self.incarnation, view.epoch, self.totals)
+            if not joined:
+                send(self.wire.encode_pieces(join))
+            elif pulses is None:
+                totals = {} if count % TOTALS_EVERY else dict(self.totals)
+                send(self.wire.encode_pieces(Heartbeat(self.me, self.incarnation, view.epoch, totals)))
             count += 1
-            time.sleep(interval)
+            now = time.monotonic()
+            time.sleep(next_beat(now, interval) - now)
         if isinstance(self.link, ZmqLink):
             channel.close(linger=0)
 

@@ -51,7 +51,7 @@ class Membership:
     ) -> None:
         modules = len(module_to_node)
         self.suspect_after, self.evict_after = suspect_after, evict_after
-        self.tick_every = suspect_after / 6  # how often `tick` wants to be called
+        self.tick_every = suspect_after / 3  # how often `tick` wants to be called
         self.most_patient = PATIENCE * suspect_after
         self.replace_after = replace_after if replace else float("inf")
         self.members = [_Member(float("inf")) for _ in range(modules)]
@@ -75,13 +75,11 @@ class Membership:
 
     def heard(self, module: int, incarnation: int, now: float) -> list[Change]:
         """Note a heartbeat sent at `now`; it clears a suspicion. One that is not news changes nothing."""
-        member = self.members[module]
-        if incarnation != self.view.incarnations[module] or self.view.state[module] == DEAD:
-            return []
-        if now <= member.heard:
+        member, state = self.members[module], self.view.state[module]
+        if now <= member.heard or state == DEAD or incarnation != self.view.incarnations[module]:
             return []
         member.heard_before, member.heard = member.heard, now
-        if self.view.state[module] != SUSPECTED:
+        if state != SUSPECTED:
             return []
         member.suspected_at = float("inf")
         if now - member.heard_before < self.most_patient:  # it was merely late: the machine is busy
@@ -117,7 +115,7 @@ class Membership:
         gap, self.checked = now - self.checked, now
         late = max(0.0, gap - self.tick_every)  # what is late here is late everywhere
         self.lateness = max(late if late < self.suspect_after else 0.0, 0.9 * self.lateness)
-        self.paused = gap > self.suspect_after / 2 and not self.paused
+        self.paused = late > self.suspect_after / 3 and not self.paused
         if self.paused:
             return []
         changes: list[Change] = []

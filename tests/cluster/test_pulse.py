@@ -12,21 +12,42 @@ from pathlib import Path
 
 import pytest
 
-from rayemu.cluster.pulse import Pulses, machine_busy_s, process_state, wait_for_death
+from rayemu.cluster.coordinator import LATE_BEATS
+from rayemu.cluster.pulse import (
+    TOTALS,
+    Pulses,
+    machine_busy_s,
+    next_beat,
+    next_look,
+    process_state,
+    wait_for_death,
+)
 
 
 def test_beats_are_seen_by_other_processes(tmp_path: Path) -> None:
     pulses = Pulses(str(tmp_path), 3)
-    assert pulses.read() == [(0, 0.0)] * 3
-    pulses.beat(0, 7)
-    script = f"from rayemu.cluster.pulse import Pulses; Pulses({str(tmp_path)!r}, 3).beat(2, 5)"
+    assert pulses.read() == [(0, 0, 0.0)] * 3
+    pulses.beat(0, 7, 40, dict.fromkeys(TOTALS, 0.0))
+    totals = {name: number + 0.25 for number, name in enumerate(TOTALS)}
+    script = f"from rayemu.cluster.pulse import Pulses; Pulses({str(tmp_path)!r}, 3).beat(2, 5, 41, {totals})"
     before = time.monotonic()
     subprocess.run([sys.executable, "-c", script], check=True)
     after = time.monotonic()
     first, second, third = pulses.read()
-    assert first[0] == 7 and 0 < first[1] <= before
-    assert second == (0, 0.0)
-    assert third[0] == 5 and before <= third[1] <= after
+    assert first[:2] == (7, 40) and 0 < first[2] <= before
+    assert second == (0, 0, 0.0)
+    assert third[:2] == (5, 41) and before <= third[2] <= after
+    assert pulses.totals(2) == totals and not any(pulses.totals(0).values())
+
+
+def test_beats_are_looked_at_after_they_are_due_and_a_missing_one_stands_out() -> None:
+    assert [next_beat(now, 0.5) for now in (0.0, 0.2, 0.5, 3.9)] == [0.5, 0.5, 1.0, 4.0]
+    assert [next_look(now, 0.4) for now in (0.0, 0.09, 0.11, 0.49)] == pytest.approx([0.1, 0.1, 0.5, 0.5])
+    interval, look = 0.04, 0.0
+    for _ in range(5):
+        look = next_look(look, interval)
+        last_due = look // interval * interval
+        assert look - last_due < interval / 2 < LATE_BEATS * interval < look - (last_due - interval)
 
 
 def test_states_of_a_real_process() -> None:
