@@ -11,7 +11,7 @@ import numpy as np
 from . import scratch
 from .errors import WireError
 from .int8 import checked_scales
-from .scaled import Scaled, most
+from .scaled import Scaled
 from .segments import Buffer, view
 
 # Multiplied by 2^-120 a value's float32 exponent is that of e4m3, denormals included: the code is then the
@@ -37,7 +37,6 @@ class Fp8(Scaled):
 
     stage_name = "fp8"
     largest = np.float32(448)
-    max_scale = most(largest)
     code_dtype = np.uint8
 
     def load(
@@ -47,7 +46,7 @@ class Fp8(Scaled):
         signed = found.view(np.int8)
         if found.size and (np.maximum.reduce(signed) == 127 or np.maximum.reduce(found) == 255):
             raise WireError("fp8: a value is NaN, which no encoder writes")
-        return checked_scales(segments[0], scales, self.max_scale, "fp8"), found.reshape(codes)
+        return checked_scales(segments[0], scales, self.max_bits, "fp8"), found.reshape(codes)
 
     def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
         bits = scaled.view(np.uint32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import scratch
 from .errors import WireError
-from .scaled import Scaled, most
+from .scaled import Scaled
 from .scratch import New
 from .segments import Buffer, view
 
@@ -33,8 +33,8 @@ class Int4(Scaled):
 
     stage_name = "int4"
     largest = np.float32(7)
-    max_scale = most(largest)
     code_dtype = np.int8
+    keeps_scales = False
 
     def store(self, scales: np.ndarray, codes: np.ndarray, new: New) -> list[Buffer]:
         upper = new(scales.shape, np.uint16)

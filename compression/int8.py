@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import WireError
-from .scaled import MIN_SCALE, Scaled, most
-from .segments import Buffer, view
+from .scaled import MIN_BITS, Scaled
+from .segments import Buffer, extremes, view
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,21 @@ class Int8(Scaled):
 
     stage_name = "int8"
     largest = np.float32(127)
-    max_scale = most(largest)
     code_dtype = np.int8
 
     def load(
         self, segments: Sequence[Buffer], scales: int, codes: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        return checked_scales(segments[0], scales, self.max_scale, "int8"), _checked_values(
-            segments[1], codes
-        )
+        return checked_scales(segments[0], scales, self.max_bits, "int8"), _checked_values(segments[1], codes)
 
 
-def checked_scales(segment: Buffer, count: int, limit: np.float32, codec: str) -> np.ndarray:
-    """The scales, float32 [count]; WireError unless all are from MIN_SCALE to `limit`."""
+def checked_scales(segment: Buffer, count: int, limit: int, codec: str) -> np.ndarray:
+    """The scales, float32 [count]; WireError unless all are from MIN_SCALE to the one with bits `limit`."""
     scales = view(segment, np.float32, count, f"{codec} scales")
-    if count and not (np.minimum.reduce(scales) >= MIN_SCALE and np.maximum.reduce(scales) <= limit):
-        raise WireError(f"{codec}: a scale is not finite, negative, or out of range")
+    if count:
+        least, largest = extremes(scales.view(np.int32))  # of the bits: they order positive numbers
+        if least < MIN_BITS or largest > limit:
+            raise WireError(f"{codec}: a scale is not finite, negative, or out of range")
     return scales
 
 

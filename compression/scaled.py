@@ -14,15 +14,13 @@ import numpy as np
 from . import scratch
 from .errors import CodecError
 from .scratch import New
-from .segments import Buffer, expect, refuse_row, refused
+from .segments import Buffer, expect, extremes, refuse_row, refused
 from .stage import PackStage
 
 MIN_SCALE = np.float32(2.0**-126)  # 1/scale must not leave the float32 range
-
-
-def most(largest: np.float32) -> np.float32:
-    """The largest scale that, times `largest`, is finite."""
-    return np.nextafter(np.finfo(np.float32).max / largest, np.float32(0))
+MIN_BITS = 0x00800000  # of MIN_SCALE: the bits of positive numbers, infinity and NaN have their order
+_INFINITY = 0x7F800000
+_USUAL = (127 - 116) << 23, (127 + 127) << 23  # bits of 2^-116 and 2^127: peaks whose scales are in range
 
 
 class Scaled(PackStage):
@@ -37,7 +35,13 @@ class Scaled(PackStage):
     takes_float32 = True
     largest: ClassVar[np.float32]  # magnitude after scaling
     max_scale: ClassVar[np.float32]  # `largest` times it is finite
+    max_bits: ClassVar[int]  # its bits
+    keeps_scales: ClassVar[bool] = True  # whether `store` keeps all scales from MIN_SCALE to `max_scale`
     code_dtype: ClassVar[Any]  # of one byte
+
+    def __init_subclass__(cls) -> None:
+        cls.max_scale = np.nextafter(np.finfo(np.float32).max / cls.largest, np.float32(0))
+        cls.max_bits = int(cls.max_scale.view(np.int32))
 
     def __post_init__(self) -> None:
         if type(self.group) is not int or not (self.group == 0 or 16 <= self.group <= 65536):
@@ -120,12 +124,9 @@ class Scaled(PackStage):
             starts = np.cumsum(lengths)
             starts -= lengths
             work = np.abs(values, out=np.empty(len(values), np.float32))
-            np.maximum.reduceat(work, starts, out=scales)
-            top = np.maximum.reduce(scales)
-            if not top < np.inf:
+            if not self._to_scales(work, starts, scales):
                 row = int(np.searchsorted(np.cumsum(counts), np.argmin(np.isfinite(values)), side="right"))
                 raise refused(row, str(self))
-            self._to_scales(scales)
             np.multiply(values, np.repeat(np.float32(1) / scales, lengths), out=work)
             for start in range(0, len(work), scratch.BLOCK_VALUES):
                 block = slice(start, start + scratch.BLOCK_VALUES)
@@ -184,27 +185,33 @@ class Scaled(PackStage):
         lengths[ends[some] - 1] = counts[some] - self.group * (groups[some] - 1)
         return lengths
 
-    def _to_scales(self, peaks: np.ndarray) -> None:
-        """max|x| -> scale, in place."""
-        np.divide(peaks, self.largest, out=peaks)
-        self.round_scales(peaks)
+    def _to_scales(self, magnitudes: np.ndarray, starts: np.ndarray, scales: np.ndarray) -> bool:
+        """Magnitudes, flat, of groups that begin at `starts` -> their scales; False on NaN or Inf."""
+        # They order as their bits do, and `reduceat` takes half the time of `reduce` along an axis.
+        peaks = np.maximum.reduceat(magnitudes.view(np.int32), starts)
+        least, largest = extremes(peaks)
+        if largest >= _INFINITY:
+            return False
+        np.divide(peaks.view(np.float32).reshape(scales.shape), self.largest, out=scales)
+        if not (self.keeps_scales and _USUAL[0] <= least and largest <= _USUAL[1]):
+            self.round_scales(scales)
+        return True
 
     def _quantise(self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> bool:
         """x [n, G, S] -> codes [n, G, S], scales [n, G]; False on NaN or Inf."""
         n, groups, size = x.shape
         rows = max(1, scratch.BLOCK_VALUES // (groups * size))
-        buffer = scratch.words(min(n, rows) * groups * size)[0].view(np.float32)
+        most = min(n, rows) * groups * size
+        buffer = scratch.words(most)[0].view(np.float32)
+        starts = np.arange(0, most, size)
         for start in range(0, n, rows):
             block = x[start : start + rows]
-            work = buffer[: block.size].reshape(block.shape)
+            flat = buffer[: block.size]
+            work = flat.reshape(block.shape)
             scale = scales[start : start + rows]
             np.abs(block, out=work)
-            # Magnitudes order as their bits do, and the integer maximum is the quicker one.
-            peaks = scale.view(np.int32)
-            np.maximum.reduce(work.view(np.int32), axis=2, out=peaks)
-            if np.maximum.reduce(peaks, axis=None) >= 0x7F800000:
+            if not self._to_scales(flat, starts[: len(block) * groups], scale):
                 return False
-            self._to_scales(scale)
             np.multiply(block, np.reciprocal(scale)[:, :, None], out=work)
             self.to_codes(work, codes[start : start + rows])
         return True

@@ -29,7 +29,7 @@ import numpy as np
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .errors import CodecError, WireError
-from .segments import Buffer
+from .segments import Buffer, nbytes
 
 MAGIC = b"RYMU"
 VERSION = 1
@@ -195,9 +195,11 @@ def _table(count: int) -> struct.Struct:
 
 def _flat(segment: Buffer) -> np.ndarray:
     """The segment's bytes as uint8, without a copy if it is contiguous."""
-    if isinstance(segment, np.ndarray):
-        return np.ascontiguousarray(segment).reshape(-1).view(np.uint8)
-    return np.frombuffer(segment, np.uint8) if len(segment) else np.empty(0, np.uint8)
+    if not nbytes(segment):
+        return np.empty(0, np.uint8)
+    if isinstance(segment, np.ndarray) and not segment.flags.c_contiguous:
+        segment = np.ascontiguousarray(segment)
+    return np.frombuffer(segment, np.uint8)
 
 
 def _bytes(buffer: Buffer) -> memoryview:
