@@ -35,7 +35,7 @@ class Effort:
 
 
 EFFORT = {
-    "large": Effort(3, 3, 0.0, 4, 0.0, 8, 1, in_flight=2),  # a batch fills the cores: two overlap its ends
+    "large": Effort(3, 3, 0.0, 4, 0.0, 16, 1),
     "small": Effort(5, 20, 0.2, 50, 1.0, 200),
 }
 

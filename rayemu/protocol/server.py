@@ -19,7 +19,7 @@ from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import Dispatch, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
-JOB_ROWS = 2048  # a job of twice as many rows would save at most 3 % of its time
+JOB_ROWS = 2176  # a job of twice as many rows would save at most 3 % of its time
 WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
 OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
 
@@ -112,10 +112,11 @@ class ExpertServer:
             return None
         key = min(ready)[1]
         group = self.groups[key]
-        parts: list[Part] = []
-        rows = 0
-        limit = 1 if key[1] == SHARED else len(group.parts)
-        while group.parts and len(parts) < limit and (not rows or rows + group.parts[0].count <= JOB_ROWS):
+        parts = [group.parts.pop(0)]
+        rows = parts[0].count
+        # Jobs alike: a small last one would read all weights for a few rows.
+        share = group.rows / max(1, -(-group.rows // JOB_ROWS))
+        while key[1] != SHARED and group.parts and rows + group.parts[0].count / 2 <= share:
             parts.append(group.parts.pop(0))
             rows += parts[-1].count
         group.rows -= rows

@@ -257,17 +257,25 @@ def test_coordinator_death_is_a_clear_error() -> None:
                 emulator.forward(batches(1)[0])
 
 
-def test_nothing_is_left_behind() -> None:
+def test_nothing_is_left_behind_replacements_included() -> None:
     with Emulator(scenario(cluster={"nodes": 1})) as emulator:
         emulator.forward(batches(1)[0])
         directory = emulator._backend.directory
+        emulator.take_notices()
+        os.kill(emulator.pids[0][0], signal.SIGKILL)
+        wait_for(emulator, "joined", 0)
         pids = [pid for pid, _ in emulator.pids.values()]
+        assert all(alive(pid) for pid in pids)
         assert len(emulator.record()) > 0
     assert not directory.exists()
+
+    def left() -> bool:
+        return any(alive(pid) for pid in pids) or bool(ray.util.list_named_actors(all_namespaces=True))
+
     end = time.monotonic() + 10
-    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+    while left() and time.monotonic() < end:
         time.sleep(0.05)
-    assert not any(alive(pid) for pid in pids)
+    assert not left()
 
 
 def alive(pid: int) -> bool:

@@ -58,6 +58,15 @@ def test_jobs_are_bounded_and_a_full_one_does_not_wait() -> None:
     assert s.next_job(0.0) is None  # what is left waits for more
 
 
+def test_jobs_are_alike_rather_than_one_full_and_a_small_rest() -> None:
+    s = server()
+    for request in range(16):  # of two batches
+        s.accept(dispatch(request, JOB_ROWS // 14, shards=8), 0.0)
+    jobs = [s.next_job(0.0), s.next_job(0.0)]
+    assert [job and job.rows for job in jobs] == [8 * (JOB_ROWS // 14)] * 2
+    assert s.next_job(0.0) is None
+
+
 def test_answers_keep_their_bits_while_anyone_holds_them() -> None:
     s = server()
     held = []
