@@ -90,12 +90,13 @@ class AdaptiveChooser:
         self.current = 0
         self._calls = self._wins = 0
         self._rival = 0  # who won the last decisions
+        self._known: tuple[float, bool] | None = None  # what the last one was made from
         self._changes: list[Change] = []
 
     def choose(self, rows: np.ndarray) -> int:
         gauge = self.gauge
         if gauge is not None:
-            gauge.offered(rows.nbytes)
+            gauge.offered += rows.nbytes
             rate = gauge.rate if self._calls % EVERY == 0 and rows.size else None
             if rate is not None:
                 self._decide(rows, gauge, rate)
@@ -109,20 +110,22 @@ class AdaptiveChooser:
     def _decide(self, rows: np.ndarray, gauge: Gauge, rate: float) -> None:
         codecs = self.policy.codecs
         again = self._calls % (EVERY * SAMPLE_EVERY) == 0
+        known = rate, gauge.hidden(rate)
+        if known == self._known and self._rival == self.current and not again:
+            return  # nothing is new
+        self._known = known
         for codec in codecs:
             if again or not gauge.coders.knows(codec):
                 gauge.coders.sample(codec, rows)
         seconds = [gauge.seconds(codec, rows.nbytes, rate) for codec in codecs]
-        picked = self.policy.pick(seconds, self.current, gauge.hidden(rate))
+        picked = self.policy.pick(seconds, self.current, known[1])
         self._wins = self._wins + 1 if picked == self._rival else 1
         self._rival = picked
         if picked == self.current or self._wins < WINS:
             return
         before, self.current = self.current, picked
-        known = {str(c): s for c, s in zip(codecs, seconds, strict=True) if s < float("inf")}
-        self._changes.append(
-            Change(str(codecs[before]), str(codecs[picked]), rows.nbytes, rate, gauge.hidden(rate), known)
-        )
+        predicted = {str(c): s for c, s in zip(codecs, seconds, strict=True) if s < float("inf")}
+        self._changes.append(Change(str(codecs[before]), str(codecs[picked]), rows.nbytes, *known, predicted))
 
 
 def _soonest(seconds: list[float], current: int) -> int:

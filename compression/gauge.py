@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from operator import itemgetter
 
 import numpy as np
 
@@ -100,20 +101,16 @@ class Gauge:
         self._frames: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (bytes, seconds)
         self._rates: deque[float] = deque(maxlen=DOUBTS)
         self._fresh = 0
-        self._offered = 0  # bytes of rows given to choosers, in all
+        self.offered = 0  # bytes of rows given to choosers, in all: they add to it
         self._measured = 0  # and of these at the last measurement
         self._load = 0.0  # bytes of rows per second
         self._busy = 0.0
 
-    def offered(self, nbytes: int) -> None:
-        """Take in that rows of `nbytes` are about to be sent."""
-        self._offered += nbytes
-
     def measured(self, seconds: float, busy: float) -> None:
         """Take in that `seconds` passed, in the part `busy` of which (0 to 1) processors had work."""
-        self._load += ((self._offered - self._measured) / seconds - self._load) / 2
+        self._load += ((self.offered - self._measured) / seconds - self._load) / 2
         self._busy += (busy - self._busy) / 2
-        self._measured = self._offered
+        self._measured = self.offered
 
     def hidden(self, rate: float) -> bool:
         """Tell whether the link's time passes behind work: coders would only add to that."""
@@ -141,7 +138,7 @@ class Gauge:
         """
         frames = sorted(self._frames)
         half = len(frames) // 2
-        small, large = (min(part, key=lambda f: f[1]) for part in (frames[:half], frames[half:]))
+        small, large = (min(part, key=itemgetter(1)) for part in (frames[:half], frames[half:]))
         if small[1] > CROWDED_S:
             if len(self._rates) < LEAST:
                 self._rates.append(max(nbytes / seconds for nbytes, seconds in frames))
