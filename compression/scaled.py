@@ -40,6 +40,7 @@ class Scaled(PackStage):
     code_dtype: ClassVar[Any]  # of one byte
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         cls.max_scale = np.nextafter(np.finfo(np.float32).max / cls.largest, np.float32(0))
         cls.max_bits = int(cls.max_scale.view(np.int32))
 
