@@ -63,7 +63,7 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
 def _end_log_monitor() -> None:
     """End the process that looks ten times a second for lines to print here: nobody wants them.
 
-    That takes over half a hundredth of two cores. Ray has no setting for it.
+    That takes over half a hundredth of two cores. `ray.init` has no setting for it.
     """
     with contextlib.suppress(Exception):
         from ray._private.worker import _global_node

@@ -90,7 +90,7 @@ class AdaptiveChooser:
         self.current = 0
         self._calls = self._wins = 0
         self._rival = 0  # who won the last decisions
-        self._known: tuple[float, bool] | None = None  # what the last one was made from
+        self._known: tuple[float, bool, int] | None = None  # what the last one was made from
         self._changes: list[Change] = []
 
     def choose(self, rows: np.ndarray) -> int:
@@ -110,7 +110,8 @@ class AdaptiveChooser:
     def _decide(self, rows: np.ndarray, gauge: Gauge, rate: float) -> None:
         codecs = self.policy.codecs
         again = self._calls % (EVERY * SAMPLE_EVERY) == 0
-        known = rate, gauge.hidden(rate)
+        hidden = gauge.hidden(rate)
+        known = rate, hidden, rows.nbytes.bit_length()
         if known == self._known and self._rival == self.current and not again:
             return  # nothing is new
         self._known = known
@@ -118,14 +119,16 @@ class AdaptiveChooser:
             if again or not gauge.coders.knows(codec):
                 gauge.coders.sample(codec, rows)
         seconds = [gauge.seconds(codec, rows.nbytes, rate) for codec in codecs]
-        picked = self.policy.pick(seconds, self.current, known[1])
+        picked = self.policy.pick(seconds, self.current, hidden)
         self._wins = self._wins + 1 if picked == self._rival else 1
         self._rival = picked
         if picked == self.current or self._wins < WINS:
             return
         before, self.current = self.current, picked
         predicted = {str(c): s for c, s in zip(codecs, seconds, strict=True) if s < float("inf")}
-        self._changes.append(Change(str(codecs[before]), str(codecs[picked]), rows.nbytes, *known, predicted))
+        self._changes.append(
+            Change(str(codecs[before]), str(codecs[picked]), rows.nbytes, rate, hidden, predicted)
+        )
 
 
 def _soonest(seconds: list[float], current: int) -> int:

@@ -19,7 +19,9 @@ from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import Dispatch, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
-JOB_ROWS = 2176  # a job of twice as many rows would save at most 3 % of its time
+# Rows of a job, give or take half a request: twice as many would save at most 3 % of its time. Two batches of
+# some 1024 rows each fit in, though one is a little larger.
+JOB_ROWS = 2176
 WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
 OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
 

@@ -130,6 +130,16 @@ def test_deadline_takes_the_mildest_that_is_in_time() -> None:
     assert chosen({"deadline": {"within_ms": 0.1, "codecs": ["raw", "bf16"]}}, 100e6) == "bf16"
 
 
+def test_larger_frames_are_decided_anew_though_the_link_is_as_before() -> None:
+    policy, gauge = make_policy({"deadline": {"within_ms": 1}}), Gauge(Fixed(SPEEDS))
+    chooser = policy.chooser(gauge)
+    feed(gauge, 50e6)
+    for rows, name in ((ROWS[:1], "raw"), (ROWS, "int4"), (ROWS[:1], "raw")):  # raw: 20 us, 5 ms
+        for _ in range(EVERY * (WINS + 1)):
+            index = chooser.choose(rows)
+        assert str(policy.codecs[index]) == name
+
+
 def test_it_says_why_it_changed_and_goes_back_when_the_link_recovers() -> None:
     policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS))
     chooser = policy.chooser(gauge)
