@@ -260,7 +260,7 @@ def _widened(x: np.ndarray) -> np.ndarray:
 def _check_out(out: np.ndarray, rows: tuple[int, int]) -> None:
     if out.shape != rows or out.dtype != FLOAT32 or not out.flags.writeable:
         raise CodecError(f"out must be writeable float32 {rows}, not {out.dtype} {out.shape}")
-    if out.size and rows[1] > 1 and out.strides[1] != FLOAT32.itemsize:
+    if out.strides[1] != 4 and out.size and rows[1] > 1:
         raise CodecError("out must be contiguous along each row")
 
 
@@ -276,6 +276,6 @@ def _checked_shape(shape: Sequence[int], max_bytes: int) -> tuple[int, int]:
     except (TypeError, ValueError):
         raise WireError(f"shape must be two whole numbers, not {shape!r}") from None
     # Widths of 0 count as 1, so that the number of rows is bounded too.
-    if n < 0 or width < 0 or max(n, 1) * max(width, 1) * FLOAT32.itemsize > max_bytes:
+    if n < 0 or width < 0 or (n or 1) * (width or 1) * 4 > max_bytes:
         raise WireError(f"shape [{n}, {width}] is negative or more than {max_bytes} bytes")
     return n, width

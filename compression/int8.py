@@ -31,7 +31,10 @@ class Int8(Scaled):
     def load(
         self, segments: Sequence[Buffer], scales: int, codes: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray]:
-        return checked_scales(segments[0], scales, self.max_bits, "int8"), _checked_values(segments[1], codes)
+        q = view(segments[1], np.int8, math.prod(codes), "int8 values").reshape(codes)
+        if q.size and np.minimum.reduce(q, None) == -128:
+            raise WireError("int8: a value of -128, which no encoder writes")
+        return checked_scales(segments[0], scales, self.max_bits, "int8"), q
 
 
 def checked_scales(segment: Buffer, count: int, limit: int, codec: str) -> np.ndarray:
@@ -42,10 +45,3 @@ def checked_scales(segment: Buffer, count: int, limit: int, codec: str) -> np.nd
         if least < MIN_BITS or largest > limit:
             raise WireError(f"{codec}: a scale is not finite, negative, or out of range")
     return scales
-
-
-def _checked_values(segment: Buffer, shape: tuple[int, ...]) -> np.ndarray:
-    q = view(segment, np.int8, math.prod(shape), "int8 values").reshape(shape)
-    if q.size and np.minimum.reduce(q, axis=None) == -128:
-        raise WireError("int8: a value of -128, which no encoder writes")
-    return q

@@ -6,7 +6,8 @@ A group's scale is chosen so that its largest magnitude becomes the largest numb
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,12 +78,12 @@ class Scaled(PackStage):
 
     def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
         """Scaled values float32 (contiguous, free to be overwritten) -> codes, same shape; here, integers."""
-        np.rint(scaled, out=scaled)
-        np.copyto(codes, scaled, casting="unsafe")
+        np.rint(scaled, scaled)
+        codes[...] = scaled
 
     def from_codes(self, codes: np.ndarray, scaled: np.ndarray) -> None:
         """The inverse."""
-        np.copyto(scaled, codes)
+        scaled[...] = codes
 
     def new_codes(self, shape: tuple[int, ...], new: New) -> np.ndarray:
         """Memory for codes of this shape."""
@@ -100,9 +101,8 @@ class Scaled(PackStage):
         n, width = x.shape
         codes = self.new_codes((n, width), new)
         scales = self.new_scales((n, self._groups(width)), new)
-        for x_part, codes_part, scales_part in self._parts(x, codes, scales):
-            if not scratch.by_rows(x_part.shape[2], self._quantise, x_part, codes_part, scales_part):
-                raise refuse_row(x, str(self))
+        if not self._by_groups(self._quantise, x, codes, scales):
+            raise refuse_row(x, str(self))
         return self.store(scales, codes, new)
 
     def decode(
@@ -113,8 +113,7 @@ class Scaled(PackStage):
         groups = self._groups(width)
         scales, codes = self.load(segments, n * groups, shape)
         x = np.empty(shape, np.float32) if out is None else out
-        for x_part, codes_part, scales_part in self._parts(x, codes, scales.reshape(n, groups)):
-            scratch.by_rows(x_part.shape[2], self._expand, codes_part, scales_part, x_part)
+        self._by_groups(self._expand, x, codes, scales.reshape(n, groups))
         return x
 
     def encode_kept(self, values: np.ndarray, counts: np.ndarray, new: New = np.empty) -> list[Buffer]:
@@ -151,29 +150,29 @@ class Scaled(PackStage):
     def _groups(self, width: int) -> int:
         return -(-width // self.group) if self.group else min(1, width)
 
-    def _parts(
-        self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray
-    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """x, codes [n, D], scales [n, G] -> views [n, g, size], [n, g, size], [n, g] of equal groups.
+    def _by_groups(
+        self,
+        work: Callable[[np.ndarray, np.ndarray, np.ndarray], bool],
+        x: np.ndarray,
+        codes: np.ndarray,
+        scales: np.ndarray,
+    ) -> bool:
+        """Work on x, codes [n, D], scales [n, G] as [n, G, size], [n, G, size], [n, G]; False if it said so.
 
-        One part, or two if `group` does not divide the width. Splitting the last axis never copies.
+        It works twice if `group` does not divide the width. Splitting the last axis never copies.
         """
-        n, width = x.shape
         if not x.size:
-            return []
+            return True
+        n, width = x.shape
         group = self.group or width
-        whole = width // group
-        cut = whole * group
-        if cut == width:
+        whole, rest = divmod(width, group)
+        if not rest:
             block = (n, whole, group)
-            return [(x.reshape(block), codes.reshape(block), scales)]
-        parts = []
-        if whole:
-            block = (n, whole, group)
-            parts.append((x[:, :cut].reshape(block), codes[:, :cut].reshape(block), scales[:, :whole]))
-        if cut < width:
-            parts.append((x[:, None, cut:], codes[:, None, cut:], scales[:, whole:]))
-        return parts
+            return scratch.by_rows(group, work, x.reshape(block), codes.reshape(block), scales)
+        cut = width - rest
+        if not self._by_groups(work, x[:, :cut], codes[:, :cut], scales[:, :whole]):
+            return False
+        return scratch.by_rows(rest, work, x[:, None, cut:], codes[:, None, cut:], scales[:, whole:])
 
     def _lengths(self, counts: np.ndarray) -> np.ndarray:
         """Kept values in each row [n] -> kept values in each group [G], none of them zero."""
@@ -200,28 +199,36 @@ class Scaled(PackStage):
 
     def _quantise(self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> bool:
         """x [n, G, S] -> codes [n, G, S], scales [n, G]; False on NaN or Inf."""
-        n, groups, size = x.shape
-        rows = max(1, scratch.BLOCK_VALUES // (groups * size))
-        most = min(n, rows) * groups * size
-        buffer = scratch.words(most)[0].view(np.float32)
-        starts = np.arange(0, most, size)
-        for start in range(0, n, rows):
-            block = x[start : start + rows]
-            flat = buffer[: block.size]
-            work = flat.reshape(block.shape)
-            scale = scales[start : start + rows]
-            np.abs(block, out=work)
-            if not self._to_scales(flat, starts[: len(block) * groups], scale):
-                return False
-            np.multiply(block, np.reciprocal(scale)[:, :, None], out=work)
-            self.to_codes(work, codes[start : start + rows])
+        if x.size > scratch.BLOCK_VALUES and len(x) > 1:
+            return all(map(self._quantise, *_blocks(x, codes, scales)))
+        flat = scratch.words(x.size)[0, : x.size].view(np.float32)
+        work = flat.reshape(x.shape)
+        np.abs(x, work)
+        fits = x.size <= scratch.BLOCK_VALUES  # a single row may be larger, and is not worth remembering
+        starts = (_starts if fits else _starts.__wrapped__)(x.size, x.shape[2])
+        if not self._to_scales(flat, starts, scales):
+            return False
+        np.multiply(x, np.reciprocal(scales)[:, :, None], work)
+        self.to_codes(work, codes)
         return True
 
-    def _expand(self, codes: np.ndarray, scales: np.ndarray, out: np.ndarray) -> None:
-        """codes [n, G, S] times scales [n, G] -> out [n, G, S]."""
-        _, groups, size = codes.shape
-        rows = max(1, scratch.BLOCK_VALUES // (groups * size))
-        for start in range(0, len(codes), rows):
-            block = out[start : start + rows]
-            self.from_codes(codes[start : start + rows], block)
-            np.multiply(block, scales[start : start + rows, :, None], out=block)
+    def _expand(self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> bool:
+        """codes [n, G, S] times scales [n, G] -> x [n, G, S]."""
+        if x.size > scratch.BLOCK_VALUES and len(x) > 1:
+            return all(map(self._expand, *_blocks(x, codes, scales)))
+        self.from_codes(codes, x)
+        np.multiply(x, scales[:, :, None], x)
+        return True
+
+
+def _blocks(*arrays: np.ndarray) -> list[list[np.ndarray]]:
+    """Each array [n, ..] cut into blocks of rows, so that those of the first fit the scratch."""
+    n = len(arrays[0])
+    rows = max(1, scratch.BLOCK_VALUES * n // arrays[0].size)
+    return [[array[start : start + rows] for start in range(0, n, rows)] for array in arrays]
+
+
+@lru_cache(maxsize=64)
+def _starts(values: int, size: int) -> np.ndarray:
+    """Where groups of `size` values begin."""
+    return np.arange(0, values, size)

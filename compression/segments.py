@@ -10,13 +10,14 @@ import numpy as np
 from .errors import CodecError, WireError
 
 Buffer = Any  # bytes, bytearray, memoryview or a C-contiguous array: whatever has the buffer protocol
+_SIZED = np.ndarray, memoryview
 _FEW = 64  # numbers: a list of them is looked through in half the time of a reduction
 
 
 def nbytes(segment: Buffer) -> int:
     """Size of one segment in bytes; WireError if it is no buffer."""
     try:
-        return segment.nbytes if isinstance(segment, (np.ndarray, memoryview)) else len(segment)
+        return segment.nbytes if isinstance(segment, _SIZED) else len(segment)
     except TypeError:
         raise WireError(f"a segment must be a buffer, not {type(segment).__name__}") from None
 

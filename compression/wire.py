@@ -43,7 +43,9 @@ PIECE_BYTES = 1 << 16  # segments from this size on are pieces of their own
 _MARK = int.from_bytes(MAGIC + struct.pack("<I", VERSION), "little")
 _PRELUDE = struct.Struct("<QQQII")
 _HASHED = 16
-_ZEROS = bytes(_PRELUDE.size + 8 * MAX_SEGMENTS + ALIGNMENT)  # the longest gap is the open prelude
+_CHECKSUM = struct.Struct("<Q")
+_ZEROS = bytes(_PRELUDE.size + 8 * MAX_SEGMENTS)  # enough for an open prelude with all sizes
+_GAPS = [bytes(size) for size in range(ALIGNMENT)]
 _SIZES = [struct.Struct(f"<{count}Q") for count in range(17)]
 
 
@@ -68,32 +70,29 @@ def pack_pieces(
             f"a frame holds a list or dict of up to {MAX_HEADER_BYTES} bytes and up to {MAX_SEGMENTS} "
             f"segments, not a {type(header).__name__} of {len(head)} bytes and {len(segments)} segments"
         )
-    parts = [_flat(segment) for segment in segments]
-    sizes = [part.size for part in parts]
+    sizes = list(map(nbytes, segments))
     table = _table(len(sizes))
     start = _PRELUDE.size + table.size
     end = start + len(head)
-    starts = []
-    for size in sizes:
-        starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
-        end = starts[-1] + size
+    pieces: list[np.ndarray] = []
+    run: list[Buffer] = [_ZEROS[:start], head]  # copied bytes since the last piece
+    for size, segment in zip(sizes, segments, strict=True):
+        gap = -end % ALIGNMENT
+        end += gap + size
+        run.append(_GAPS[gap])
+        if size < piece_bytes:
+            run.append(segment)
+        else:
+            pieces += [_joined(run), np.frombuffer(_contiguous(segment), np.uint8)]
+            run = []
     if end > MAX_FRAME_BYTES:
         raise CodecError(f"a frame may have up to {MAX_FRAME_BYTES} bytes, not {end}")
-    pieces: list[np.ndarray] = []
-    run: list[tuple[int, Buffer]]
-    low, run = 0, [(start, head)]  # copied bytes since the last piece, by offset
-    for begin, part in zip(starts, parts, strict=True):
-        if part.size < piece_bytes:
-            run.append((begin, part))
-            continue
-        pieces += [_copied(run, low, begin), part]
-        low, run = begin + part.size, []
-    if low < end:
-        pieces.append(_copied(run, low, end))
+    if run:
+        pieces.append(_joined(run))
     first = pieces[0].data
-    table.pack_into(first, _PRELUDE.size, *sizes)
     _PRELUDE.pack_into(first, 0, _MARK, 0, end, len(head), len(sizes))
-    struct.pack_into("<Q", first, 8, _checksum([piece.data for piece in pieces]))
+    table.pack_into(first, _PRELUDE.size, *sizes)
+    _CHECKSUM.pack_into(first, 8, _checksum([piece.data for piece in pieces]))
     return pieces
 
 
@@ -128,7 +127,7 @@ def unpack(
     stop = end
     places = []
     for length in table.unpack_from(view, _PRELUDE.size):
-        begin = -(-stop // ALIGNMENT) * ALIGNMENT
+        begin = stop + -stop % ALIGNMENT
         stop = begin + length
         places.append((begin, stop))
     if stop != size:
@@ -141,14 +140,11 @@ def unpack(
     return header, _segments(pieces, places)
 
 
-def _copied(run: list[tuple[int, Buffer]], low: int, high: int) -> np.ndarray:
-    """Bytes [low, high) of a frame: parts at their offsets, zeros between them (the prelude stays open)."""
-    chunks = []
-    for begin, part in run:
-        chunks += [_ZEROS[: begin - low], part]
-        low = begin + len(part)
-    chunks.append(_ZEROS[: high - low])
-    return np.frombuffer(bytearray().join(chunks), np.uint8)
+def _joined(run: list[Buffer]) -> np.ndarray:
+    try:
+        return np.frombuffer(bytearray().join(run), np.uint8)
+    except TypeError:  # an array with gaps
+        return np.frombuffer(bytearray().join(map(_contiguous, run)), np.uint8)
 
 
 def _checksum(pieces: list[memoryview]) -> int:
@@ -193,18 +189,14 @@ def _table(count: int) -> struct.Struct:
     return _SIZES[count] if count < len(_SIZES) else struct.Struct(f"<{count}Q")
 
 
-def _flat(segment: Buffer) -> np.ndarray:
-    """The segment's bytes as uint8, without a copy if it is contiguous."""
-    if not nbytes(segment):
-        return np.empty(0, np.uint8)
-    if isinstance(segment, np.ndarray) and not segment.flags.c_contiguous:
-        segment = np.ascontiguousarray(segment)
-    return np.frombuffer(segment, np.uint8)
+def _contiguous(segment: Buffer) -> Buffer:
+    """The segment, copied only if it is an array with gaps."""
+    return np.ascontiguousarray(segment) if isinstance(segment, np.ndarray) else segment
 
 
 def _bytes(buffer: Buffer) -> memoryview:
     try:
         view = memoryview(buffer)
-        return view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
+        return view.cast("B") if view.nbytes else memoryview(b"")
     except (TypeError, ValueError, BufferError):
         raise WireError(f"a frame must be a contiguous buffer, not {type(buffer).__name__}") from None
