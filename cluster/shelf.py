@@ -81,7 +81,7 @@ class Shelf:
 
         Pieces for which there is no room travel themselves.
         """
-        if all(len(piece) < LEAST_BYTES for piece in frame):
+        if max(map(len, frame)) < LEAST_BYTES:
             return list(frame)
         places, here, parts = [], [], []
         end = _HEAD.size + len(frame) * _PLACE.size

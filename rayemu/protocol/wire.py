@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from itertools import islice
+from operator import attrgetter
 from typing import Any, get_args
 
 import numpy as np
@@ -29,6 +31,15 @@ _TYPES = {
     for k in _KINDS
 }
 _LARGEST = 1 << 40
+
+
+def _scalars_of(kind: Any) -> Callable[[Any], tuple[Any, ...]]:
+    names = _SCALARS[kind]
+    get: Callable[[Any], Any] = attrgetter(*names)
+    return get if len(names) > 1 else lambda message: (get(message),)
+
+
+_GET_SCALARS = {kind: _scalars_of(kind) for kind in _KINDS}
 
 
 class Wire:
@@ -63,8 +74,8 @@ class Wire:
                 segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
         if self.clock is not None and isinstance(message, (Dispatch, Reply)):
             message.sent_at = self.clock()
-        scalars = [getattr(message, name) for name in _SCALARS[kind]]
-        return pack_pieces([_KIND_OF[kind], codec, scalars, arrays], segments, piece_bytes)
+        header = [_KIND_OF[kind], codec, _GET_SCALARS[kind](message), arrays]
+        return pack_pieces(header, segments, piece_bytes)
 
     def decode(self, frame: Any) -> Message:
         """Turn a frame, whole or in pieces, back into the message.
@@ -76,7 +87,7 @@ class Wire:
             number, coded_by, scalars, arrays = header
             self.decoded_by = _index(coded_by, len(self.codecs))
             kind = _KINDS[_index(number, len(_KINDS))]
-            if [type(value) for value in scalars] != _TYPES[kind] or len(arrays) != len(kind.ARRAYS):
+            if list(map(type, scalars)) != _TYPES[kind] or len(arrays) != len(kind.ARRAYS):
                 raise WireError(f"{kind.__name__}: fields of other types than {_TYPES[kind]}")
             taken = iter(segments)
             values: list[Any] = []
@@ -87,7 +98,7 @@ class Wire:
                     codec = self.codecs[self.decoded_by]
                     _, rows, width, count, meta = description
                     shape = (_index(rows, _LARGEST), _index(width, _LARGEST))
-                    values.append(codec.decode(meta, [next(taken) for _ in range(_index(count, 9))], shape))
+                    values.append(codec.decode(meta, list(islice(taken, _index(count, 9))), shape))
                 else:
                     values.append(_array(description, next(taken)))
             if next(taken, None) is not None:
