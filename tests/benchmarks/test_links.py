@@ -44,7 +44,7 @@ def test_it_measures_both_and_what_crossed_between_nodes(
 
 
 def _bytes_between_nodes() -> tuple[float, float]:
-    """Bytes per batch if every batch's home were on the node that sends least, and on the one that sends most.
+    """Bytes per batch if all homes were on the node that sends least, and if on the one that sends most.
 
     A token crosses once however many of its experts are over there; each expert's output comes back.
     """
