@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log2
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from .policy import Change, MakeCodec
 EVERY = 16  # frames between two decisions
 SAMPLE_EVERY = 32  # decisions between two samples of how well rows compress
 WINS = 3  # decisions in a row that another codec must win
+STEPS = 4  # in which a rate doubles: less is nothing new
 WORTH = 0.8  # another codec must be predicted to take less than this part of the present one's time
 
 
@@ -90,7 +92,7 @@ class AdaptiveChooser:
         self.current = 0
         self._calls = self._wins = 0
         self._rival = 0  # who won the last decisions
-        self._known: tuple[float, bool, int] | None = None  # what the last one was made from
+        self._known: tuple[int, bool, int] | None = None  # what the last one was made from, roughly
         self._changes: list[Change] = []
 
     def choose(self, rows: np.ndarray) -> int:
@@ -111,7 +113,7 @@ class AdaptiveChooser:
         codecs = self.policy.codecs
         again = self._calls % (EVERY * SAMPLE_EVERY) == 0
         hidden = gauge.hidden(rate)
-        known = rate, hidden, rows.nbytes.bit_length()
+        known = round(STEPS * log2(rate)), hidden, rows.nbytes.bit_length()
         if known == self._known and self._rival == self.current and not again:
             return  # nothing is new
         self._known = known
