@@ -17,7 +17,7 @@ _FEW = 64  # numbers: a list of them is looked through in half the time of a red
 def nbytes(segment: Buffer) -> int:
     """Size of one segment in bytes; WireError if it is no buffer."""
     try:
-        return segment.nbytes if isinstance(segment, _SIZED) else len(segment)
+        return segment.nbytes if isinstance(segment, _SIZED) else memoryview(segment).nbytes
     except TypeError:
         raise WireError(f"a segment must be a buffer, not {type(segment).__name__}") from None
 

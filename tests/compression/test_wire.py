@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from array import array
 
 import numpy as np
 import pytest
@@ -98,14 +99,15 @@ def test_buffers_of_every_kind() -> None:
         memoryview(x),
         bytearray(b"ab"),
         x.astype(np.float16),
-        True,
+        array("d", [1.5, -2.0]),
     ]
-    frame = pack([], cells[:-1])
+    frame = pack([], cells)
     assert [bytes(s) for s in unpack(frame)[1]] == [
         *(np.ascontiguousarray(c).tobytes() for c in cells[:4]),
         x.tobytes(),
         b"ab",
         x.astype(np.float16).tobytes(),
+        struct.pack("=2d", 1.5, -2.0),
     ]
     for received in (
         frame,
