@@ -17,7 +17,7 @@ from .policy import Change, MakeCodec
 EVERY = 16  # frames between two decisions
 SAMPLE_EVERY = 32  # decisions between two samples of how well rows compress
 WINS = 3  # decisions in a row that another codec must win
-STEPS = 4  # in which a rate doubles: less is nothing new
+STEPS = 4  # in which a rate doubles: one of the same step, within a fifth, is not new
 WORTH = 0.8  # another codec must be predicted to take less than this part of the present one's time
 
 

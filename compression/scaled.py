@@ -204,8 +204,8 @@ class Scaled(PackStage):
         flat = scratch.words(x.size)[0, : x.size].view(np.float32)
         work = flat.reshape(x.shape)
         np.abs(x, work)
-        fits = x.size <= scratch.BLOCK_VALUES  # a single row may be larger, and is not worth remembering
-        starts = (_starts if fits else _starts.__wrapped__)(x.size, x.shape[2])
+        # A single row may be larger than a block: its starts are not worth remembering.
+        starts = _starts(flat.size, x.shape[2]) if len(x) > 1 else np.arange(0, flat.size, x.shape[2])
         if not self._to_scales(flat, starts, scales):
             return False
         np.multiply(x, np.reciprocal(scales)[:, :, None], work)

@@ -16,19 +16,8 @@ def test_it_measures_both_and_what_crossed_between_nodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "links.json"
-    argv = [
-        "--size",
-        "small",
-        "--rates",
-        "none,50 MB/s",
-        "--streams",
-        "2",
-        "--batches",
-        "3",
-        "--out",
-        str(out),
-    ]
-    assert links.main(argv) == 0
+    argv = "--size small --streams 2 --batches 3 --rates".split()
+    assert links.main([*argv, "none,50 MB/s", "--out", str(out)]) == 0
     results = json.loads(out.read_text())["results"]
     assert [r["node_link"] for r in results] == [None, "50 MB/s"]
     least, most = _bytes_between_nodes()

@@ -140,6 +140,26 @@ def test_larger_frames_are_decided_anew_though_the_link_is_as_before() -> None:
         assert str(policy.codecs[index]) == name
 
 
+def test_it_predicts_again_only_when_the_rate_is_another() -> None:
+    class Link(Gauge):
+        rate = 0.0
+        predictions = 0
+
+        def seconds(self, *given: Any) -> float:
+            self.predictions += 1
+            return super().seconds(*given)
+
+    link = Link(Fixed(SPEEDS))
+    chooser = make_policy("auto").chooser(link)
+    made = []
+    for rate in (1.6e10, 1.61e10, 1.59e10, 3.2e10):
+        link.rate, before = rate, link.predictions
+        for _ in range(2 * EVERY):
+            chooser.choose(ROWS)
+        made.append(link.predictions - before)
+    assert made == [3, 0, 0, 3]  # of each of the three codecs, once
+
+
 def test_it_says_why_it_changed_and_goes_back_when_the_link_recovers() -> None:
     policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS))
     chooser = policy.chooser(gauge)
