@@ -125,7 +125,7 @@ class ModuleRuntime:
                 self._emit(machine.tick(clock()), time.time())
 
     def _on_frame(self, frame: Any) -> None:
-        start, began = time.time(), time.thread_time()
+        start = time.time()
         try:
             message = self.wire.decode(frame)
         except WireError:
@@ -135,27 +135,31 @@ class ModuleRuntime:
             self._inject(message.fault)
             return
         if isinstance(message, (Dispatch, Reply)):
-            self._gauge(message, frame, start, time.thread_time() - began)
+            if message.sent_at:
+                self._gauge(message, frame, start)
+            if self.wire.decoded_by:
+                self._note_coder(self.wire.decoded_by, message, True)
+                self._record_rows(DECODE, message, self.me, start, codec=self.wire.decoded_by)
         if isinstance(message, Epoch):
             for address, endpoint in enumerate(message.endpoints):
                 if address != self.me:
                     self.link.connect(address, endpoint if message.state[address] != DEAD else "")
         self._emit(self.machine.receive(message, time.monotonic()), start)
 
-    def _gauge(self, message: Dispatch | Reply, frame: list[Any], start: float, decode_s: float) -> None:
-        """Take in what a frame with rows tells of the link, and of the codec if it went through one."""
-        machine, codec = self.machine, self.wire.decoded_by
-        if message.sent_at:
-            if isinstance(message, Reply):
-                sender = message.sender
-            else:
-                sender = message.via if message.via >= 0 else message.home
-            gauge = machine.gauges.get(machine.level(sender))
-            if gauge is not None:
-                gauge.arrived(sum(map(len, frame)), start - message.sent_at)
-        if codec:
-            machine.coders.used(self.config.codecs[codec], message.rows.nbytes, decode_s, True)
-            self._record_rows(DECODE, message, self.me, start, codec=codec)
+    def _gauge(self, message: Dispatch | Reply, frame: list[Any], start: float) -> None:
+        """Take in what a frame with rows tells of the link."""
+        if isinstance(message, Reply):
+            sender = message.sender
+        else:
+            sender = message.via if message.via >= 0 else message.home
+        gauge = self.machine.gauges.get(self.machine.level(sender))
+        if gauge is not None and gauge.wants():
+            gauge.arrived(sum(map(len, frame)), start - message.sent_at)
+
+    def _note_coder(self, codec: int, message: Dispatch | Reply, decoding: bool) -> None:
+        """Take in how long the codec of a message's rows took just now."""
+        coders, wire = self.machine.coders, self.wire
+        coders.used(wire.codecs[codec], message.rows.nbytes, wire.coder_s, decoding)
 
     def _gauge_load(self, now: float) -> None:
         """Tell the policies how busy the cores are, or this module, which may have but a share of one."""
@@ -187,15 +191,14 @@ class ModuleRuntime:
         for send in sends:
             message, to = send.message, send.to
             level = self.machine.level(to)
-            began, began_cpu = time.time(), time.thread_time()
+            began = time.time()
             try:
                 pieces = self.wire.encode_pieces(message, send.codec)
             except CodecError:  # a value that this codec cannot carry
                 self.machine.refuse_codec(send)
                 pieces = self.wire.encode_pieces(message)
             if send.codec and isinstance(message, (Dispatch, Reply)):
-                codec, encode_s = self.config.codecs[send.codec], time.thread_time() - began_cpu
-                self.machine.coders.used(codec, message.rows.nbytes, encode_s, False)
+                self._note_coder(send.codec, message, False)
                 self._record_rows(ENCODE, message, self.me, began, level=level, codec=send.codec)
             self.weather.send(to, pieces, time.monotonic())
             if isinstance(message, (Dispatch, Reply)):

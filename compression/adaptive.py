@@ -99,8 +99,7 @@ class AdaptiveChooser:
         gauge = self.gauge
         if gauge is not None:
             gauge.offered += rows.nbytes
-            rate = gauge.rate if self._calls % EVERY == 0 and rows.size else None
-            if rate is not None:
+            if self._calls % EVERY == 0 and rows.size and (rate := gauge.rate) is not None:
                 self._decide(rows, gauge, rate)
         self._calls += 1
         return self.current

@@ -47,11 +47,6 @@ class ProtocolConfig:
             raise CodecError(f"exchange.codec: {len(table)} codecs in one run; at most {MOST_CODECS} fit")
         return tuple(table)
 
-    @property
-    def keeps_paths(self) -> bool:
-        """Whether results need notes for an exact replay: a codec loses bits or choices may drop."""
-        return self.drop_lost_experts or any(not c.lossless for c in self.codecs)
-
     @classmethod
     def from_scenario(cls, scenario: Any) -> ProtocolConfig:
         """Build the policies that a validated scenario names."""

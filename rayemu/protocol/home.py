@@ -201,17 +201,12 @@ class Home:
         for parked in [p for p in self.parked if p.expert == m.expert]:
             self.parked.remove(parked)
             unit = parked.unit
-            paths = unit.shard.dispatch_paths
-            assert unit.rows is not None and unit.have is not None and paths is not None
+            assert unit.rows is not None and unit.have is not None
             unit.rows[parked.pairs] = 0
             unit.have[parked.pairs] = True
             unit.left -= len(parked.pairs)
-            self._paths(paths, unit)[parked.pairs] = DROPPED
+            unit.shard.note(unit, parked.pairs, DROPPED, 0)
             self._advance(unit, now)
-
-    @staticmethod
-    def _paths(paths: np.ndarray, unit: Unit) -> np.ndarray:
-        return paths[unit.layer, unit.low : unit.high].reshape(-1)  # [t * K], a view
 
     # -- requests -------------------------------------------------------------------------------------
     def _open(self, unit: Unit, parcel: Parcel, now: float) -> None:
@@ -261,10 +256,8 @@ class Home:
             unit.rows[pairs] = rows
             unit.have[pairs] = True
             unit.left -= len(pairs)
-            if (dispatch_path or combine_path) and unit.shard.dispatch_paths is not None:
-                assert unit.shard.combine_paths is not None
-                self._paths(unit.shard.dispatch_paths, unit)[pairs] = dispatch_path
-                self._paths(unit.shard.combine_paths, unit)[pairs] = combine_path
+            if dispatch_path or combine_path:
+                unit.shard.note(unit, pairs, dispatch_path, combine_path)
         self.requests.answered(m.request, now)
         if unit.left == 0:
             self._advance(unit, now)

@@ -87,12 +87,13 @@ class ModuleMachine:
         self.gauges = {
             level: gauges[level] for (_, level), (chooser, _) in self._links.items() if chooser.learns
         }
+        nodes = view.module_to_node.tolist()
+        self._levels = [MODULE if node == nodes[me] else NODE for node in nodes]
+        self._levels[me] = LOCAL
 
     def level(self, to: int) -> int:
         """Return the link level between this module and another address."""
-        if to == self.me or to < 0:
-            return LOCAL
-        return MODULE if self.view.module_to_node[to] == self.view.module_to_node[self.me] else NODE
+        return self._levels[to] if to >= 0 else LOCAL
 
     def receive(self, message: Message, now: float) -> list[Send]:
         """Handle one message."""

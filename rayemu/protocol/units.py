@@ -45,11 +45,21 @@ class HeldShard:
     shards: int
     y: np.ndarray  # [t, D]
     expert_tokens: np.ndarray  # [L, E] int32
-    dispatch_paths: np.ndarray | None  # [L, t, K] uint8
-    combine_paths: np.ndarray | None
+    # [L, t, K] uint8, from the first pair on of which there is anything to note
+    dispatch_paths: np.ndarray | None = None
+    combine_paths: np.ndarray | None = None
     units: list[Unit] = field(default_factory=list)
     units_left: int = 0
     result: Result | None = None
+
+    def note(self, unit: Unit, pairs: np.ndarray, dispatch_path: int, combine_path: int) -> None:
+        """Note what lossy codecs, or a drop, did to the rows of a unit's pairs [n] in its present layer."""
+        assert unit.experts is not None
+        if self.dispatch_paths is None or self.combine_paths is None:
+            shape = len(self.expert_tokens), len(self.y), unit.experts.shape[1]
+            self.dispatch_paths, self.combine_paths = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        for paths, path in ((self.dispatch_paths, dispatch_path), (self.combine_paths, combine_path)):
+            paths[unit.layer, unit.low : unit.high].reshape(-1)[pairs] = path  # [t * K], a view
 
 
 @dataclass(slots=True, eq=False)
@@ -64,19 +74,15 @@ class Parked:
 
 def hold(m: Shard, model: Model, config: ProtocolConfig, new_rows: NewRows) -> HeldShard:
     """Make what a home keeps of a shard that it was given, its units not begun."""
-    layers, rows = len(model.layers), len(m.rows)
-    paths = (layers, rows, model.spec.top_k) if config.keeps_paths else None
     shard = HeldShard(
         m.batch,
         m.shard,
         m.start,
         m.shards,
         new_rows(*m.rows.shape),
-        np.zeros((layers, model.spec.experts), np.int32),
-        np.zeros(paths, np.uint8) if paths else None,
-        np.zeros(paths, np.uint8) if paths else None,
+        np.zeros((len(model.layers), model.spec.experts), np.int32),
     )
-    cuts = cut_micro_batches(rows, config.micro_batches)
+    cuts = cut_micro_batches(len(m.rows), config.micro_batches)
     shard.units = [Unit(shard, n, low, high, m.rows[low:high]) for n, (low, high) in enumerate(cuts)]
     shard.units_left = len(shard.units)
     return shard

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from itertools import islice
 from operator import attrgetter
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -31,6 +32,7 @@ _TYPES = {
     for k in _KINDS
 }
 _LARGEST = 1 << 40
+_Coded = TypeVar("_Coded")
 
 
 def _scalars_of(kind: Any) -> Callable[[Any], tuple[Any, ...]]:
@@ -49,6 +51,7 @@ class Wire:
         self.codecs = codecs
         self.clock = clock  # for the time at which coded rows are sent
         self.decoded_by = 0  # number of the codec of the frame that was decoded last
+        self.coder_s = 0.0  # of the processor, for the rows last coded; 0 with the first codec, raw
 
     def encode(self, message: Message, codec: int = 0) -> np.ndarray:
         """Turn a message into one contiguous frame (uint8)."""
@@ -66,16 +69,26 @@ class Wire:
             if array is None:
                 arrays.append(None)
             elif name == "rows" and kind in (Dispatch, Reply):
-                meta, encoded = self.codecs[codec].encode(array)
+                meta, encoded = self._timed(codec, self.codecs[codec].encode, array)
                 arrays.append([_CODED, *array.shape, len(encoded), meta])
                 segments += encoded
+                if self.clock is not None:
+                    message.sent_at = self.clock()  # type: ignore[union-attr]
             else:
                 arrays.append([_DTYPE_CODE[array.dtype], *array.shape])
                 segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-        if self.clock is not None and isinstance(message, (Dispatch, Reply)):
-            message.sent_at = self.clock()
         header = [_KIND_OF[kind], codec, _GET_SCALARS[kind](message), arrays]
         return pack_pieces(header, segments, piece_bytes)
+
+    def _timed(self, codec: int, coder: Callable[..., _Coded], *args: Any) -> _Coded:
+        """Run a coder and note how long it took: raw, the first, moves nothing and need not be timed."""
+        if not codec:
+            self.coder_s = 0.0
+            return coder(*args)
+        began = time.thread_time()
+        coded = coder(*args)
+        self.coder_s = time.thread_time() - began
+        return coded
 
     def decode(self, frame: Any) -> Message:
         """Turn a frame, whole or in pieces, back into the message.
@@ -95,10 +108,11 @@ class Wire:
                 if description is None:
                     values.append(None)
                 elif description[0] == _CODED:
-                    codec = self.codecs[self.decoded_by]
                     _, rows, width, count, meta = description
                     shape = (_index(rows, _LARGEST), _index(width, _LARGEST))
-                    values.append(codec.decode(meta, list(islice(taken, _index(count, 9))), shape))
+                    coded = list(islice(taken, _index(count, 9)))
+                    decode = self.codecs[self.decoded_by].decode
+                    values.append(self._timed(self.decoded_by, decode, meta, coded, shape))
                 else:
                     values.append(_array(description, next(taken)))
             if next(taken, None) is not None:

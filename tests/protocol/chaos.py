@@ -87,7 +87,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
         if result.dispatch_paths is not None and result.combine_paths is not None:
             replay = PathReplay(result.dispatch_paths, result.combine_paths, config.codecs)
         assert np.array_equal(reference_forward(model, x, replay), result.y), "not bit-identical"
-    return Outcome(simulator, fault, config.keeps_paths)
+    return Outcome(simulator, fault, not all(codec.lossless for codec in config.codecs))
 
 
 def plan(simulator: Simulator, fault: str, modules: int, rng: np.random.Generator) -> None:
