@@ -61,7 +61,7 @@ class ModuleRuntime:
         self.model = model
         view = view_of(epoch, setup.module_to_node, model.spec.experts)
         self.machine = ModuleMachine(module, incarnation, self.config, model, view, link.new_rows)
-        self.wire = Wire(self.config.codecs, time.time if self.machine.gauges else None)
+        self.wire = Wire(self.config.codecs)
         self.link = link
         pace = self._port if setup.links else None
         self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
@@ -153,7 +153,7 @@ class ModuleRuntime:
         else:
             sender = message.via if message.via >= 0 else message.home
         gauge = self.machine.gauges.get(self.machine.level(sender))
-        if gauge is not None and gauge.wants():
+        if gauge is not None:
             gauge.arrived(sum(map(len, frame)), start - message.sent_at)
 
     def _note_coder(self, codec: int, message: Dispatch | Reply, decoding: bool) -> None:
@@ -193,7 +193,7 @@ class ModuleRuntime:
             level = self.machine.level(to)
             began = time.time()
             try:
-                pieces = self.wire.encode_pieces(message, send.codec)
+                pieces = self.wire.encode_pieces(message, send.codec, timed=send.timed)
             except CodecError:  # a value that this codec cannot carry
                 self.machine.refuse_codec(send)
                 pieces = self.wire.encode_pieces(message)

@@ -86,6 +86,7 @@ class AdaptiveChooser:
     """Decides anew every few frames. Without a gauge, or before anything arrived, the first codec is used."""
 
     learns = True
+    timed = False
 
     def __init__(self, policy: Auto | Deadline, gauge: Gauge | None) -> None:
         self.policy, self.gauge = policy, gauge
@@ -98,7 +99,9 @@ class AdaptiveChooser:
     def choose(self, rows: np.ndarray) -> int:
         gauge = self.gauge
         if gauge is not None:
+            gauge.frames += 1
             gauge.offered += rows.nbytes
+            self.timed = self._calls % gauge.every == 0
             if self._calls % EVERY == 0 and rows.size and (rate := gauge.rate) is not None:
                 self._decide(rows, gauge, rate)
         self._calls += 1

@@ -13,7 +13,7 @@ from .errors import CodecError
 
 WINDOW = 128  # frames that tell of a link
 FRESH = 32  # frames between two looks at them
-ENOUGH = 128  # frames a second: more would cost more and tell no more
+ENOUGH = 128  # frames a second that are timed: more would cost more and tell no more
 DOUBTS = 4  # looks of which the highest rate counts: in doubt a link is fast
 LEAST = 2  # looks before anything is said
 NOISE_S = 2e-4  # by which even the soonest of many frames differ on a busy machine
@@ -102,29 +102,23 @@ class Gauge:
         self._frames: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (bytes, seconds)
         self._rates: deque[float] = deque(maxlen=DOUBTS)
         self._fresh = 0
-        self._came = 0  # frames since the last measurement
-        self._every = 1  # how many of them there are for one that is wanted
-        self.offered = 0  # bytes of rows given to choosers, in all: they add to it
-        self._measured = 0  # and of these at the last measurement
+        self.frames = self.offered = 0  # given to choosers, and bytes of their rows: they add to both
+        self.every = 1  # frames for one that is timed
+        self._measured = 0, 0  # frames and bytes at the last measurement
         self._load = 0.0  # bytes of rows per second
         self._busy = 0.0
 
     def measured(self, seconds: float, busy: float) -> None:
         """Take in that `seconds` passed, in the part `busy` of which (0 to 1) processors had work."""
-        self._load += ((self.offered - self._measured) / seconds - self._load) / 2
+        frames, offered = self._measured
+        self._measured = self.frames, self.offered
+        self._load += ((self.offered - offered) / seconds - self._load) / 2
         self._busy += (busy - self._busy) / 2
-        self._measured = self.offered
-        self._every = max(1, round(self._came / seconds / ENOUGH))
-        self._came = 0
+        self.every = max(1, round((self.frames - frames) / seconds / ENOUGH))
 
     def hidden(self, rate: float) -> bool:
         """Tell whether the link's time passes behind work: coders would only add to that."""
         return self._busy > BUSY and self._load < FREE * rate
-
-    def wants(self) -> bool:
-        """Tell whether the frame that came now is to be taken in; of a fast stream, only some are."""
-        self._came += 1
-        return self._came % self._every == 0
 
     def arrived(self, nbytes: int, seconds: float) -> None:
         """Take in that a frame took so long from its sender's hands into ours."""

@@ -42,6 +42,10 @@ class Chooser(Protocol):
     def choose(self, rows: np.ndarray) -> int:
         """Index into the policy's `codecs` of the codec for rows [n, D]."""
 
+    @property
+    def timed(self) -> bool:
+        """Whether the gauge wants to know how long the rows last chosen for are under way."""
+
     def changes(self) -> list[Change]:
         """Return and forget what changed since the last call."""
 
@@ -61,6 +65,7 @@ class _Settled:
     """For deciders that learn nothing."""
 
     learns: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
 
     def changes(self) -> list[Change]:
         return []

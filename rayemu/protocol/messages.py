@@ -292,3 +292,4 @@ class Send:
     to: int
     message: Message
     codec: int = 0
+    timed: bool = False  # whether the receiver is to learn when it was sent

@@ -185,6 +185,7 @@ class ModuleMachine:
                 level = self.level(send.to)
                 chooser, numbers = self._links[type(send.message), level]
                 send.codec = numbers[chooser.choose(send.message.rows)]
+                send.timed = chooser.timed
                 self._note(send, level)
                 sends += [self._tell(change, send.message, level, now) for change in chooser.changes()]
             sends.append(send)

@@ -47,9 +47,8 @@ _GET_SCALARS = {kind: _scalars_of(kind) for kind in _KINDS}
 class Wire:
     """Encodes and decodes for one run, whose `codecs` compress the rows of dispatches and replies."""
 
-    def __init__(self, codecs: tuple[Codec, ...], clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, codecs: tuple[Codec, ...]) -> None:
         self.codecs = codecs
-        self.clock = clock  # for the time at which coded rows are sent
         self.decoded_by = 0  # number of the codec of the frame that was decoded last
         self.coder_s = 0.0  # of the processor, for the rows last coded; 0 with the first codec, raw
 
@@ -58,9 +57,12 @@ class Wire:
         return self.encode_pieces(message, codec, 1 << 62)[0]
 
     def encode_pieces(
-        self, message: Message, codec: int = 0, piece_bytes: int = PIECE_BYTES
+        self, message: Message, codec: int = 0, piece_bytes: int = PIECE_BYTES, timed: bool = False
     ) -> list[np.ndarray]:
-        """Turn a message into a frame in pieces (uint8); large arrays are not copied and must not change."""
+        """Turn a message into a frame in pieces (uint8); large arrays are not copied and must not change.
+
+        A timed one, if it brings rows through codecs, tells when this was.
+        """
         kind = type(message)
         arrays: list[Any] = []
         segments: list[Any] = []
@@ -72,8 +74,7 @@ class Wire:
                 meta, encoded = self._timed(codec, self.codecs[codec].encode, array)
                 arrays.append([_CODED, *array.shape, len(encoded), meta])
                 segments += encoded
-                if self.clock is not None:
-                    message.sent_at = self.clock()  # type: ignore[union-attr]
+                message.sent_at = time.time() if timed else 0.0  # type: ignore[union-attr]
             else:
                 arrays.append([_DTYPE_CODE[array.dtype], *array.shape])
                 segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))

@@ -10,7 +10,7 @@ import pytest
 
 from rayemu.compression import CodecError, Coders, Gauge, make_codec, make_policy
 from rayemu.compression.adaptive import EVERY, WINS
-from rayemu.compression.gauge import FRESH, LEAST, Line
+from rayemu.compression.gauge import ENOUGH, FRESH, LEAST, Line
 
 ROWS = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)  # 256 KiB
 
@@ -158,6 +158,26 @@ def test_it_predicts_again_only_when_the_rate_is_another() -> None:
             chooser.choose(ROWS)
         made.append(link.predictions - before)
     assert made == [3, 0, 0, 3]  # of each of the three codecs, once
+
+
+def test_of_a_fast_stream_only_some_frames_are_timed_and_of_a_slow_one_all() -> None:
+    gauge = Gauge(Coders())
+    chooser = make_policy("auto").chooser(gauge)
+
+    def timed(frames: int) -> int:
+        """How many of so many frames in the next second."""
+        count = 0
+        for _ in range(frames):
+            chooser.choose(ROWS)
+            count += chooser.timed
+        gauge.measured(1.0, 0.5)
+        return count
+
+    assert timed(10 * ENOUGH) == 10 * ENOUGH  # nothing is known of the stream yet
+    assert timed(10 * ENOUGH) == ENOUGH
+    assert timed(ENOUGH // 2) == pytest.approx(ENOUGH / 20, abs=1)
+    assert timed(ENOUGH // 2) == ENOUGH // 2
+    assert not make_policy("int8").chooser(gauge).timed
 
 
 def test_it_says_why_it_changed_and_goes_back_when_the_link_recovers() -> None:
