@@ -39,7 +39,7 @@ from rayemu.protocol.server import SHARED, Job, run_job
 from rayemu.protocol.wire import Wire
 from rayemu.report.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, Recorder
 
-GAUGE_EVERY_S = 0.25
+GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
 TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
 TOTALS_EVERY = 10  # heartbeats by frame between two with running totals

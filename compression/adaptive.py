@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log2
+from random import random
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .errors import CodecError
 from .gauge import Gauge
 from .policy import Change, MakeCodec
 
-EVERY = 16  # frames between two decisions
+EVERY = 16  # timed frames between two decisions
 SAMPLE_EVERY = 32  # decisions between two samples of how well rows compress
 WINS = 3  # decisions in a row that another codec must win
 STEPS = 4  # in which a rate doubles: one of the same step, within a fifth, is not new
@@ -83,37 +84,47 @@ class Deadline:
 
 
 class AdaptiveChooser:
-    """Decides anew every few frames. Without a gauge, or before anything arrived, the first codec is used."""
+    """Decides anew every few frames. Without a gauge, or before anything arrived, the first codec is used.
+
+    A link is busiest where nothing is to be gained. So only the frames that are timed are looked at, each for
+    all since the one before, and which these are is left to chance: frames come in patterns.
+    """
 
     learns = True
-    timed = False
 
     def __init__(self, policy: Auto | Deadline, gauge: Gauge | None) -> None:
         self.policy, self.gauge = policy, gauge
         self.current = 0
-        self._calls = self._wins = 0
+        self.timed = False
+        self._untimed = 0 if gauge is not None else float("inf")  # frames before the next that is timed
+        self._looks = self._wins = 0
         self._rival = 0  # who won the last decisions
         self._known: tuple[int, bool, int] | None = None  # what the last one was made from, roughly
         self._changes: list[Change] = []
 
     def choose(self, rows: np.ndarray) -> int:
-        gauge = self.gauge
-        if gauge is not None:
-            gauge.frames += 1
-            gauge.offered += rows.nbytes
-            self.timed = self._calls % gauge.every == 0
-            if self._calls % EVERY == 0 and rows.size and (rate := gauge.rate) is not None:
-                self._decide(rows, gauge, rate)
-        self._calls += 1
+        self._untimed -= 1
+        self.timed = self._untimed < 0
+        if self.timed and self.gauge is not None:
+            self._look(rows, self.gauge)
         return self.current
 
     def changes(self) -> list[Change]:
         taken, self._changes = self._changes, []
         return taken
 
+    def _look(self, rows: np.ndarray, gauge: Gauge) -> None:
+        every = gauge.every
+        self._untimed = int(random() * (2 * every - 1))  # every - 1 on average
+        gauge.frames += every
+        gauge.offered += every * rows.nbytes
+        if self._looks % EVERY == 0 and rows.size and (rate := gauge.rate) is not None:
+            self._decide(rows, gauge, rate)
+        self._looks += 1
+
     def _decide(self, rows: np.ndarray, gauge: Gauge, rate: float) -> None:
         codecs = self.policy.codecs
-        again = self._calls % (EVERY * SAMPLE_EVERY) == 0
+        again = self._looks % (EVERY * SAMPLE_EVERY) == 0
         hidden = gauge.hidden(rate)
         known = round(STEPS * log2(rate)), hidden, rows.nbytes.bit_length()
         if known == self._known and self._rival == self.current and not again:

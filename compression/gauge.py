@@ -13,7 +13,7 @@ from .errors import CodecError
 
 WINDOW = 128  # frames that tell of a link
 FRESH = 32  # frames between two looks at them
-ENOUGH = 128  # frames a second that are timed: more would cost more and tell no more
+ENOUGH = 64  # frames a second that are timed: more would cost more and tell no more
 DOUBTS = 4  # looks of which the highest rate counts: in doubt a link is fast
 LEAST = 2  # looks before anything is said
 NOISE_S = 2e-4  # by which even the soonest of many frames differ on a busy machine
@@ -102,7 +102,7 @@ class Gauge:
         self._frames: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (bytes, seconds)
         self._rates: deque[float] = deque(maxlen=DOUBTS)
         self._fresh = 0
-        self.frames = self.offered = 0  # given to choosers, and bytes of their rows: they add to both
+        self.frames = self.offered = 0  # given to choosers, and bytes of their rows, as they estimate both
         self.every = 1  # frames for one that is timed
         self._measured = 0, 0  # frames and bytes at the last measurement
         self._load = 0.0  # bytes of rows per second
