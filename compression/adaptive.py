@@ -15,7 +15,7 @@ from .errors import CodecError
 from .gauge import Gauge
 from .policy import Change, MakeCodec
 
-EVERY = 16  # timed frames between two decisions
+EVERY = 8  # timed frames between two decisions
 SAMPLE_EVERY = 32  # decisions between two samples of how well rows compress
 WINS = 3  # decisions in a row that another codec must win
 STEPS = 4  # in which a rate doubles: one of the same step, within a fifth, is not new
@@ -115,7 +115,7 @@ class AdaptiveChooser:
 
     def _look(self, rows: np.ndarray, gauge: Gauge) -> None:
         every = gauge.every
-        self._untimed = int(random() * (2 * every - 1))  # every - 1 on average
+        self._untimed = round((every - 1) * (random() + random()))
         gauge.frames += every
         gauge.offered += every * rows.nbytes
         if self._looks % EVERY == 0 and rows.size and (rate := gauge.rate) is not None:

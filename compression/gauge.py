@@ -11,9 +11,9 @@ import numpy as np
 from .codec import Codec
 from .errors import CodecError
 
-WINDOW = 128  # frames that tell of a link
-FRESH = 32  # frames between two looks at them
-ENOUGH = 64  # frames a second that are timed: more would cost more and tell no more
+WINDOW = 64  # frames that tell of a link
+FRESH = 16  # frames between two looks at them
+ENOUGH = 32  # frames a second that are timed: more would cost more and tell no more
 DOUBTS = 4  # looks of which the highest rate counts: in doubt a link is fast
 LEAST = 2  # looks before anything is said
 NOISE_S = 2e-4  # by which even the soonest of many frames differ on a busy machine

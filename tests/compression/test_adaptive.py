@@ -102,10 +102,10 @@ def test_auto_leaves_the_processor_alone_while_the_link_keeps_up() -> None:
 
     def after(seconds: float, busy: float) -> int:
         """Choose many times; each time so many seconds pass, with so busy a processor."""
-        for count in range(1, 40 * EVERY):
-            index = chooser.choose(ROWS)
-            if count % 64 == 0:
-                gauge.measured(64 * seconds, busy)
+        for _ in range(8):
+            for _ in range(200):
+                index = chooser.choose(ROWS)
+            gauge.measured(200 * seconds, busy)
         return index
 
     # ROWS in 20 ms: 13 MB/s, a quarter of the link. In 6 ms: 44 MB/s, nearly all of it.
@@ -178,8 +178,9 @@ def test_of_a_fast_stream_only_some_frames_are_timed_and_of_a_slow_one_all() -> 
     assert timed(20 * ENOUGH) == pytest.approx(ENOUGH, rel=0.4)
     assert gauge.frames / (40 * ENOUGH) == pytest.approx(1, rel=0.2)  # each stands for those before it
     assert gauge.offered == gauge.frames * ROWS.nbytes
-    timed(ENOUGH // 2)
-    assert timed(ENOUGH // 2) > ENOUGH // 2 - 40
+    for _ in range(5):  # what was to be left out still is
+        timed(ENOUGH)
+    assert timed(ENOUGH) == ENOUGH
     assert not make_policy("int8").chooser(gauge).timed
 
 
