@@ -61,7 +61,7 @@ class ModuleRuntime:
         self.model = model
         view = view_of(epoch, setup.module_to_node, model.spec.experts)
         self.machine = ModuleMachine(module, incarnation, self.config, model, view, link.new_rows)
-        self.wire = Wire(self.config.codecs)
+        self.wire = Wire(self.config.codecs, time.time, time.thread_time)
         self.link = link
         pace = self._port if setup.links else None
         self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)

@@ -71,6 +71,28 @@ def test_rows_go_through_the_codec_of_the_frame(number: int, codec: str) -> None
     assert not np.array_equal(back.rows, ROWS)
 
 
+def test_only_timed_frames_tell_when_they_were_sent_also_if_the_message_was_sent_before() -> None:
+    wire, message = Wire(WIRE.codecs, wall_s=lambda: 17.5), sample(Dispatch)
+    times = []
+    for timed in (False, True, False):
+        back = wire.decode(wire.encode_pieces(message, timed=timed))
+        assert isinstance(back, Dispatch)
+        times.append(back.sent_at)
+    assert times == [0.0, 17.5, 0.0]
+
+
+def test_coders_are_timed_by_the_given_clock_and_raw_takes_none() -> None:
+    readings = iter([1.0, 1.25, 4.0, 7.5])  # before and after encoding, before and after decoding
+    wire = Wire(WIRE.codecs, processor_s=lambda: next(readings))
+    seconds = []
+    for codec in (0, 1):
+        frame = wire.encode_pieces(REPLY, codec)
+        seconds.append(wire.coder_s)
+        wire.decode(frame)
+        seconds.append(wire.coder_s)
+    assert seconds == [0.0, 0.0, 0.25, 3.5]
+
+
 @pytest.mark.parametrize(
     "message", [DISPATCH, REPLY, Heartbeat(1, 0, 3, {"rows": 2.0})], ids=lambda m: type(m).__name__
 )
