@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import socket
@@ -73,6 +72,8 @@ class ModuleRuntime:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
+        self.waiting: Job | None = None  # for a turn: it may still be filled
+        self.has_turn, self.filled = threading.Event(), threading.Event()
         self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
@@ -92,6 +93,7 @@ class ModuleRuntime:
         finally:
             self.stopping = True
             self.jobs.put(None)
+            self.filled.set()
             compute.join(timeout=5)
             beat.join(timeout=1)
             self.link.close()
@@ -112,6 +114,10 @@ class ModuleRuntime:
                 self._gauge_load(now)
             for frame in self.link.receive(max(0.0, wake - now)):
                 self._on_frame(frame)
+            if self.waiting is not None and self.has_turn.is_set():
+                machine.fill(self.waiting)
+                self.waiting = None
+                self.filled.set()
             while self.done:
                 job, start, end = self.done.popleft()
                 self.busy = False
@@ -249,6 +255,8 @@ class ModuleRuntime:
     def _start(self, job: Job) -> None:
         self.busy = True
         if job.flops >= INLINE_FLOPS:
+            if job.flops >= TURN_FLOPS:
+                self.waiting = job
             self.jobs.put(job)
             return
         start, end = self._run(job)
@@ -258,19 +266,31 @@ class ModuleRuntime:
     def _compute(self) -> None:
         with threadpool_limits(self.setup.blas_threads):
             while (job := self.jobs.get()) is not None:
-                self.done.append((job, *self._run(job)))
+                if job.flops < TURN_FLOPS:
+                    self.done.append((job, *self._run(job)))
+                else:
+                    with self.turns.one(self._in_trouble):
+                        self._take_what_came()
+                        self.done.append((job, *self._run(job)))
                 self.link.wake()
+
+    def _take_what_came(self) -> None:
+        """Have the loop add to the job that waited for a turn: more may have come for its expert."""
+        self.filled.clear()
+        self.has_turn.set()
+        self.link.wake()
+        while not self.filled.wait(1.0) and not self.stopping:
+            pass
+        self.has_turn.clear()
 
     def _in_trouble(self) -> bool:
         """Tell whether a module is dead or hangs: it may hold a turn."""
         return bool((self.machine.view.state != ALIVE).any())
 
     def _run(self, job: Job) -> tuple[float, float]:
-        """Compute a job, a large one in its turn; return when that began and ended."""
-        large = job.flops >= TURN_FLOPS
-        with self.turns.one(self._in_trouble) if large else contextlib.nullcontext():
-            start, began = time.time(), time.monotonic()
-            run_job(self.model, job, self.link.new_rows)
+        """Compute a job; return when that began and ended."""
+        start, began = time.time(), time.monotonic()
+        run_job(self.model, job, self.link.new_rows)
         until, factor = self.slow
         if began < until:  # a slowed module takes `factor` times as long
             time.sleep((time.monotonic() - began) * (factor - 1.0))

@@ -113,6 +113,10 @@ class ModuleMachine:
         """Take the next GEMM to compute, if any is worth starting."""
         return self.server.next_job(now)
 
+    def fill(self, job: Job) -> None:
+        """Add to a job that has not begun what has come in for it since."""
+        self.server.fill(job)
+
     def finish(self, job: Job, now: float) -> list[Send]:
         """Handle a computed job."""
         if job.expert == SHARED:

@@ -112,24 +112,32 @@ class ExpertServer:
         ready = [(g.first, key) for key, g in self.groups.items() if self._ready_at(g) <= now]
         if not ready:
             return None
-        key = min(ready)[1]
-        group = self.groups[key]
-        parts = [group.parts.pop(0)]
-        rows = parts[0].count
+        job = Job(*min(ready)[1], [], 0, 0.0)
+        self.fill(job)
+        return job
+
+    def fill(self, job: Job) -> None:
+        """Add to a job that has not begun what waits for its expert, up to JOB_ROWS or so."""
+        key = job.layer, job.expert
+        group = self.groups.get(key)
+        if group is None or (job.parts and job.expert == SHARED):
+            return
         # Jobs alike: a small last one would read all weights for a few rows.
-        share = group.rows / max(1, -(-group.rows // JOB_ROWS))
-        while key[1] != SHARED and group.parts and rows + group.parts[0].count / 2 <= share:
-            parts.append(group.parts.pop(0))
-            rows += parts[-1].count
-        group.rows -= rows
+        rows = job.rows + group.rows
+        share = 0.0 if job.expert == SHARED else rows / max(1, -(-rows // JOB_ROWS))
+        while group.parts and (not job.parts or job.rows + group.parts[0].count / 2 <= share):
+            part = group.parts.pop(0)
+            job.parts.append(part)
+            job.rows += part.count
+            group.rows -= part.count
         if not group.parts:
             del self.groups[key]
         per_row = self.model.spec.flops_per_row()
-        if key[1] == SHARED:
-            shared = self.model.layers[key[0]].shared
+        if job.expert == SHARED:
+            shared = self.model.layers[job.layer].shared
             assert shared is not None
             per_row = 2 * (shared.up.size + shared.down.size)
-        return Job(key[0], key[1], parts, rows, float(per_row) * rows)
+        job.flops = float(per_row) * job.rows
 
     def deadline(self) -> float:
         """When the earliest group becomes worth starting."""

@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +19,7 @@ import ray
 from rayemu import Emulator, Scenario
 from rayemu.cluster import local_ray
 from rayemu.cluster.turns import Turns
-from rayemu.report.record import DISPATCH, FORWARD, REPLY
+from rayemu.report.record import DISPATCH, FORWARD, GEMM, REPLY
 
 BASE: dict[str, Any] = {
     "model": {"d_model": 64, "d_ff": 128, "experts": 8, "top_k": 2, "layers": 2},
@@ -26,6 +28,11 @@ BASE: dict[str, Any] = {
     "exchange": {"min_shard_rows": 16},
     "run": {"seed": 5},
 }
+
+NEEDS_TURNS = pytest.mark.skipif(
+    sys.platform != "linux" or (os.cpu_count() or 1) >= 4,
+    reason="needs the semaphores of Linux and fewer cores than modules: 4",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,6 +123,27 @@ def test_auto_compresses_on_the_slow_link_only_and_says_so() -> None:
         assert coded[2] > 0.8 and coded[1] < 0.5
 
 
+@NEEDS_TURNS
+def test_a_job_that_waits_for_a_core_takes_what_comes_meanwhile() -> None:
+    """The test holds all turns until two batches are with the experts: each computes both at once."""
+    model = {"d_model": 512, "d_ff": 4096, "experts": 4, "top_k": 1, "layers": 1}  # a job: 2 GFLOP or more
+    with Emulator(scenario(model=model, placement={"copies": 1})) as emulator:
+        inputs = batches(3, rows=1600, width=512)
+        check(emulator, inputs[:1])
+        with contextlib.ExitStack() as held:
+            turns = Turns(emulator._backend.directory)
+            for _ in range(os.cpu_count() or 1):
+                held.enter_context(turns.one(lambda: False))
+            release = threading.Timer(2.0, held.pop_all().close)
+            release.start()
+            check(emulator, inputs[1:])
+            release.join()
+        record = emulator.record()
+        jobs = record[(record["kind"] == GEMM) & (record["batch"] > 0)]
+        assert sorted(set(jobs["expert"])) == [0, 1, 2, 3] and len(jobs) == 4
+        assert jobs["rows"].sum() == 2 * 1600
+
+
 def test_public_calls() -> None:
     with Emulator(scenario(cluster={"nodes": 1})) as emulator:
         x = batches(1)[0]
@@ -194,7 +222,7 @@ def test_hang_is_survived_and_forgiven() -> None:
         check(emulator, inputs[:5])
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) >= 4, reason="needs fewer cores than modules: 4")
+@NEEDS_TURNS
 @pytest.mark.parametrize("blow", [signal.SIGSTOP, signal.SIGKILL], ids=["hang", "kill"])
 def test_large_jobs_wait_for_turns_but_not_once_a_module_hangs_or_died(blow: signal.Signals) -> None:
     large = {"d_model": 256, "d_ff": 1024, "experts": 4, "top_k": 2, "layers": 1}

@@ -67,6 +67,24 @@ def test_jobs_are_alike_rather_than_one_full_and_a_small_rest() -> None:
     assert s.next_job(0.0) is None
 
 
+def test_a_job_that_has_not_begun_takes_what_came_since_up_to_the_bound() -> None:
+    s, third = server(), JOB_ROWS // 3
+    for request in range(5):
+        s.accept(dispatch(request, third), 0.0)
+        if request == 0:
+            job = s.next_job(0.0)
+    assert job is not None and job.rows == third
+    s.accept(dispatch(5, third, expert=1), 0.0)  # not its expert
+    s.fill(job)
+    assert [part.work.dispatch.request for part in job.parts if part.work] == [0, 1, 2]  # 5 make two jobs
+    assert job.rows == 3 * third and job.flops == SCENARIO.spec.flops_per_row() * job.rows
+    run_job(MODEL, job)
+    rest = [s.next_job(0.0), s.next_job(0.0)]
+    assert sorted((j.expert, j.rows) for j in rest if j) == [(0, 2 * third), (1, third)]
+    s.fill(job)  # nothing waits
+    assert job.rows == 3 * third
+
+
 def test_answers_keep_their_bits_while_anyone_holds_them() -> None:
     s = server()
     held = []
