@@ -72,8 +72,8 @@ class ModuleRuntime:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
-        self.waiting: Job | None = None  # for a turn: it may still be filled
-        self.has_turn, self.filled = threading.Event(), threading.Event()
+        self.unfilled: Job | None = None  # what has its turn and waits for the loop to fill it
+        self.filled = threading.Event()
         self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
@@ -114,9 +114,9 @@ class ModuleRuntime:
                 self._gauge_load(now)
             for frame in self.link.receive(max(0.0, wake - now)):
                 self._on_frame(frame)
-            if self.waiting is not None and self.has_turn.is_set():
-                machine.fill(self.waiting)
-                self.waiting = None
+            if self.unfilled is not None:
+                machine.fill(self.unfilled)
+                self.unfilled = None
                 self.filled.set()
             while self.done:
                 job, start, end = self.done.popleft()
@@ -255,8 +255,6 @@ class ModuleRuntime:
     def _start(self, job: Job) -> None:
         self.busy = True
         if job.flops >= INLINE_FLOPS:
-            if job.flops >= TURN_FLOPS:
-                self.waiting = job
             self.jobs.put(job)
             return
         start, end = self._run(job)
@@ -270,18 +268,17 @@ class ModuleRuntime:
                     self.done.append((job, *self._run(job)))
                 else:
                     with self.turns.one(self._in_trouble):
-                        self._take_what_came()
+                        self._take_what_came(job)
                         self.done.append((job, *self._run(job)))
                 self.link.wake()
 
-    def _take_what_came(self) -> None:
-        """Have the loop add to the job that waited for a turn: more may have come for its expert."""
+    def _take_what_came(self, job: Job) -> None:
+        """Have the loop add to a job that waited for a turn: more may have come for its expert."""
         self.filled.clear()
-        self.has_turn.set()
+        self.unfilled = job
         self.link.wake()
         while not self.filled.wait(1.0) and not self.stopping:
             pass
-        self.has_turn.clear()
 
     def _in_trouble(self) -> bool:
         """Tell whether a module is dead or hangs: it may hold a turn."""

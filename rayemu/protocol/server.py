@@ -112,7 +112,8 @@ class ExpertServer:
         ready = [(g.first, key) for key, g in self.groups.items() if self._ready_at(g) <= now]
         if not ready:
             return None
-        job = Job(*min(ready)[1], [], 0, 0.0)
+        layer, expert = min(ready)[1]
+        job = Job(layer, expert, [], 0, 0.0)
         self.fill(job)
         return job
 
@@ -120,7 +121,7 @@ class ExpertServer:
         """Add to a job that has not begun what waits for its expert, up to JOB_ROWS or so."""
         key = job.layer, job.expert
         group = self.groups.get(key)
-        if group is None or (job.parts and job.expert == SHARED):
+        if group is None:
             return
         # Jobs alike: a small last one would read all weights for a few rows.
         rows = job.rows + group.rows

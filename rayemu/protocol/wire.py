@@ -80,7 +80,7 @@ class Wire:
             if array is None:
                 arrays.append(None)
             elif name == "rows" and kind in (Dispatch, Reply):
-                meta, encoded = self._timed(codec, self.codecs[codec].encode, array)
+                meta, encoded = self._clocked(codec, self.codecs[codec].encode, array)
                 arrays.append([_CODED, *array.shape, len(encoded), meta])
                 segments += encoded
                 message.sent_at = self.wall_s() if timed else 0.0  # type: ignore[union-attr]
@@ -90,8 +90,8 @@ class Wire:
         header = [_KIND_OF[kind], codec, _GET_SCALARS[kind](message), arrays]
         return pack_pieces(header, segments, piece_bytes)
 
-    def _timed(self, codec: int, coder: Callable[..., _Coded], *args: Any) -> _Coded:
-        """Run a coder and note how long it took: raw, the first, moves nothing and need not be timed."""
+    def _clocked(self, codec: int, coder: Callable[..., _Coded], *args: Any) -> _Coded:
+        """Run a coder and note how long it took: raw, the first, moves nothing and takes none."""
         if not codec:
             self.coder_s = 0.0
             return coder(*args)
@@ -122,7 +122,7 @@ class Wire:
                     shape = (_index(rows, _LARGEST), _index(width, _LARGEST))
                     coded = list(islice(taken, _index(count, 9)))
                     decode = self.codecs[self.decoded_by].decode
-                    values.append(self._timed(self.decoded_by, decode, meta, coded, shape))
+                    values.append(self._clocked(self.decoded_by, decode, meta, coded, shape))
                 else:
                     values.append(_array(description, next(taken)))
             if next(taken, None) is not None:
