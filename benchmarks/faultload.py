@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rayemu.emulator import Emulator
-from rayemu.report.record import COMBINE, DISPATCH
+from rayemu.protocol.record import COMBINE, DISPATCH
 from rayemu.scenario import Scenario
 
 from .workload import Size, Workload

@@ -46,7 +46,7 @@ class CoordinatorRuntime:
         self.weather = Weather(link, [setup.seed, 2, 1 << 20])
         self.posted: deque[tuple[int, int, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
-        self.reported = 0.0
+        self.reported_at, self.reported_reissued = 0.0, 0
         self.host = socket.gethostname()
         self.pulses = Pulses(setup.scratch(), setup.modules)
         self.nearby: set[int] = set()  # modules whose heartbeats come through shared memory
@@ -82,8 +82,9 @@ class CoordinatorRuntime:
                 self._feel_pulses(now)
                 self._emit(machine.tick(now))
                 tick_at = min(machine.deadline(now), next_look(now, self.setup.heartbeat))
-            if now - self.reported > REPORT_EVERY_S:
-                self.reported = now
+            reissued = machine.ledger.reissued
+            if now - self.reported_at > REPORT_EVERY_S or reissued != self.reported_reissued:
+                self.reported_at, self.reported_reissued = now, reissued
                 self._report(now)
 
     def _on_frame(self, frame: Any) -> None:
@@ -153,13 +154,6 @@ class CoordinatorRuntime:
             ).start()
 
     def _report(self, now: float) -> None:
-        state = self.machine.membership.view.state
         for module in self.nearby:
             self.machine.totals[module] = self.pulses.totals(module)
-        facts: dict[str, object] = {
-            "modules": {str(m): t for m, t in self.machine.totals.items() if t},
-            "live": int((state != DEAD).sum()),
-            "reissued": self.machine.ledger.reissued,
-            "open_batches": len(self.machine.ledger.batches),
-        }
-        self._emit([Send(CLIENT, Notice("totals", now, facts))])
+        self._emit([Send(CLIENT, Notice("totals", now, self.machine.report()))])

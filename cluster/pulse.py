@@ -14,10 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayemu.protocol.config import LEVELS
+from rayemu.protocol.record import TOTALS
 
-# What a module counts, from its start on.
-TOTALS = ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{level}" for level in LEVELS))
 _SLOT = struct.Struct(f"=qqd{len(TOTALS)}d")
 _LOOK_AFTER = 0.25  # of an interval: all modules beat at its multiples, and are looked at this much later
 _PIDFD_THREAD = os.O_EXCL  # Linux 6.9: the descriptor tells of one thread's end

@@ -16,12 +16,11 @@ from threadpoolctl import threadpool_limits
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
-from rayemu.cluster.pulse import TOTALS, Pulses, machine_busy_s, next_beat
+from rayemu.cluster.pulse import Pulses, machine_busy_s, next_beat
 from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
-from rayemu.protocol.config import LEVELS
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -34,9 +33,9 @@ from rayemu.protocol.messages import (
     Send,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
-from rayemu.protocol.server import SHARED, Job, run_job
+from rayemu.protocol.record import ModuleRecord, Recorder
+from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
-from rayemu.report.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, Recorder
 
 GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
@@ -64,8 +63,8 @@ class ModuleRuntime:
         self.link = link
         pace = self._port if setup.links else None
         self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
-        self.recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
-        self.totals = dict.fromkeys(TOTALS, 0.0)
+        recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
+        self.record = ModuleRecord(recorder, self.machine, time.time)
         self.stopping = False
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         self.turns = Turns(Path(setup.scratch()))
@@ -145,7 +144,7 @@ class ModuleRuntime:
                 self._gauge(message, frame, start)
             if self.wire.decoded_by:
                 self._note_coder(self.wire.decoded_by, message, True)
-                self._record_rows(DECODE, message, self.me, start, codec=self.wire.decoded_by)
+                self.record.decoded(message, self.wire.decoded_by, start)
         if isinstance(message, Epoch):
             for address, endpoint in enumerate(message.endpoints):
                 if address != self.me:
@@ -178,25 +177,9 @@ class ModuleRuntime:
 
     def _emit(self, sends: list[Send], start: float) -> None:
         """Encode and send; record rows that travel and combines that were done."""
-        for combined in self.machine.combined():
-            row_bytes = combined.rows * self.model.spec.d_model * 4
-            flops = 2.0 * combined.rows * self.model.spec.top_k * self.model.spec.d_model
-            self.recorder.append(
-                COMBINE,
-                self.me,
-                self.me,
-                combined.rows,
-                start,
-                layer=combined.layer,
-                micro=combined.micro,
-                batch=combined.batch,
-                shard=combined.shard,
-                flops=flops,
-                raw_bytes=row_bytes,
-            )
+        self.record.combines(start)
         for send in sends:
             message, to = send.message, send.to
-            level = self.machine.level(to)
             began = time.time()
             try:
                 pieces = self.wire.encode_pieces(message, send.codec, timed=send.timed)
@@ -205,51 +188,10 @@ class ModuleRuntime:
                 pieces = self.wire.encode_pieces(message)
             if send.codec and isinstance(message, (Dispatch, Reply)):
                 self._note_coder(send.codec, message, False)
-                self._record_rows(ENCODE, message, self.me, began, level=level, codec=send.codec)
+                self.record.encoded(message, to, send.codec, began)
             self.weather.send(to, pieces, time.monotonic())
             if isinstance(message, (Dispatch, Reply)):
-                self._record_frame(message, level, to, send.codec, sum(map(len, pieces)), began)
-
-    def _record_rows(self, kind: int, message: Dispatch | Reply, to: int, began: float, **facts: int) -> None:
-        """Record what was done to a message's rows."""
-        self.recorder.append(
-            kind,
-            self.me,
-            to,
-            len(message.rows),
-            began,
-            layer=message.layer,
-            micro=message.micro,
-            batch=message.batch,
-            raw_bytes=message.rows.nbytes,
-            **facts,
-        )
-
-    def _record_frame(
-        self, message: Dispatch | Reply, level: int, to: int, codec: int, sent: int, began: float
-    ) -> None:
-        if isinstance(message, Dispatch):
-            kind = DISPATCH if message.home == self.me else FORWARD
-            shard, epoch = message.shard, message.epoch
-            expert = message.lots[0][1] if len(message.lots) == 1 else -1
-        else:
-            kind = REPLY if message.sender == self.me else FORWARD
-            shard, epoch, expert = -1, -1, -1
-        self.totals["raw_bytes"] += message.rows.nbytes
-        self.totals["sent_bytes"] += sent
-        self.totals[f"sent_{LEVELS[level]}"] += sent
-        self._record_rows(
-            kind,
-            message,
-            to,
-            began,
-            shard=shard,
-            epoch=epoch,
-            expert=expert,
-            level=level,
-            codec=codec,
-            sent_bytes=sent,
-        )
+                self.record.sent(message, to, send.codec, sum(map(len, pieces)), began)
 
     # -- compute ----------------------------------------------------------------------------------------
     def _start(self, job: Job) -> None:
@@ -294,25 +236,7 @@ class ModuleRuntime:
         return start, time.time()
 
     def _finish(self, job: Job, start: float, end: float) -> None:
-        self.totals["rows"] += job.rows
-        self.totals["busy_s"] += end - start
-        work = job.parts[0].work
-        first = work.dispatch if work is not None else None  # of the requests merged into this job
-        self.recorder.append(
-            GEMM,
-            self.me,
-            self.me,
-            job.rows,
-            start,
-            layer=job.layer,
-            micro=first.micro if first else 0,
-            batch=first.batch if first else -1,
-            shard=first.shard if first else -1,
-            expert=-1 if job.expert == SHARED else job.expert,
-            flops=job.flops,
-            raw_bytes=job.rows * self.model.spec.d_model * 4,
-            end_wall_s=end,
-        )
+        self.record.computed(job, start, end)
         self._emit(self.machine.finish(job, time.monotonic()), time.time())
 
     # -- heartbeats and faults ----------------------------------------------------------------------------
@@ -334,11 +258,11 @@ class ModuleRuntime:
                 known = view
                 joined = bool(view.state[self.me] != DEAD and view.incarnations[self.me] == self.incarnation)
             if pulses is not None:
-                pulses.beat(self.me, self.incarnation, view.epoch, self.totals)
+                pulses.beat(self.me, self.incarnation, view.epoch, self.record.totals)
             if not joined:
                 send(self.wire.encode_pieces(join))
             elif pulses is None:
-                totals = {} if count % TOTALS_EVERY else dict(self.totals)
+                totals = {} if count % TOTALS_EVERY else dict(self.record.totals)
                 send(self.wire.encode_pieces(Heartbeat(self.me, self.incarnation, view.epoch, totals)))
             count += 1
             now = time.monotonic()

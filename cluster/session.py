@@ -29,6 +29,7 @@ from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
+from rayemu.protocol.record import merge_records
 from rayemu.protocol.wire import Wire
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
@@ -188,9 +189,9 @@ class Session:
             shutil.rmtree(self.directory, ignore_errors=True)
         local_ray.restore_terminate(self._previous_term)
 
-    def records(self) -> list[Path]:
-        """Return the record files of all modules on this machine; read them before `close`."""
-        return sorted(self.directory.glob("record-*"))
+    def record(self) -> np.ndarray:
+        """Return the record of all modules so far (RECORD rows); read it before `close`."""
+        return merge_records(sorted(self.directory.glob("record-*")))
 
     # -- batches ----------------------------------------------------------------------------------------
     def new_rows(self, rows: int, width: int) -> np.ndarray:

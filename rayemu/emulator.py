@@ -17,7 +17,6 @@ from rayemu.protocol.config import MODULE, NODE, ProtocolConfig
 from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.replay import PathReplay
-from rayemu.report.record import RECORD, merge_records
 from rayemu.scenario import Fault, Scenario
 
 F32 = npt.NDArray[np.float32]
@@ -203,9 +202,8 @@ class Emulator:
         return int(self._backend.duplicate_results)
 
     def record(self) -> np.ndarray:
-        """Return the record so far (RECORD rows); empty for the `memory` transport. Call before `close`."""
-        paths = self._backend.records()
-        return merge_records(paths) if paths else np.zeros(0, RECORD)
+        """Return the record so far: RECORD rows, of the `memory` transport VIRTUAL_RECORD. Before `close`."""
+        return self._backend.record()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Stop everything that was started."""

@@ -26,12 +26,12 @@ from threadpoolctl import threadpool_limits
 from rayemu.emulator import Emulator
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
+from rayemu.protocol.record import RECORD, save_columns
 from rayemu.report import machine
 from rayemu.report.faults import Injected, due, fault_entry, parameters
 from rayemu.report.folder import RunError, claimed_folder
 from rayemu.report.journal import Journal, read_journal
 from rayemu.report.progress import Progress
-from rayemu.report.record import RECORD, save_columns
 from rayemu.report.summary import account_tokens, account_traffic, batch_times, slow_batches
 from rayemu.report.trace import save_trace
 from rayemu.report.trace import trace as trace_of
@@ -139,7 +139,8 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
         nodes = np.repeat(np.arange(scenario.cluster.nodes), scenario.cluster.modules_per_node)
         codecs = [codec.name for codec in emulator.config.codecs]
         events = read_journal(folder / "events.jsonl")
-        save_trace(folder / "trace.json", trace_of(measured.record, nodes.tolist(), codecs, events))
+        content = trace_of(measured.record, nodes.tolist(), codecs, events, measured.began)
+        save_trace(folder / "trace.json", content)
     return summary
 
 

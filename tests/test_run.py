@@ -13,10 +13,10 @@ import pytest
 import rayemu.run
 from rayemu.emulator import Emulator
 from rayemu.protocol.client import BatchResult
+from rayemu.protocol.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, load_columns
 from rayemu.report.folder import RunError
 from rayemu.report.journal import read_journal
 from rayemu.report.progress import Progress
-from rayemu.report.record import load_columns
 from rayemu.run import run_scenario
 from rayemu.scenario import Scenario
 
@@ -50,8 +50,33 @@ def test_a_run_is_exact_complete_and_leaves_its_folder(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     resolved = Scenario.load(tmp_path / "out" / "scenario.yaml")
     assert resolved == wanted
-    assert len(load_columns(tmp_path / "out" / "record.npz")) == 0  # virtual time has no record
     assert not (tmp_path / "out" / "trace.json").exists()
+
+
+def test_a_simulation_records_what_it_did_in_virtual_time(tmp_path: Path) -> None:
+    codecs = {"module": "raw", "node": "int8"}
+    summary = run_scenario(scenario(exchange={"codec": codecs}, placement={"copies": 1}), tmp_path / "out")
+    record = load_columns(tmp_path / "out" / "record.npz")
+    assert (np.diff(record["start_virtual_s"]) >= 0).all()
+    assert not [name for name in record.dtype.names or () if "wall" in name]
+    gemms = record[record["kind"] == GEMM]
+    rows = np.zeros((2, 8), np.int64)  # [L, E]
+    np.add.at(rows, (gemms["layer"], gemms["expert"]), gemms["rows"])
+    assert rows.tolist() == summary["expert_tokens"]
+    assert summary["flops"] == gemms["flops"].sum() == 3 * 2 * 16 * 32 * gemms["rows"].sum()  # SwiGLU
+    took = gemms["end_virtual_s"] - gemms["start_virtual_s"]
+    assert (took >= gemms["flops"] / 1e9).all() and took.sum() == pytest.approx(
+        sum(summary["module_busy_virtual_s"]), abs=1e-5
+    )
+    assert record["rows"][record["kind"] == COMBINE].sum() == 2 * 120
+    between = record[np.isin(record["kind"], [DISPATCH, FORWARD, REPLY])]
+    assert between["raw_bytes"].tolist() == (between["rows"] * 16 * 4).tolist()
+    assert sum(map(sum, summary["traffic_bytes"])) == between["sent_bytes"].sum() == summary["bytes_sent"]
+    across = between[between["src"] // 4 != between["dst"] // 4]  # 4 modules per node
+    assert summary["bytes_by_level"]["node"]["sent"] == across["sent_bytes"].sum() > 0
+    assert summary["bytes_by_level"]["node"]["codec"] == "int8"
+    encoded, decoded = record[record["kind"] == ENCODE], record[record["kind"] == DECODE]
+    assert encoded["rows"].sum() == decoded["rows"].sum() == across["rows"].sum()
 
 
 @pytest.mark.parametrize("codec", ["raw", "int8+zstd"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE
+from rayemu.alltoall import ALIVE, DEAD
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
@@ -116,6 +116,15 @@ class CoordinatorMachine:
             view.placement.slot_to_expert,
             view.placement.slot_to_module,
         )
+
+    def report(self) -> dict[str, object]:
+        """Return the facts of a notice of running totals."""
+        return {
+            "modules": {str(m): t for m, t in self.totals.items() if t},
+            "live": int((self.membership.view.state != DEAD).sum()),
+            "reissued": self.ledger.reissued,
+            "open_batches": len(self.ledger.batches),
+        }
 
     def apply(self, changes: list[Change], now: float) -> list[Send]:
         """Publish membership changes and give away the shards of lost homes."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +22,20 @@ from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.memory import fresh_rows
-from rayemu.protocol.messages import CLIENT, COORDINATOR, Heartbeat, Join, Message, Notice, Send
+from rayemu.protocol.messages import (
+    CLIENT,
+    COORDINATOR,
+    Dispatch,
+    Heartbeat,
+    Join,
+    Message,
+    Notice,
+    Reply,
+    Send,
+)
 from rayemu.protocol.module import ModuleMachine, view_of
-from rayemu.protocol.server import run_job
+from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order
+from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 
 
@@ -61,8 +71,9 @@ class SimulationStuck(RuntimeError):
 
 
 class _Module:
-    def __init__(self, machine: ModuleMachine) -> None:
+    def __init__(self, machine: ModuleMachine, record: ModuleRecord) -> None:
         self.machine = machine
+        self.record = record
         self.up = True
         self.frozen_until = 0.0
         self.busy = False
@@ -88,6 +99,7 @@ class Simulator:
         self.network = network or Network()
         self.heartbeat, self.start_up = heartbeat, start_up
         self.wire = Wire(config.codecs)
+        self.recorder = Recorder()
         self.now = 0.0
         self.counters = Counters()
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
@@ -128,15 +140,21 @@ class Simulator:
         """Shard results that came again and were not taken."""
         return self.client.duplicate_results
 
-    totals: ClassVar[dict[str, object]] = {}
+    @property
+    def totals(self) -> dict[str, object]:
+        """Running totals, as the coordinator of a cluster reports them."""
+        for state in self.modules:
+            if state is not None:
+                self.coordinator.totals[state.machine.me] = dict(state.record.totals)
+        return self.coordinator.report()
 
     def poll(self) -> None:
         """Handle what is due now."""
         self._run_until(lambda: not self._queue or self._queue[0][0] > self.now, 1.0)
 
-    def records(self) -> list[Path]:
-        """Nothing is recorded in virtual time."""
-        return []
+    def record(self) -> np.ndarray:
+        """Return the record so far (VIRTUAL_RECORD rows). Codecs take no virtual time."""
+        return in_order(self.recorder.rows().view(VIRTUAL_RECORD))
 
     def close(self) -> None:
         """Forget everything that is under way."""
@@ -190,6 +208,7 @@ class Simulator:
     def _send(self, sender: int, sends: list[Send]) -> None:
         for send in sends:
             frame = self._encode(sender, send)
+            self._note(sender, send, len(frame))
             self.counters.frames += 1
             copies = 1
             draw = self.rng.random(4)
@@ -208,6 +227,14 @@ class Simulator:
                 if draw[3] < self.network.straggle:
                     delay *= 100
                 self._deliver(send.to, frame, delay)
+
+    def _note(self, sender: int, send: Send, size: int) -> None:
+        """Record a frame with rows."""
+        message, state = send.message, self.modules[sender] if sender >= 0 else None
+        if state is not None and isinstance(message, (Dispatch, Reply)):
+            if send.codec:
+                state.record.encoded(message, send.to, send.codec, self.now)
+            state.record.sent(message, send.to, send.codec, size, self.now)
 
     def _deliver(self, to: int, frame: np.ndarray, delay: float) -> None:
         incarnation = self._incarnation(to)
@@ -249,6 +276,8 @@ class Simulator:
         else:
             state = self.modules[to]
             assert state is not None
+            if self.wire.decoded_by and isinstance(message, (Dispatch, Reply)):
+                state.record.decoded(message, self.wire.decoded_by, self.now)
             self._after(state, state.machine.receive(message, self.now))
 
     # -- modules ----------------------------------------------------------------------------------------
@@ -256,7 +285,8 @@ class Simulator:
         view = view_of(
             self.coordinator.epoch(), self.coordinator.membership.view.module_to_node, self.model.spec.experts
         )
-        state = _Module(ModuleMachine(module, incarnation, self.config, self.model, view))
+        machine = ModuleMachine(module, incarnation, self.config, self.model, view)
+        state = _Module(machine, ModuleRecord(self.recorder, machine, lambda: self.now))
         self.modules[module] = state
         self._beat(state)
 
@@ -277,27 +307,28 @@ class Simulator:
     def _after(self, state: _Module, sends: list[Send]) -> None:
         """Send what a machine wants sent, give it work, and wake it when its next deadline comes."""
         machine = state.machine
-        machine.combined()
+        state.record.combines(self.now)
         self._send(machine.me, sends)
         if not state.busy:
             job = machine.next_job(self.now)
             if job is not None:
                 state.busy = True
                 run_job(self.model, job)
-                duration = job.flops / 1e9 + float(self.rng.exponential(0.0002))
-                self.at(duration, lambda: self._finished(state, job))
+                began, duration = self.now, job.flops / 1e9 + float(self.rng.exponential(0.0002))
+                self.at(duration, lambda: self._finished(state, job, began))
         wake = machine.home.wake if state.busy else machine.deadline()
         if wake < state.wake_at:
             state.wake_at = wake
             self.at(max(wake - self.now, 0.0), lambda: self._wake(state))
 
-    def _finished(self, state: _Module, job) -> None:  # type: ignore[no-untyped-def]
+    def _finished(self, state: _Module, job: Job, began: float) -> None:
         if not state.up:
             return
         if state.frozen_until > self.now:
-            self.at(state.frozen_until - self.now, lambda: self._finished(state, job))
+            self.at(state.frozen_until - self.now, lambda: self._finished(state, job, began))
             return
         state.busy = False
+        state.record.computed(job, began, self.now)
         self._after(state, state.machine.finish(job, self.now))
 
     def _wake(self, state: _Module) -> None:

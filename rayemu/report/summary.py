@@ -13,7 +13,7 @@ import numpy as np
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import LEVELS
 from rayemu.protocol.messages import DROPPED
-from rayemu.report.record import DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY
+from rayemu.protocol.record import DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, clock_of, ends, starts
 
 FRAMES = (DISPATCH, FORWARD, REPLY)
 
@@ -58,7 +58,9 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
     raw frames apart. `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows`
     [M] the rows of routed experts that each module computed, `module_busy_wall_s` [M] the time its GEMMs
     took. `balance` is the mean of `module_rows` over its maximum: 1 when all modules computed alike.
+    Of a record in virtual time, the names of times say virtual in place of wall.
     """
+    clock = clock_of(record)
     if not len(record):
         keys = (
             "bytes_raw",
@@ -67,10 +69,10 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
             "traffic_bytes",
             "frames",
             "flops",
-            "encode_wall_s",
-            "decode_wall_s",
+            f"encode_{clock}_s",
+            f"decode_{clock}_s",
         )
-        return dict.fromkeys((*keys, "module_rows", "module_busy_wall_s", "balance"))
+        return dict.fromkeys((*keys, "module_rows", f"module_busy_{clock}_s", "balance"))
     between = (record["src"] >= 0) & (record["dst"] >= 0) & (record["src"] != record["dst"])
     frames = record[np.isin(record["kind"], FRAMES) & between]
     traffic = np.zeros((modules, modules), np.int64)  # [M, M]
@@ -85,22 +87,22 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
         for level, name in enumerate(LEVELS)
         if name != "local"
     }
-    took = record["end_wall_s"] - record["start_wall_s"]
+    took = ends(record) - starts(record)
     gemms = record[record["kind"] == GEMM]
     routed = gemms[gemms["expert"] >= 0]
     rows = np.bincount(routed["src"], routed["rows"], modules).astype(np.int64)  # [M]
-    busy = np.bincount(gemms["src"], gemms["end_wall_s"] - gemms["start_wall_s"], modules)  # [M]
+    busy = np.bincount(gemms["src"], ends(gemms) - starts(gemms), modules)  # [M]
     return {
         "bytes_raw": int(frames["raw_bytes"].sum()),
         "bytes_sent": int(frames["sent_bytes"].sum()),
         "bytes_by_level": by_level,
         "traffic_bytes": traffic.tolist(),
         "frames": len(frames),
-        "encode_wall_s": round(float(took[record["kind"] == ENCODE].sum()), 6),
-        "decode_wall_s": round(float(took[record["kind"] == DECODE].sum()), 6),
+        f"encode_{clock}_s": round(float(took[record["kind"] == ENCODE].sum()), 6),
+        f"decode_{clock}_s": round(float(took[record["kind"] == DECODE].sum()), 6),
         "flops": float(gemms["flops"].sum()),
         "module_rows": rows.tolist(),
-        "module_busy_wall_s": [round(float(s), 6) for s in busy],
+        f"module_busy_{clock}_s": [round(float(s), 6) for s in busy],
         "balance": float(rows.mean() / rows.max()) if rows.any() else None,
     }
 

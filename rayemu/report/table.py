@@ -73,7 +73,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             name = {"module": "  between modules", "node": "  between nodes"}[level]
             sizes = f"{format_bytes(of['raw'])} raw, {format_bytes(of['sent'])} sent"
             yield name, f"{sizes} in {of['frames']} frames{_ratio(of)}, {of['codec']}"
-        if s["encode_wall_s"] or s["decode_wall_s"]:
+        if s.get("encode_wall_s") or s.get("decode_wall_s"):
             times = format_seconds(s["encode_wall_s"]), format_seconds(s["decode_wall_s"])
             yield "  coding", f"{times[0]} to encode, {times[1]} to decode, all modules together"
     if s["module_rows"] is not None:

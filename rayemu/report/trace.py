@@ -1,12 +1,14 @@
 """A run for trace viewers (Perfetto, chrome://tracing): the JSON trace event format.
 
 One process per module with three threads: what its exchange, its experts and its combines did when. Faults
-and changes of membership are marks across all of them. Times are wall time, in microseconds from the start.
+and changes of membership are marks across all of them. Times are in microseconds from the record's start:
+wall time, of a simulation virtual time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.protocol.config import LEVELS
-from rayemu.report.record import COMBINE, GEMM, KINDS
+from rayemu.protocol.record import COMBINE, GEMM, KINDS, clock_of, ends, starts
 from rayemu.report.wording import describe
 
 EXCHANGE_THREAD, COMPUTE_THREAD, COMBINE_THREAD = 0, 1, 2
@@ -28,14 +30,25 @@ def trace(
     module_to_node: Sequence[int],
     codecs: Sequence[str],
     events: Iterable[Mapping[str, Any]] = (),
+    began: float = 0.0,
 ) -> dict[str, Any]:
-    """The record of a run and its events as one trace; `codecs` are the run's, by number."""
-    origin = float(record["start_wall_s"].min()) if len(record) else 0.0
-    rows = record[np.lexsort((record["start_wall_s"], record["src"]))]
+    """The record of a run and its events as one trace; `codecs` are the run's, by number.
+
+    `began` is when a simulation was handed its first batch, in virtual seconds: its events count from there.
+    """
+    origin = float(starts(record).min()) if len(record) else 0.0
+    rows = record[np.lexsort((starts(record), record["src"]))]
     sources = sorted({*range(len(module_to_node)), *(int(s) for s in np.unique(record["src"]))})
     listed = [entry for source in sources for entry in _names(source, module_to_node)]
-    listed += [_span(row, origin, codecs) for row in rows]
-    listed += [_mark(e, origin) for e in events if e["kind"] in _MARKS and e["wall_s"] >= origin]
+    listed += [
+        _span(row, start - origin, end - start, codecs)
+        for row, start, end in zip(rows, starts(rows).tolist(), ends(rows).tolist(), strict=True)
+    ]
+    virtual = clock_of(record) == "virtual"
+    for event in events:  # those of a simulation from before its start have no virtual time
+        at = began + event.get("since_start_virtual_s", -math.inf) if virtual else event["wall_s"]
+        if event["kind"] in _MARKS and at >= origin:
+            listed.append(_mark(event, at - origin))
     return {"traceEvents": listed, "displayTimeUnit": "ms"}
 
 
@@ -61,7 +74,7 @@ def _names(source: int, module_to_node: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _span(row: np.void, origin: float, codecs: Sequence[str]) -> dict[str, Any]:
+def _span(row: np.void, start_s: float, took_s: float, codecs: Sequence[str]) -> dict[str, Any]:
     kind, level = int(row["kind"]), int(row["level"])
     args: dict[str, Any] = {
         key: int(row[key]) for key in ("batch", "shard", "micro", "layer", "rows") if row[key] >= 0
@@ -81,15 +94,14 @@ def _span(row: np.void, origin: float, codecs: Sequence[str]) -> dict[str, Any]:
         "cat": KINDS[kind],
         "pid": _process(int(row["src"])),
         "tid": _THREAD_OF_KIND.get(kind, EXCHANGE_THREAD),
-        "ts": round((float(row["start_wall_s"]) - origin) * 1e6, 1),
-        "dur": round(max(0.0, float(row["end_wall_s"]) - float(row["start_wall_s"])) * 1e6, 1),
+        "ts": round(start_s * 1e6, 1),
+        "dur": round(max(0.0, took_s) * 1e6, 1),
         "args": args,
     }
 
 
-def _mark(event: Mapping[str, Any], origin: float) -> dict[str, Any]:
+def _mark(event: Mapping[str, Any], at_s: float) -> dict[str, Any]:
     facts = {k: v for k, v in event.items() if k not in ("wall_s", "kind")}
-    at = round((float(event["wall_s"]) - origin) * 1e6, 1)
     return {
         "ph": "i",
         "s": "g",
@@ -97,6 +109,6 @@ def _mark(event: Mapping[str, Any], origin: float) -> dict[str, Any]:
         "cat": "event",
         "pid": 0,
         "tid": 0,
-        "ts": at,
+        "ts": round(at_s * 1e6, 1),
         "args": facts,
     }

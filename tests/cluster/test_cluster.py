@@ -19,7 +19,7 @@ import ray
 from rayemu import Emulator, Scenario
 from rayemu.cluster import local_ray
 from rayemu.cluster.turns import Turns
-from rayemu.report.record import DISPATCH, FORWARD, GEMM, REPLY
+from rayemu.protocol.record import DISPATCH, FORWARD, GEMM, REPLY
 
 BASE: dict[str, Any] = {
     "model": {"d_model": 64, "d_ff": 128, "experts": 8, "top_k": 2, "layers": 2},

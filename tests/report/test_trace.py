@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.report.record import COMBINE, DISPATCH, GEMM, RECORD
+from rayemu.protocol.record import COMBINE, DISPATCH, GEMM, RECORD, VIRTUAL_RECORD
 from rayemu.report.trace import save_trace, trace
 
 START = 1_700_000_000.0
@@ -85,6 +85,18 @@ def test_faults_and_epochs_are_marks_from_the_record_s_start_on() -> None:
         ("module 1: fault injected: kill", 1_000_000.0, "g"),
         ("module 1 dead (signal: process), epoch 3", 1_250_000.0, "g"),
     ]
+
+
+def test_a_simulation_is_traced_in_its_own_time() -> None:
+    events = [
+        {"wall_s": START - 5, "kind": "joined", "module": 0, "epoch": 1},
+        {"wall_s": START, "since_start_virtual_s": 0.5, "kind": "fault", "fault": "kill", "module": 1},
+    ]
+    record = a_record().view(VIRTUAL_RECORD)
+    content = trace(record, [0, 1], ["raw"] * 3, events, began=START + 1.0)
+    assert spans(content) == spans(trace(a_record(), [0, 1], ["raw"] * 3))
+    marks = [(e["name"], e["ts"]) for e in content["traceEvents"] if e["ph"] == "i"]
+    assert marks == [("module 1: fault injected: kill", 1_250_000.0)]
 
 
 def test_an_empty_record_is_a_valid_trace_and_survives_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Recorders keep every row, in files and in memory, beyond the room that they begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayemu.protocol.record import (
+    GEMM,
+    RECORD,
+    VIRTUAL_RECORD,
+    Recorder,
+    load_columns,
+    merge_records,
+    save_columns,
+)
+
+MANY = 40_000  # more than fit at first, and than fit after growing once
+
+
+def fill(recorder: Recorder, sign: int) -> None:
+    for n in range(MANY):
+        start = 1e9 + sign * n
+        recorder.append(GEMM, 3, 4, n, start, start + 0.5, layer=1, micro=2, batch=n, sent_bytes=n << 20)
+
+
+def check(rows: np.ndarray) -> None:
+    n = np.arange(MANY)
+    assert rows["rows"].tolist() == rows["batch"].tolist() == n.tolist()
+    assert rows["sent_bytes"].tolist() == (n << 20).tolist()
+    assert {(r["kind"], r["src"], r["dst"], r["layer"], r["micro"], r["expert"]) for r in rows} == {
+        (GEMM, 3, 4, 1, 2, -1)
+    }
+
+
+def test_a_file_grows_and_is_read_without_its_unused_rows(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "record")
+    fill(recorder, 1)
+    rows = merge_records([tmp_path / "record"])
+    check(rows)
+    assert rows["start_wall_s"].tolist() == [1e9 + n for n in range(MANY)]
+    assert rows["end_wall_s"].tolist() == [1e9 + n + 0.5 for n in range(MANY)]
+
+
+def test_memory_grows(tmp_path: Path) -> None:
+    recorder = Recorder()
+    fill(recorder, 1)
+    check(recorder.rows())
+
+
+def test_files_are_merged_in_order_of_time(tmp_path: Path) -> None:
+    for name, sign in (("a", 1), ("b", -1)):
+        fill(Recorder(tmp_path / name), sign)
+    rows = merge_records([tmp_path / "a", tmp_path / "b"])
+    assert len(rows) == 2 * MANY and (np.diff(rows["start_wall_s"]) >= 0).all()
+    assert len(merge_records([])) == 0
+
+
+@pytest.mark.parametrize("dtype", [RECORD, VIRTUAL_RECORD])
+def test_columns_survive_a_file(tmp_path: Path, dtype: np.dtype) -> None:
+    rows = np.zeros(5, dtype)
+    for number, name in enumerate(dtype.names or ()):
+        rows[name] = np.arange(5) + number
+    save_columns(tmp_path / "record.npz", rows)
+    loaded = load_columns(tmp_path / "record.npz")
+    assert loaded.dtype == dtype and (loaded == rows).all()
