@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import _thread
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rayemu.cluster.host import own_host
 from rayemu.emulator import Emulator
 from rayemu.protocol.record import COMBINE, DISPATCH
 from rayemu.scenario import Scenario
@@ -186,7 +186,7 @@ class Faultload:
 
     def _strike(self) -> Strike:
         """Strike soon, at a moment that has nothing to do with the stream, which goes on meanwhile."""
-        pids = {m: pid for m, (pid, host) in self.emulator.pids.items() if host == socket.gethostname()}
+        pids = {m: pid for m, (pid, host) in self.emulator.pids.items() if host == own_host()}
         module = int(self.rng.choice(sorted(pids)))
         strike = Strike(module, float("inf"), float("inf"))
         wait_s = self.rng.uniform(0.0, 0.05)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rayemu.cluster import local_ray
 from rayemu.cluster.coordinator import CoordinatorRuntime
+from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.runtime import ModuleRuntime
-from rayemu.cluster.setup import Setup
+from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.protocol.messages import Epoch
 
 COORDINATOR_NAME = "coordinator"
@@ -54,8 +56,11 @@ def open_link(setup: Setup, name: str) -> Link:
     """Open the transport of an actor of this name."""
     if setup.zmq is None:
         return QueueLink(name, _Mail(namespace(setup)))
-    os.makedirs(setup.zmq.directory, mode=0o700, exist_ok=True)
-    return ZmqLink(name, setup.zmq)
+    settings = setup.zmq
+    if settings.tcp_host == ANY_MACHINE:
+        settings = replace(settings, tcp_host=local_ray.own_address())
+    setup.scratch()
+    return ZmqLink(name, settings)
 
 
 @ray.remote
@@ -68,7 +73,7 @@ class ModuleActor:
 
     def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch) -> None:
         self.link = open_link(setup, module_name(module, incarnation))
-        self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)
+        self.runtime = ModuleRuntime(setup.fitted(module), module, incarnation, epoch, self.link)
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until stopped."""
@@ -90,7 +95,7 @@ class CoordinatorActor:
     def __init__(self, setup: Setup, group: Any) -> None:
         self.setup, self.group = setup, group
         self.link = open_link(setup, COORDINATOR_NAME)
-        self.runtime = CoordinatorRuntime(setup, self.link, self._replace, self._kill)
+        self.runtime = CoordinatorRuntime(setup.fitted(0), self.link, self._replace, self._kill)
         self.modules: dict[tuple[int, int], Any] = {}
         self.client = ""
         self.outbox: list[Any] = []
@@ -128,7 +133,7 @@ class CoordinatorActor:
 
     def _watch(self, module: int, incarnation: int, handle: Any) -> None:
         self.modules[module, incarnation] = handle
-        pending = handle.serve.remote(self.link.endpoint, self.client, socket.gethostname())
+        pending = handle.serve.remote(self.link.endpoint, self.client, own_host())
 
         def wait() -> None:
             ray.wait([pending])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
+from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, ZmqLink
 from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_death
 from rayemu.cluster.setup import Setup
@@ -47,7 +47,6 @@ class CoordinatorRuntime:
         self.posted: deque[tuple[int, int, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
         self.reported_at, self.reported_reissued = 0.0, 0
-        self.host = socket.gethostname()
         self.pulses = Pulses(setup.scratch(), setup.modules)
         self.nearby: set[int] = set()  # modules whose heartbeats come through shared memory
 
@@ -117,14 +116,14 @@ class CoordinatorRuntime:
                 self._emit(machine.apply(changes, now))
 
     def _connect(self, join: Join) -> None:
-        (self.nearby.add if join.host == self.host else self.nearby.discard)(join.module)
+        (self.nearby.add if join.host == own_host() else self.nearby.discard)(join.module)
         if self.watched.get(join.module, -1) >= join.incarnation:
             return
         self.watched[join.module] = join.incarnation
         self.link.connect(join.module, join.endpoint)
         if isinstance(self.link, ZmqLink):
             self.link.watch(join.module)
-        if join.host == self.host:
+        if join.host == own_host():
             threading.Thread(target=self._watch, args=(join,), daemon=True).start()
 
     def _watch(self, join: Join) -> None:

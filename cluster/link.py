@@ -1,6 +1,7 @@
 """How frames move between actors: one inbox per actor, one outgoing channel per peer.
 
-An endpoint is where the inbox is, for ipc followed by # and what `shelf` needs.
+An endpoint says where the inbox is: with zmq the host, its ipc socket (after a # what `shelf` needs) and its
+tcp socket, with a | between them; either socket may be missing.
 
 A link neither orders nor repeats nor acknowledges: the protocol above it does. `wake` and `new_rows` may be
 called from any thread, everything else from the owner's.
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import zmq
 
+from rayemu.cluster.host import own_host
 from rayemu.cluster.shelf import Readers, new_shelf
 from rayemu.protocol.memory import fresh_rows
 
@@ -55,16 +57,25 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class ZmqSettings:
-    """Where sockets live. `directory` is for ipc; with `tcp_host` they are tcp sockets with CURVE keys."""
+    """Where sockets live: ipc sockets in `directory`, unless it is empty; tcp sockets with CURVE keys."""
 
-    directory: str
-    tcp_host: str | None = None
-    server_keys: tuple[bytes, bytes] | None = None  # (public, secret), made per run
-    client_keys: tuple[bytes, bytes] | None = None
+    directory: str = ""
+    tcp_host: str = ""  # address to listen at; none without
+    server_keys: tuple[bytes, bytes] = (b"", b"")  # (public, secret), made per run
+    client_keys: tuple[bytes, bytes] = (b"", b"")
+
+
+def _place(endpoint: str) -> str:
+    """Choose the socket of an endpoint that this process is to send to."""
+    host, near, far = endpoint.split("|")
+    return near if near and (host == own_host() or not far) else far
 
 
 class ZmqLink:
-    """ZeroMQ push-pull: ipc and shared memory within a machine, encrypted tcp between machines."""
+    """ZeroMQ push-pull: ipc and shared memory within a machine, encrypted tcp between machines.
+
+    Where it has both kinds of socket, a sender on the same machine takes the first.
+    """
 
     def __init__(self, name: str, settings: ZmqSettings) -> None:
         self.settings = settings
@@ -72,17 +83,18 @@ class ZmqLink:
         self.inbox = self.context.socket(zmq.PULL)
         self.inbox.set_hwm(0)  # the protocol's credits bound what waits, not the sockets
         self._shelf, self._readers = None, Readers()
-        if settings.tcp_host is None:
-            place = f"ipc://{settings.directory}/{name}"
-            self.inbox.bind(place)
+        near = far = ""
+        if settings.directory:
+            near = f"ipc://{settings.directory}/{name}"
+            self.inbox.bind(near)  # before there are keys: it needs none
             self._shelf = new_shelf()
-            self.endpoint = f"{place}#{self._shelf.token}" if self._shelf else place
-        else:
-            if settings.server_keys is not None:
-                self.inbox.curve_server = True
-                self.inbox.curve_publickey, self.inbox.curve_secretkey = settings.server_keys
-            port = self.inbox.bind_to_random_port(f"tcp://{settings.tcp_host}")
-            self.endpoint = f"tcp://{settings.tcp_host}:{port}"
+            near += f"#{self._shelf.token}" if self._shelf else ""
+        if settings.tcp_host:
+            self.inbox.curve_server = True
+            self.inbox.curve_publickey, self.inbox.curve_secretkey = settings.server_keys
+            address = f"tcp://{settings.tcp_host}"
+            far = f"{address}:{self.inbox.bind_to_random_port(address)}"
+        self.endpoint = f"{own_host()}|{near}|{far}"
         self._waker_in, self._waker_out = socket.socketpair()
         self._waker_in.setblocking(False)
         self._waker_out.setblocking(False)
@@ -106,7 +118,7 @@ class ZmqLink:
                 monitor.close(linger=0)
             self._peers.pop(address)[1].close(linger=0)
         if endpoint:
-            reader = self._readers.open(endpoint.partition("#")[2]) if self._shelf else None
+            reader = self._readers.open(_place(endpoint).partition("#")[2]) if self._shelf else None
             self._peers[address] = (endpoint, self.pusher(endpoint), reader)
 
     def pusher(self, endpoint: str) -> Any:
@@ -114,15 +126,11 @@ class ZmqLink:
         channel = self.context.socket(zmq.PUSH)
         channel.set_hwm(0)
         channel.linger = 0
-        settings = self.settings
-        if (
-            endpoint.startswith("tcp")
-            and settings.client_keys is not None
-            and settings.server_keys is not None
-        ):
-            channel.curve_publickey, channel.curve_secretkey = settings.client_keys
-            channel.curve_serverkey = settings.server_keys[0]
-        channel.connect(endpoint.partition("#")[0])
+        place = _place(endpoint).partition("#")[0]
+        if place.startswith("tcp"):
+            channel.curve_publickey, channel.curve_secretkey = self.settings.client_keys
+            channel.curve_serverkey = self.settings.server_keys[0]
+        channel.connect(place)
         return channel
 
     def watch(self, address: int) -> None:

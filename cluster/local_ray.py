@@ -8,13 +8,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 REACH_S = 3.0
+CALL_S = 20.0  # for a call on another machine, which may have to start a process for it
 OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
 
 
@@ -56,7 +57,12 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
         return True
     except Exception as error:
         what = f"joined at {address}" if address else "started"
-        remedy = "is it up, and of the same Ray and Python version?" if address else "see `rayemu doctor`"
+        remedy = "see `rayemu doctor`"
+        if address:
+            remedy = (
+                "is it up, and of the same Ray and Python version? If it wants a token, set "
+                "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
+            )
         raise RayUnavailable(f"Ray could not be {what}: {error}; {remedy}") from error
 
 
@@ -126,6 +132,40 @@ def reserve(module_to_node: np.ndarray, timeout_s: float) -> Any:
             f"free CPUs each, {free:g} are free in all; lower cluster.nodes or cluster.modules_per_node"
         ) from None
     return group
+
+
+def machines_of(group: Any) -> list[str]:
+    """Return Ray's names of the machines that a reservation lies on, one per emulated node."""
+    from ray.util.placement_group import placement_group_table
+
+    machine_of_bundle = placement_group_table(group)["bundles_to_node_id"]
+    return [machine_of_bundle[node] for node in range(len(machine_of_bundle))]
+
+
+def own_machine() -> str:
+    """Return Ray's name of this machine."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def call_on(machines: list[str], function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Call a function on these machines at once; return what it gave, of those that answered in time."""
+    if not machines:
+        return []
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    given = []
+    with contextlib.suppress(ray.exceptions.RayError):
+        there = [NodeAffinitySchedulingStrategy(machine, soft=False) for machine in machines]
+        pending = [task.options(scheduling_strategy=strategy).remote(*args) for strategy in there]
+        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=CALL_S)
+        for reference in ready:
+            with contextlib.suppress(ray.exceptions.RayError):
+                given.append(ray.get(reference))
+    return given
 
 
 def stop(coordinator: Any, modules: list[Any], group: Any, owns_ray: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import socket
 import threading
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
+from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.pulse import Pulses, machine_busy_s, next_beat
 from rayemu.cluster.setup import Setup
@@ -67,7 +67,8 @@ class ModuleRuntime:
         self.record = ModuleRecord(recorder, self.machine, time.time)
         self.stopping = False
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
-        self.turns = Turns(Path(setup.scratch()))
+        shared = self.config.modules_per_core > 1
+        self.turns = Turns(Path(setup.scratch()), (os.cpu_count() or 1) if shared else 0)
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
@@ -241,8 +242,8 @@ class ModuleRuntime:
 
     # -- heartbeats and faults ----------------------------------------------------------------------------
     def _beat(self, coordinator: str, host: str) -> None:
-        interval, own_host = self.setup.heartbeat, socket.gethostname()
-        pulses = Pulses(self.setup.scratch(), self.setup.modules) if host == own_host else None
+        interval = self.setup.heartbeat
+        pulses = Pulses(self.setup.scratch(), self.setup.modules) if host == own_host() else None
         if isinstance(self.link, ZmqLink):
             channel = self.link.pusher(coordinator)
             send = lambda frame: channel.send(frame[0])  # noqa: E731
@@ -250,7 +251,7 @@ class ModuleRuntime:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
         thread = threading.get_native_id()
-        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host)
+        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host())
         known, joined, count = None, False, 0
         while not self.stopping:
             view = self.machine.view

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -20,16 +19,17 @@ import zmq
 from rayemu.alltoall import ALIVE
 from rayemu.cluster import local_ray
 from rayemu.cluster.faults import MESSAGE_FAULTS, strike
+from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqSettings
-from rayemu.cluster.setup import Setup
-from rayemu.cluster.turns import close_turns, open_turns
+from rayemu.cluster.setup import ANY_MACHINE, Setup
+from rayemu.cluster.turns import close_turns
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
-from rayemu.protocol.record import merge_records
+from rayemu.protocol.record import in_order, merge_records
 from rayemu.protocol.wire import Wire
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
@@ -37,6 +37,17 @@ RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and
 
 class ClusterError(RuntimeError):
     """The cluster could not be started, or its coordinator died."""
+
+
+def _read_scratch(directory: str) -> tuple[str, np.ndarray]:
+    """Read what the modules of this machine recorded."""
+    return own_host(), merge_records(sorted(Path(directory).glob("record-*")))
+
+
+def _remove_scratch(directory: str) -> None:
+    """Remove what a run keeps on this machine."""
+    close_turns(Path(directory))
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 class Session:
@@ -65,6 +76,7 @@ class Session:
         self._closed = False
         self._coordinator: Any = None
         self._group: Any = None
+        self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
         self._link: Link | None = None
         self._connected: Epoch | None = None
@@ -76,11 +88,6 @@ class Session:
         try:
             with local_ray.interrupts_deferred():
                 self._owns_ray = local_ray.connect(address, len(module_to_node) + 1, self.directory)
-            if local_ray.machines() == 1:
-                per_core = len(module_to_node) / (os.cpu_count() or 1)
-                config = replace(config, modules_per_core=per_core)
-                if per_core > 1:
-                    open_turns(self.directory, os.cpu_count() or 1)
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow
@@ -95,7 +102,8 @@ class Session:
                 module_to_node=module_to_node,
                 seed=seed,
                 heartbeat=heartbeat,
-                blas_threads=blas_threads or max(1, (os.cpu_count() or 1) // len(module_to_node)),
+                machine_of=self._reserve(module_to_node, start_timeout_s),
+                blas_threads=blas_threads,
                 zmq=self._zmq_settings(sockets) if transport == "zmq" else None,
                 links=links or {},
                 directory=str(self.directory),
@@ -120,10 +128,18 @@ class Session:
             raise ClusterError(
                 "cluster.sockets is ipc, but the Ray cluster has several machines; use auto or tcp"
             )
-        if sockets == "ipc" or (sockets == "auto" and not several):
-            return ZmqSettings(str(self.directory))
-        host = local_ray.own_address() if several else "127.0.0.1"
-        return ZmqSettings(str(self.directory), host, zmq.curve_keypair(), zmq.curve_keypair())
+        directory = "" if sockets == "tcp" else str(self.directory)
+        if directory and not several:
+            return ZmqSettings(directory)
+        tcp_host = ANY_MACHINE if several else "127.0.0.1"
+        return ZmqSettings(directory, tcp_host, zmq.curve_keypair(), zmq.curve_keypair())
+
+    def _reserve(self, module_to_node: np.ndarray, timeout_s: float) -> np.ndarray:
+        """Reserve room for the modules; return their machines [M], by number."""
+        self._group = local_ray.reserve(module_to_node, timeout_s)
+        names, machine_of_node = np.unique(local_ray.machines_of(self._group), return_inverse=True)
+        self._elsewhere = sorted({*names.tolist()} - {local_ray.own_machine()})
+        return machine_of_node.astype(np.int32)[module_to_node]
 
     def _start(self, timeout_s: float) -> None:
         import ray
@@ -131,12 +147,12 @@ class Session:
         from rayemu.cluster import actors
 
         setup = self.setup
-        self._group = local_ray.reserve(setup.module_to_node, timeout_s)
         self._coordinator = actors.start_coordinator(setup, self._group)
         empty = np.zeros(setup.modules, np.uint8), np.zeros(setup.modules, np.int32)
         epoch = Epoch(0, 0, [], *empty, *setup.placement)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
         self._link = actors.open_link(setup, actors.CLIENT_NAME)
+        self._await_modules(timeout_s)
         try:
             endpoint = ray.get(
                 self._coordinator.begin.remote(self._link.endpoint, self._modules), timeout=timeout_s
@@ -154,6 +170,16 @@ class Session:
             if time.monotonic() > deadline:
                 raise ClusterError(f"not all modules joined within {timeout_s:g} s; see `rayemu doctor`")
             self._step(0.2)
+
+    def _await_modules(self, timeout_s: float) -> None:
+        """Wait until the modules' processes are up; where one is not, raise ClusterError with its reason."""
+        import ray
+
+        try:
+            ray.get([handle.__ray_ready__.remote() for handle in self._modules], timeout=timeout_s)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ClusterError(f"a module did not start: {reason}; see `rayemu doctor`") from error
 
     def _watch(self, running: Any) -> None:
         import ray
@@ -185,13 +211,19 @@ class Session:
             if self._link is not None:
                 self._link.close()
             local_ray.stop(self._coordinator, self._modules, self._group, getattr(self, "_owns_ray", False))
-            close_turns(self.directory)
-            shutil.rmtree(self.directory, ignore_errors=True)
+            local_ray.call_on(self._elsewhere, _remove_scratch, str(self.directory))
+            _remove_scratch(str(self.directory))
         local_ray.restore_terminate(self._previous_term)
 
     def record(self) -> np.ndarray:
-        """Return the record of all modules so far (RECORD rows); read it before `close`."""
-        return merge_records(sorted(self.directory.glob("record-*")))
+        """Return the record of all modules so far (RECORD rows); read it before `close`.
+
+        Times are those of the clock of each module's machine.
+        """
+        directory = str(self.directory)
+        there = local_ray.call_on(self._elsewhere, _read_scratch, directory)
+        by_host = dict([*there, _read_scratch(directory)])
+        return in_order(np.concatenate(list(by_host.values())))
 
     # -- batches ----------------------------------------------------------------------------------------
     def new_rows(self, rows: int, width: int) -> np.ndarray:
@@ -273,7 +305,7 @@ class Session:
         """Begin a fault: at one module, or (message faults) in every actor."""
         if fault["kind"] in ("kill", "hang") and module is not None:
             pid, host = self.pids.get(module, (0, ""))
-            if pid and host == socket.gethostname():
+            if pid and host == own_host():
                 with contextlib.suppress(ProcessLookupError):
                     strike(pid, fault)
                 return

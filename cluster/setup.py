@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from rayemu.cluster.link import ZmqSettings
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import ProtocolConfig
+
+ANY_MACHINE = "*"  # in place of a host's address: each actor listens at that of its own machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,8 @@ class Setup:
     module_to_node: np.ndarray  # [M] int32
     seed: int
     heartbeat: float
-    blas_threads: int
+    machine_of: np.ndarray  # [M] int32, the machines by number
+    blas_threads: int | None  # None: as many as the modules of a machine have cores each
     zmq: ZmqSettings | None  # None: frames go by actor calls
     links: dict[
         int, float
@@ -35,6 +38,13 @@ class Setup:
     def modules(self) -> int:
         """Number of modules M."""
         return len(self.module_to_node)
+
+    def fitted(self, module: int) -> Setup:
+        """Return the setup for a process next to this module: it has a share of this machine's cores."""
+        cores = os.cpu_count() or 1
+        neighbours = int((self.machine_of == self.machine_of[module]).sum())
+        config = replace(self.config, modules_per_core=neighbours / cores)
+        return replace(self, config=config, blas_threads=self.blas_threads or max(1, cores // neighbours))
 
     def scratch(self) -> str:
         """Make sure that the scratch directory exists on this machine, and return it."""

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+NAME = "turns"  # of the file in a run's directory that says which semaphores they are
 # System V semaphores: waiting has a timeout, and the kernel gives back what a dead process held.
 _PRIVATE, _REMOVE, _GET, _SET, _UNDO = 0, 0, 12, 16, 0x1000
 _COUNT, _MARK = 0, 1  # the set's semaphores: free turns, and a number to know it by
@@ -24,9 +25,11 @@ _LOOK_UP = struct.pack("@ll", 0, 100_000_000)  # 0.1 s between two looks at whet
 
 
 class Turns:
-    """The turns of a run on this machine, if `open_turns` made some in the run's directory."""
+    """The turns of a run on this machine: those that are in its directory, else `turns` new ones."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, turns: int = 0) -> None:
+        if turns and not (directory / NAME).exists():
+            _open(directory, turns)
         self._libc, self._set = _known(directory)
 
     @contextlib.contextmanager
@@ -44,15 +47,21 @@ class Turns:
                 libc.semtimedop(self._set, _GIVE, 1, None)
 
 
-def open_turns(directory: Path, turns: int) -> None:
-    """Make some turns for a run; does nothing where the system has no such semaphores."""
+def _open(directory: Path, turns: int) -> None:
+    """Make turns, unless another process is first; none where the system has no such semaphores."""
     libc = _libc()
     if libc is None or (number := libc.semget(_PRIVATE, 2, 0o600)) < 0:
         return
     mark = 1 + int.from_bytes(os.urandom(2), "little") % 32767
     libc.semctl(number, _COUNT, _SET, turns)
     libc.semctl(number, _MARK, _SET, mark)
-    (directory / "turns").write_text(f"{number} {mark}")
+    part = directory / f"{NAME}-{os.getpid()}"
+    part.write_text(f"{number} {mark}")
+    try:
+        os.link(part, directory / NAME)
+    except FileExistsError:
+        libc.semctl(number, 0, _REMOVE)
+    part.unlink()
 
 
 def close_turns(directory: Path) -> None:
@@ -66,7 +75,7 @@ def _known(directory: Path) -> tuple[ctypes.CDLL | None, int]:
     """The C library and the number of the run's set, or None and anything; never someone else's set."""
     libc = _libc()
     try:
-        number, mark = map(int, (directory / "turns").read_text().split())
+        number, mark = map(int, (directory / NAME).read_text().split())
     except (OSError, ValueError):
         return None, 0
     return (libc if libc is not None and libc.semctl(number, _MARK, _GET) == mark else None), number

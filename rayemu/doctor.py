@@ -244,6 +244,7 @@ def check_ray(emulator: Callable[[Any], Any] | None = None) -> Finding:
     """Whether a small emulation starts on a local Ray, computes exactly, and ends; takes some seconds."""
     import numpy as np
 
+    from rayemu.cluster.host import own_host
     from rayemu.emulator import Emulator
     from rayemu.model.blas import row_invariant
     from rayemu.scenario import Scenario
@@ -259,7 +260,7 @@ def check_ray(emulator: Callable[[Any], Any] | None = None) -> Finding:
             started = time.monotonic() - began
             x = np.random.default_rng(0).standard_normal((64, 32), dtype=np.float32)
             exact = np.array_equal(running.forward(x), running.reference(x))
-            local = [pid for pid, host in running.pids.values() if host == socket.gethostname()]
+            local = [pid for pid, host in running.pids.values() if host == own_host()]
             nice = max((os.getpriority(os.PRIO_PROCESS, pid) for pid in local), default=0)
     except Exception as error:
         text = f"{where} did not run two modules: {' '.join(str(error).split())}"

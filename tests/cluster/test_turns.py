@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rayemu import doctor
-from rayemu.cluster.turns import Turns, close_turns, open_turns
+from rayemu.cluster.turns import Turns, close_turns
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs the semaphores of Linux")
 
@@ -31,7 +31,7 @@ def number(directory: Path) -> str:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    open_turns(tmp_path, 2)
+    Turns(tmp_path, 2)
     yield tmp_path
     close_turns(tmp_path)
 
@@ -130,6 +130,29 @@ def test_an_error_in_the_block_gives_the_turn_back(directory: Path) -> None:
             _ = 1 / 0
 
 
+def _open_at_once(directory: Path, barrier: Any, found: Any) -> None:
+    barrier.wait()
+    Turns(directory, 1)
+    found.put(number(directory))
+
+
+def test_those_who_open_turns_at_once_share_them(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, found = context.Barrier(6), context.Queue()
+    before = semaphores()
+    started = [
+        context.Process(target=_open_at_once, args=(tmp_path, barrier, found), daemon=True) for _ in range(6)
+    ]
+    for process in started:
+        process.start()
+    numbers = {found.get(timeout=60) for _ in started}
+    for process in started:
+        process.join()
+    assert semaphores() - before == numbers and len(numbers) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["turns"]
+    close_turns(tmp_path)
+
+
 def test_without_turns_nobody_waits(tmp_path: Path) -> None:
     with Turns(tmp_path).one(never):
         pass
@@ -137,7 +160,7 @@ def test_without_turns_nobody_waits(tmp_path: Path) -> None:
 
 
 def test_closing_leaves_nothing_and_sends_waiters_on(tmp_path: Path) -> None:
-    open_turns(tmp_path, 1)
+    Turns(tmp_path, 1)
     assert number(tmp_path) in semaphores()
     turns = Turns(tmp_path)
     with turns.one(never):
@@ -161,7 +184,7 @@ def test_the_doctor_removes_what_a_killed_run_left(tmp_path: Path) -> None:
     run = tmp_path / "rayemu-0123abcd"
     run.mkdir()
     (run / "owner").write_text(str(2**22 + 1))  # no such process
-    open_turns(run, 2)
+    Turns(run, 2)
     left = number(run)
     assert left in semaphores()
     assert doctor.check_stale_directories(tmp_path, fix=True).state == doctor.OK
