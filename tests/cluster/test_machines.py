@@ -1,0 +1,150 @@
+"""A run over several machines: two that are made of kernel namespaces, with a real Ray cluster across them.
+
+Each has a network, process numbers, a host name and temporary files of its own; they share the processors and
+the file system that the code is on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ADDRESSES = ("192.0.2.1", "192.0.2.2")  # of the block that is set aside for examples
+PORT = 6379
+# Ray's own token would be the user's, who may have none.
+SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _cannot() -> str:
+    """Why machines cannot be made here; empty if they can."""
+    missing = [tool for tool in ("unshare", "nsenter", "ip", "mount") if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} of util-linux and iproute2 not found"
+    tried = subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "true"], capture_output=True
+    )
+    return "" if tried.returncode == 0 else f"namespaces need root: {tried.stderr.decode().strip()}"
+
+
+pytestmark = pytest.mark.skipif(bool(_cannot()), reason=f"two machines cannot be made here: {_cannot()}")
+
+
+@dataclass
+class Machine:
+    """Namespaces that live as long as their first process."""
+
+    process: subprocess.Popen[str]
+    first: int  # pid of that process, as seen from outside
+    temporary: Path
+
+    def command(self, *words: str) -> list[str]:
+        return ["nsenter", "--target", str(self.first), "--net", "--mount", "--pid", "--uts", "--", *words]
+
+    def run(self, *words: str, timeout_s: float = 60.0, **settings: str) -> str:
+        """Run a command on this machine; return its output."""
+        environment = {**os.environ, **SETTINGS, "TMPDIR": str(self.temporary), **settings}
+        environment.pop("RAY_ADDRESS", None)
+        done = subprocess.run(
+            self.command(*words),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout_s,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+def _machine(name: str, temporary: Path) -> Machine:
+    """Start a machine whose temporary files and shared memory nobody else sees."""
+    script = (
+        f"hostname {name}; mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs {temporary}; "
+        "ip link set lo up; echo up; exec sleep 1000"
+    )
+    namespaces = ["--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    process = subprocess.Popen(
+        ["unshare", *namespaces, "--propagation", "private", "sh", "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return Machine(process, int(children[0]), temporary)
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[list[Machine]]:
+    temporary = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))  # short: sockets have short names
+    made: list[Machine] = []
+    ray = str(Path(sys.executable).parent / "ray")
+    try:
+        made += [_machine("first", temporary)]
+        made += [_machine("second", temporary)]
+        first, second = made
+        wire = f"ip link add wire type veth peer name wire netns {second.first}"
+        subprocess.run(["nsenter", "--target", str(first.first), "--net", *wire.split()], check=True)
+        for machine, address in zip(made, ADDRESSES, strict=True):
+            machine.run("ip", "address", "add", f"{address}/24", "dev", "wire")
+            machine.run("ip", "link", "set", "wire", "up")
+        common = ["--object-store-memory", str(96 << 20), "--num-cpus", "4", "--disable-usage-stats"]
+        head = [ray, "start", "--head", "--port", str(PORT), "--include-dashboard=false", *common]
+        first.run(*head, "--node-ip-address", ADDRESSES[0], "--temp-dir", f"{temporary}/ray")
+        joining = [ray, "start", "--address", f"{ADDRESSES[0]}:{PORT}", *common]
+        second.run(*joining, "--node-ip-address", ADDRESSES[1])
+        yield made
+    finally:
+        for machine in made:
+            machine.process.kill()  # and with it everything in the machine
+            machine.process.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def stream_and_strike(machine: Machine, settings: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """Run the script of this name on a machine; return what it found."""
+    address = f"{ADDRESSES[0]}:{PORT}"
+    script = str(Path(__file__).with_name("stream_and_strike.py"))
+    shown = machine.run(sys.executable, script, address, json.dumps(settings), timeout_s=180.0, **environment)
+    return json.loads(shown.partition("FOUND")[2])  # type: ignore[no-any-return]
+
+
+def left(machine: Machine) -> list[str]:
+    """What of ours lies in a machine's temporary files."""
+    return [name for name in machine.run("ls", str(machine.temporary)).split() if name != "ray"]
+
+
+@pytest.mark.parametrize("transport", ["zmq", "ray"])
+def test_a_run_over_two_machines(machines: list[Machine], transport: str) -> None:
+    found = stream_and_strike(machines[0], {"transport": transport})
+    assert found["exact"] and found["delivered"]
+    first, second, third, fourth = found["hosts"]
+    assert first == second != third == fourth, "a node's modules share a machine"
+    assert sum(found["rows"]) == 5 * 96 * 2 * 2, "batches, tokens, experts of each, layers"
+    assert min(found["rows"]) > 0, "the modules of both machines are in the record"
+    assert found["of_killed_kept"]
+    assert ["suspected", 2] in found["seen"] and ["dead", 3] in found["seen"]
+    assert [left(machine) for machine in machines] == [[], []]
+
+
+def test_a_module_that_does_not_start_says_why(machines: list[Machine]) -> None:
+    first, second = machines
+    blocked = f"{first.temporary}/blocked"
+    first.run("mkdir", blocked)
+    second.run("touch", blocked)  # a file where there must be a directory
+    try:
+        with pytest.raises(AssertionError, match=r"ClusterError: a module did not start: .*blocked"):
+            stream_and_strike(first, {}, TMPDIR=blocked)
+    finally:
+        for machine in machines:
+            machine.run("rm", "-r", blocked)
