@@ -44,15 +44,17 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
     try:
         if address:
             _reach(address)
-            ray.init(address=address, **common)
+            with _signals_left_alone():
+                ray.init(address=address, **common)
             return False
-        ray.init(
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(directory / "ray"),
-            **common,
-        )
+        with _signals_left_alone():
+            ray.init(
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(directory / "ray"),
+                **common,
+            )
         _end_log_monitor()
         return True
     except Exception as error:
@@ -64,6 +66,19 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
                 "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
             )
         raise RayUnavailable(f"Ray could not be {what}: {error}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Keep `ray.init` from taking SIGTERM over: it would end this process while Ray is half started."""
+    from ray._private import utils
+
+    install = getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
 
 
 def _end_log_monitor() -> None:
@@ -96,7 +111,7 @@ def interrupts_deferred() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in zip(watched, previous, strict=True):  # Ray sets its own for SIGTERM, too
+        for number, handler in zip(watched, previous, strict=True):
             signal.signal(number, handler)
     if seen:
         raise KeyboardInterrupt

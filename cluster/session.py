@@ -79,7 +79,6 @@ class Session:
         self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
         self._link: Link | None = None
-        self._connected: Epoch | None = None
         run_id = uuid.uuid4().hex[:8]
         self.directory = Path(tempfile.gettempdir()) / f"rayemu-{run_id}"
         self.directory.mkdir(mode=0o700)
