@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rayemu.cluster import local_ray
 from rayemu.cluster.coordinator import CoordinatorRuntime
@@ -95,7 +95,7 @@ class CoordinatorActor:
     def __init__(self, setup: Setup, group: Any) -> None:
         self.setup, self.group = setup, group
         self.link = open_link(setup, COORDINATOR_NAME)
-        self.runtime = CoordinatorRuntime(setup.fitted(0), self.link, self._replace, self._kill)
+        self.runtime = CoordinatorRuntime(setup, self.link, self._replace, self._kill)
         self.modules: dict[tuple[int, int], Any] = {}
         self.client = ""
         self.outbox: list[Any] = []
@@ -173,12 +173,12 @@ def start_module(setup: Setup, group: Any, module: int, incarnation: int, epoch:
 
 
 def start_coordinator(setup: Setup, group: Any) -> Any:
-    """Start the coordinator's actor next to the first emulated node."""
+    """Start the coordinator's actor on this machine: so a run survives the loss of any other."""
     return CoordinatorActor.options(  # type: ignore[attr-defined]
         name=COORDINATOR_NAME,
         namespace=namespace(setup),
         num_cpus=0,
         max_concurrency=16 if setup.zmq is None else 1,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(local_ray.own_machine(), soft=False),
         **_environment(),
     ).remote(setup, group)

@@ -59,7 +59,7 @@ class CoordinatorRuntime:
         """Run until the process is killed."""
         self.link.connect(CLIENT, client)
         try:
-            with threadpool_limits(self.setup.blas_threads):
+            with threadpool_limits(self.setup.blas_threads or 1):
                 self._loop()
         finally:
             self.link.close()

@@ -40,7 +40,7 @@ class Setup:
         return len(self.module_to_node)
 
     def fitted(self, module: int) -> Setup:
-        """Return the setup for a process next to this module: it has a share of this machine's cores."""
+        """Return the setup as fits a module on this machine, whose cores it shares with others."""
         cores = os.cpu_count() or 1
         neighbours = int((self.machine_of == self.machine_of[module]).sum())
         config = replace(self.config, modules_per_core=neighbours / cores)

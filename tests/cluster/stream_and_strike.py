@@ -1,6 +1,7 @@
-"""What `test_machines` runs on one of its machines: streams, a hang and a kill. Prints what came of it.
+"""What `test_machines` runs on one of its machines: a stream while modules are struck. Prints what it found.
 
-Arguments: the Ray cluster's address, and settings of the scenario's cluster as JSON.
+Arguments: the Ray cluster's address; settings of the scenario's cluster as JSON; and who strikes: "us" (a
+hang, then a kill) or "them" (it says READY and goes on until two modules are seen dead).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rayemu.protocol.record import GEMM
 from rayemu.scenario import Fault
 
 
-def main(address: str, settings: str) -> None:
+def main(address: str, settings: str, who: str) -> None:
     scenario = Scenario.from_dict(
         {
             "model": {"d_model": 64, "d_ff": 128, "experts": 8, "top_k": 2, "layers": 2},
@@ -43,12 +44,19 @@ def main(address: str, settings: str) -> None:
         stream(5)
         before = emulator.record()
         found["hosts"] = [host for _, (_, host) in sorted(emulator.pids.items())]
-        strike(kind="hang", module=2, **{"for": "2 s"})
-        stream(10)
-        strike(kind="kill", module=3)
+        found["seen"] = seen = []
+        if who == "us":
+            strike(kind="hang", module=2, **{"for": "2 s"})
+            stream(10)
+            strike(kind="kill", module=3)
+        else:
+            print("READY", flush=True)
+            while sum(kind == "dead" for kind, _ in seen) < 2:
+                stream(1)
+                seen += [(n.kind, n.facts["module"]) for n in emulator.take_notices()]
         stream(20)
         after = emulator.record()
-        found["seen"] = [(n.kind, n.facts["module"]) for n in emulator.take_notices()]
+        seen += [(n.kind, n.facts["module"]) for n in emulator.take_notices()]
     gemms = before[before["kind"] == GEMM]
     found["rows"] = np.bincount(gemms["src"], gemms["rows"], 4).tolist()
     of_killed = before[before["src"] == 3]

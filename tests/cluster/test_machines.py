@@ -50,21 +50,19 @@ class Machine:
     def command(self, *words: str) -> list[str]:
         return ["nsenter", "--target", str(self.first), "--net", "--mount", "--pid", "--uts", "--", *words]
 
-    def run(self, *words: str, timeout_s: float = 60.0, **settings: str) -> str:
-        """Run a command on this machine; return its output."""
+    def start(self, *words: str, **settings: str) -> subprocess.Popen[str]:
+        """Start a command on this machine."""
         environment = {**os.environ, **SETTINGS, "TMPDIR": str(self.temporary), **settings}
         environment.pop("RAY_ADDRESS", None)
-        done = subprocess.run(
-            self.command(*words),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=timeout_s,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(self.command(*words), env=environment, text=True, **pipes)
+
+    def run(self, *words: str, timeout_s: float = 60.0, **settings: str) -> str:
+        """Run a command on this machine; return its output."""
+        with self.start(*words, **settings) as process:
+            shown, _ = process.communicate(timeout=timeout_s)
+        assert process.returncode == 0, shown
+        return shown
 
 
 def _machine(name: str, temporary: Path) -> Machine:
@@ -111,11 +109,14 @@ def machines() -> Iterator[list[Machine]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def stream_and_strike(machine: Machine, settings: dict[str, Any], **environment: str) -> dict[str, Any]:
-    """Run the script of this name on a machine; return what it found."""
-    address = f"{ADDRESSES[0]}:{PORT}"
-    script = str(Path(__file__).with_name("stream_and_strike.py"))
-    shown = machine.run(sys.executable, script, address, json.dumps(settings), timeout_s=180.0, **environment)
+def script(settings: dict[str, Any], who: str) -> list[str]:
+    """The command that runs stream_and_strike.py."""
+    file = str(Path(__file__).with_name("stream_and_strike.py"))
+    return [sys.executable, file, f"{ADDRESSES[0]}:{PORT}", json.dumps(settings), who]
+
+
+def found_in(shown: str) -> dict[str, Any]:
+    """What that script found."""
     return json.loads(shown.partition("FOUND")[2])  # type: ignore[no-any-return]
 
 
@@ -126,7 +127,7 @@ def left(machine: Machine) -> list[str]:
 
 @pytest.mark.parametrize("transport", ["zmq", "ray"])
 def test_a_run_over_two_machines(machines: list[Machine], transport: str) -> None:
-    found = stream_and_strike(machines[0], {"transport": transport})
+    found = found_in(machines[0].run(*script({"transport": transport}, "us"), timeout_s=120))
     assert found["exact"] and found["delivered"]
     first, second, third, fourth = found["hosts"]
     assert first == second != third == fourth, "a node's modules share a machine"
@@ -144,7 +145,25 @@ def test_a_module_that_does_not_start_says_why(machines: list[Machine]) -> None:
     second.run("touch", blocked)  # a file where there must be a directory
     try:
         with pytest.raises(AssertionError, match=r"ClusterError: a module did not start: .*blocked"):
-            stream_and_strike(first, {}, TMPDIR=blocked)
+            first.run(*script({}, "us"), TMPDIR=blocked)
     finally:
         for machine in machines:
             machine.run("rm", "-r", blocked)
+
+
+def test_a_machine_that_dies_takes_nothing_with_it(machines: list[Machine]) -> None:
+    """The last test: there is but one machine after it."""
+    first, second = machines
+    with first.start(*script({}, "them")) as driver:
+        assert driver.stdout is not None
+        try:
+            while "READY" not in (line := driver.stdout.readline()):
+                assert line
+            second.start("sh", "-c", "kill -9 -1").wait()  # all of its processes but the first
+            found = found_in(driver.communicate(timeout=60)[0])
+        finally:
+            driver.kill()
+    assert found["exact"] and found["delivered"]
+    dead = {module for kind, module in found["seen"] if kind == "dead"}
+    assert len({found["hosts"][module] for module in dead}) == 1, "modules of one machine"
+    assert [name for name in left(first) if name.startswith("rayemu-")] == []
