@@ -165,7 +165,11 @@ class Session:
             threading.Thread(target=self._collect, daemon=True).start()
         self._coordinator_dead = False
         deadline = time.monotonic() + timeout_s
-        while self._client.epoch is None or not (self._client.epoch.state == ALIVE).all():
+        while (
+            self._client.epoch is None
+            or not (self._client.epoch.state == ALIVE).all()
+            or len(self.pids) < setup.modules  # the last one's notice follows its epoch
+        ):
             if time.monotonic() > deadline:
                 raise ClusterError(f"not all modules joined within {timeout_s:g} s; see `rayemu doctor`")
             self._step(0.2)

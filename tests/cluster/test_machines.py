@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-ADDRESSES = ("192.0.2.1", "192.0.2.2")  # of the block that is set aside for examples
+ADDRESSES = ("198.51.100.1", "198.51.100.2")  # of a block that is set aside for examples
 PORT = 6379
 # Ray's own token would be the user's, who may have none.
 SETTINGS = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
