@@ -93,6 +93,7 @@ class Session:
                 config = replace(
                     config, suspect_after=config.suspect_after * slow, retry_after=config.retry_after * 2
                 )
+            machine_of = self._reserve(module_to_node, start_timeout_s)
             self.setup = Setup(
                 run_id=run_id,
                 config=config,
@@ -101,7 +102,7 @@ class Session:
                 module_to_node=module_to_node,
                 seed=seed,
                 heartbeat=heartbeat,
-                machine_of=self._reserve(module_to_node, start_timeout_s),
+                machine_of=machine_of,
                 blas_threads=blas_threads,
                 zmq=self._zmq_settings(sockets) if transport == "zmq" else None,
                 links=links or {},
