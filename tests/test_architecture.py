@@ -160,6 +160,17 @@ def test_importing_rayemu_is_cheap() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
 
 
+def test_the_standard_library_s_compression_is_found_from_the_repository_s_root() -> None:
+    """Python 3.14 has a package of that name, which gzip and others import."""
+    script = (
+        "import os, sys, gzip, zipfile, compression\n"
+        "assert list(compression.__path__) == [os.path.join(os.path.dirname(os.__file__), 'compression')]\n"
+        "assert gzip.decompress(gzip.compress(b'x')) == b'x'\n"
+        "assert 'numpy' not in sys.modules, 'it ran our package'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+
+
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     import rayemu
 
