@@ -32,7 +32,7 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_event_stats", "0")  # a third of what Ray's own loops take from idle modules
-    # Deaths are our business, and more modules than cores are, too: Ray's own paragraphs about them would bury
+    # Deaths are our business, and so are more modules than cores: Ray's own paragraphs about them would bury
     # the live view.
     unwanted = "A worker died or was killed|worker processes have been started"
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", unwanted)
