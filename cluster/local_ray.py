@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 REACH_S = 3.0
 CALL_S = 20.0  # for a call on another machine, which may have to start a process for it
 OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
@@ -108,12 +109,11 @@ def interrupts_deferred() -> Iterator[None]:
         yield
         return
     seen: list[int] = []
-    watched = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda got, _: seen.append(got)) for number in watched]
+    previous = [signal.signal(number, lambda got, _: seen.append(got)) for number in INTERRUPTS]
     try:
         yield
     finally:
-        for number, handler in zip(watched, previous, strict=True):
+        for number, handler in zip(INTERRUPTS, previous, strict=True):
             signal.signal(number, handler)
     if seen:
         raise KeyboardInterrupt
@@ -209,15 +209,16 @@ def stop(coordinator: Any, modules: list[Any], group: Any, owns_ray: bool) -> No
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Ignore Ctrl-C while cleaning up: a second one must not leave half of it behind."""
+    """Ignore Ctrl-C and SIGTERM while cleaning up: a second one must not leave half of it behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = [signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in zip(INTERRUPTS, previous, strict=True):
+            signal.signal(number, handler)
 
 
 def terminate_as_interrupt() -> Any:

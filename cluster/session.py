@@ -29,7 +29,7 @@ from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
-from rayemu.protocol.record import in_order, merge_records
+from rayemu.protocol.record import in_order, read_records
 from rayemu.protocol.wire import Wire
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
@@ -41,7 +41,7 @@ class ClusterError(RuntimeError):
 
 def _read_scratch(directory: str) -> tuple[str, np.ndarray]:
     """Read what the modules of this machine recorded."""
-    return own_host(), merge_records(sorted(Path(directory).glob("record-*")))
+    return own_host(), read_records(Path(directory).glob("record-*"))
 
 
 def _remove_scratch(directory: str) -> None:

@@ -29,9 +29,7 @@ class Setup:
     machine_of: np.ndarray  # [M] int32, the machines by number
     blas_threads: int | None  # None: as many as the modules of a machine have cores each
     zmq: ZmqSettings | None  # None: frames go by actor calls
-    links: dict[
-        int, float
-    ]  # bytes per second of a module's port, by link level; levels left out are not paced
+    links: dict[int, float]  # link level -> bytes per second of a module's port; others are not paced
     directory: str  # scratch of the run on each machine: sockets and record files
 
     @property

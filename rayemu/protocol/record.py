@@ -7,7 +7,7 @@ those of a simulation are virtual, and their columns are named so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +209,10 @@ class ModuleRecord:
         )
 
 
-def read_record(path: Path) -> np.ndarray:
-    """Read the file of a recorder, without the unused rows."""
-    rows = np.fromfile(path, RECORD)
+def read_records(paths: Iterable[Path]) -> np.ndarray:
+    """Read the files of recorders one after the other, without the unused rows."""
+    rows = np.concatenate([np.zeros(0, RECORD), *(np.fromfile(path, RECORD) for path in paths)])
     return rows[rows["end_wall_s"] > 0]
-
-
-def merge_records(paths: list[Path]) -> np.ndarray:
-    """Merge the files of recorders in order of start time."""
-    return in_order(np.concatenate([np.zeros(0, RECORD), *(read_record(p) for p in paths)]))
 
 
 def in_order(record: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from rayemu.cluster.local_ray import interrupts_held
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for left-overs in Linux's /proc")
 SEMAPHORES = Path("/proc/sysvipc/sem")
 
@@ -80,3 +82,17 @@ def test_it_leaves_nothing_behind(
         time.sleep(0.05)
     assert processes(temporary) - workers == set()
     assert SEMAPHORES.read_text().count("\n") == semaphores
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_one_does_not_stop_the_cleaning_up(number: signal.Signals) -> None:
+    got: list[int] = []
+    previous = signal.signal(number, lambda received, _: got.append(received))
+    try:
+        with interrupts_held():
+            os.kill(os.getpid(), number)
+        assert got == []
+        os.kill(os.getpid(), number)
+        assert got == [number], "afterwards it is heard again"
+    finally:
+        signal.signal(number, previous)

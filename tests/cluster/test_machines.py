@@ -36,7 +36,8 @@ def _cannot() -> str:
     return "" if tried.returncode == 0 else f"namespaces need root: {tried.stderr.decode().strip()}"
 
 
-pytestmark = pytest.mark.skipif(bool(_cannot()), reason=f"two machines cannot be made here: {_cannot()}")
+CANNOT = _cannot()
+pytestmark = pytest.mark.skipif(bool(CANNOT), reason=f"two machines cannot be made here: {CANNOT}")
 
 
 @dataclass
@@ -131,7 +132,8 @@ def test_a_run_over_two_machines(machines: list[Machine], transport: str) -> Non
     assert found["exact"] and found["delivered"]
     first, second, third, fourth = found["hosts"]
     assert first == second != third == fourth, "a node's modules share a machine"
-    assert sum(found["rows"]) >= 5 * 96 * 2 * 2  # batches, tokens, experts of each, layers; some may be late
+    # Batches, tokens, experts of each, layers; on a busy machine some rows may be computed twice.
+    assert sum(found["rows"]) >= 5 * 96 * 2 * 2
     assert min(found["rows"]) > 0, "the modules of both machines are in the record"
     assert found["of_killed_kept"]
     assert ["suspected", 2] in found["seen"] and ["dead", 3] in found["seen"]
@@ -160,7 +162,7 @@ def test_a_machine_that_dies_takes_nothing_with_it(machines: list[Machine]) -> N
             while "READY" not in (line := driver.stdout.readline()):
                 assert line
             second.start("sh", "-c", "kill -9 -1").wait()  # all of its processes but the first
-            found = found_in(driver.communicate(timeout=60)[0])
+            found = found_in(driver.stdout.read())
         finally:
             driver.kill()
     assert found["exact"] and found["delivered"]

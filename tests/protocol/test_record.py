@@ -12,8 +12,9 @@ from rayemu.protocol.record import (
     RECORD,
     VIRTUAL_RECORD,
     Recorder,
+    in_order,
     load_columns,
-    merge_records,
+    read_records,
     save_columns,
 )
 
@@ -38,7 +39,7 @@ def check(rows: np.ndarray) -> None:
 def test_a_file_grows_and_is_read_without_its_unused_rows(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "record")
     fill(recorder, 1)
-    rows = merge_records([tmp_path / "record"])
+    rows = read_records([tmp_path / "record"])
     check(rows)
     assert rows["start_wall_s"].tolist() == [1e9 + n for n in range(MANY)]
     assert rows["end_wall_s"].tolist() == [1e9 + n + 0.5 for n in range(MANY)]
@@ -50,12 +51,12 @@ def test_memory_grows(tmp_path: Path) -> None:
     check(recorder.rows())
 
 
-def test_files_are_merged_in_order_of_time(tmp_path: Path) -> None:
+def test_the_rows_of_all_files_are_put_in_order_of_time(tmp_path: Path) -> None:
     for name, sign in (("a", 1), ("b", -1)):
         fill(Recorder(tmp_path / name), sign)
-    rows = merge_records([tmp_path / "a", tmp_path / "b"])
+    rows = in_order(read_records([tmp_path / "a", tmp_path / "b"]))
     assert len(rows) == 2 * MANY and (np.diff(rows["start_wall_s"]) >= 0).all()
-    assert len(merge_records([])) == 0
+    assert len(read_records([])) == 0
 
 
 @pytest.mark.parametrize("dtype", [RECORD, VIRTUAL_RECORD])
