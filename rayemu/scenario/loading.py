@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Hashable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -32,8 +32,6 @@ SCALARS: list[tuple[str, re.Pattern[str], list[str]]] = [
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2 that refuses a key given twice."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -69,6 +67,7 @@ class _Loader(yaml.SafeLoader):
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
+_Loader.yaml_implicit_resolvers = {}
 _Loader.add_constructor(_INT, _Loader.construct_yaml_int)
 for _tag, _pattern, _first in SCALARS:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)

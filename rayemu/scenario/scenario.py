@@ -43,7 +43,7 @@ class Scenario(Section):
 
     @classmethod
     def load(cls, source: str | Path) -> Scenario:
-        """Reads a YAML file or pipe, standard input ("-"), or by its name what comes with rayemu ("laptop")."""
+        """Reads a YAML file, a pipe, standard input ("-"), or a scenario of rayemu's own ("laptop")."""
         path, packaged = Path(os.path.expanduser(source)), cls.packaged()
         try:
             if str(source) == "-":
