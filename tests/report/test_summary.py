@@ -106,7 +106,9 @@ def test_balance_is_that_of_each_layer_of_each_batch_which_wait_for_their_fulles
     other = [computed(0, 50, 0, 1), computed(0, 50, 0, 1), computed(1, 100, 0, 1)]
     account = account_traffic(np.concatenate([*layers, *other]), 2, ["raw"])
     assert account["balance"] == pytest.approx((0.75 + 0.75 + 1) / 3)
-    idle = account_traffic(row(DISPATCH, MODULE, 0, 1, rows=1, raw_bytes=16, sent_bytes=64), 2, ["raw"])
+    idle = account_traffic(
+        row(DISPATCH, MODULE, 0, 1, rows=1, raw_bytes=16, sent_bytes=64), 2, ["raw", "raw"]
+    )
     assert idle["balance"] is None
 
 
