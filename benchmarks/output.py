@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rayemu.model.blas import blas_info, row_invariant
+from rayemu.numerics import blas_info, row_invariant
 
 from .gemms import cores
 

@@ -249,7 +249,7 @@ def _steady_blas() -> None:
 
     Worker processes inherit the setting. It only acts before NumPy is loaded, hence the restart.
     """
-    from rayemu.model.blas import row_invariant
+    from rayemu.numerics import row_invariant
 
     if row_invariant():
         return

@@ -158,7 +158,7 @@ def check_ports() -> Finding:
 
 def check_blas() -> Finding:
     """Whether a row's product does not depend on its neighbours, to the bit."""
-    from rayemu.model.blas import blas_info, row_invariant
+    from rayemu.numerics import blas_info, row_invariant
 
     keys = ("internal_api", "version", "architecture")
     kernels = ", ".join(" ".join(str(entry[key]) for key in keys) for entry in blas_info())
@@ -179,7 +179,7 @@ def blas_restart_helps() -> bool:
     """Whether the BLAS kernels of `SAFE_CORETYPE` are there and treat all rows alike (x86 OpenBLAS only)."""
     if platform.machine() not in ("x86_64", "AMD64") or "OPENBLAS_CORETYPE" in os.environ:
         return False
-    probe = "import sys; from rayemu.model.blas import row_invariant; sys.exit(not row_invariant())"
+    probe = "import sys; from rayemu.numerics import row_invariant; sys.exit(not row_invariant())"
     environment = {**os.environ, "OPENBLAS_CORETYPE": SAFE_CORETYPE}
     return subprocess.run([sys.executable, "-c", probe], env=environment, check=False).returncode == 0
 
@@ -246,7 +246,7 @@ def check_ray(emulator: Callable[[Any], Any] | None = None) -> Finding:
 
     from rayemu.cluster.host import own_host
     from rayemu.emulator import Emulator
-    from rayemu.model.blas import row_invariant
+    from rayemu.numerics import row_invariant
     from rayemu.scenario import Scenario
 
     dimensions = {"d_model": 32, "d_ff": 64, "experts": 4, "top_k": 2}

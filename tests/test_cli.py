@@ -220,7 +220,7 @@ def test_the_doctor_prints_findings_and_exits_with_1_if_one_is_wrong(monkeypatch
 def test_other_blas_kernels_are_chosen_by_a_restart_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     said: list[str] = []
-    monkeypatch.setattr("rayemu.model.blas.row_invariant", lambda: False)
+    monkeypatch.setattr("rayemu.numerics.row_invariant", lambda: False)
     monkeypatch.setattr("rayemu.doctor.blas_restart_helps", lambda: True)
     monkeypatch.setattr(os, "execv", lambda path, arguments: started.append([path, *arguments]))
     monkeypatch.setattr(cli.typer, "echo", lambda text, err=False: said.append(text))

@@ -93,13 +93,13 @@ def test_a_niced_process_is_warned_of() -> None:
 
 
 def test_blas_that_is_not_exact_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayemu.model.blas.row_invariant", lambda: False)
+    monkeypatch.setattr("rayemu.numerics.row_invariant", lambda: False)
     monkeypatch.setattr(doctor, "blas_restart_helps", lambda: True)
     finding = doctor.check_blas()
     assert finding.state == WARNING and "OPENBLAS_CORETYPE=Sandybridge" in finding.text
     monkeypatch.setattr(doctor, "blas_restart_helps", lambda: False)
     assert doctor.check_blas().state == WRONG
-    monkeypatch.setattr("rayemu.model.blas.row_invariant", lambda: True)
+    monkeypatch.setattr("rayemu.numerics.row_invariant", lambda: True)
     assert doctor.check_blas().state == OK
 
 

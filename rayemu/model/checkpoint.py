@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rayemu.model.blas import F32
 from rayemu.model.checkpoint_config import moe_layer_numbers, spec_from_config
 from rayemu.model.expert import Expert
 from rayemu.model.model import Model
 from rayemu.model.spec import ModelSpec
 from rayemu.model.tensor_files import CheckpointError, TensorFiles
+from rayemu.numerics import F32
 from rayemu.routing.gate import Gate
 
 _PROJECTIONS = {"mixtral": ("w1", "w3", "w2")}  # gate, up, down

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.model.blas import F32, exact_matmul
+from rayemu.numerics import F32, exact_matmul
 
 _BLOCK_ELEMENTS = 1 << 24  # hidden values (64 MiB) per pass: bounds the scratch memory of a thread
 _CHUNK_ELEMENTS = 1 << 17  # elements (512 KiB) per step of the activation: stays in the second-level cache

@@ -47,7 +47,7 @@ def available_bytes() -> int | None:
 
 def versions() -> dict[str, Any]:
     """Versions that can change a result or its speed, with the BLAS kernels that were chosen."""
-    from rayemu.model.blas import blas_info
+    from rayemu.numerics import blas_info
 
     blas = [{key: entry[key] for key in ("internal_api", "version", "architecture")} for entry in blas_info()]
     return {

@@ -10,8 +10,9 @@ import pytest
 from scipy.special import erf
 from threadpoolctl import threadpool_limits
 
-from rayemu.model import Expert, expert_forward, row_invariant
+from rayemu.model import Expert, expert_forward
 from rayemu.model import expert as module
+from rayemu.numerics import row_invariant
 
 ACTIVATIONS = ["swiglu", "gelu", "relu"]
 needs_exact_blas = pytest.mark.skipif(

@@ -24,10 +24,10 @@ from rayemu.model import (
     prepare,
     reference_forward,
     route,
-    row_invariant,
     shared_forward,
 )
 from rayemu.model.model import Layer
+from rayemu.numerics import row_invariant
 from rayemu.routing import SoftmaxTopK
 
 needs_exact_blas = pytest.mark.skipif(

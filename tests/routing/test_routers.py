@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from rayemu.model import row_invariant
+from rayemu.numerics import row_invariant
 from rayemu.routing import (
     ROUTERS,
     Gate,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from rayemu.model.blas import blas_info, exact_matmul, row_invariant
+from rayemu.numerics import blas_info, exact_matmul, row_invariant
 
 needs_exact_blas = pytest.mark.skipif(
     not row_invariant(), reason="this BLAS is not row-invariant; set OPENBLAS_CORETYPE=Sandybridge"
@@ -96,7 +96,7 @@ def test_probe_notices_a_product_that_depends_on_the_company(monkeypatch: pytest
         y = x @ w
         return y if len(x) > 5 else np.nextafter(y, np.float32(9))
 
-    monkeypatch.setattr("rayemu.model.blas.exact_matmul", careless)
+    monkeypatch.setattr("rayemu.numerics.products.exact_matmul", careless)
     assert not row_invariant()
 
 
