@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rayemu.numerics import blas_info, row_invariant
+from rayemu.numerics import blas_info, cost, way
 
 from .gemms import cores
 
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
         "load_average": list(os.getloadavg()),
         "busy_share": busy_share(),
         "blas": blas,
-        "blas_row_invariant": row_invariant(),
+        "products": {"way": way().name, "time_against_plain": cost()},
         "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
         "versions": versions,
     }

@@ -217,25 +217,6 @@ def test_the_doctor_prints_findings_and_exits_with_1_if_one_is_wrong(monkeypatch
     assert invoke("doctor").exit_code == 0
 
 
-def test_other_blas_kernels_are_chosen_by_a_restart_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-    said: list[str] = []
-    monkeypatch.setattr("rayemu.numerics.row_invariant", lambda: False)
-    monkeypatch.setattr("rayemu.doctor.blas_restart_helps", lambda: True)
-    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append([path, *arguments]))
-    monkeypatch.setattr(cli.typer, "echo", lambda text, err=False: said.append(text))
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "/bin/rayemu", "run", "laptop"])
-    cli._steady_blas()
-    assert started == [
-        [sys.executable, sys.executable, "-X", "dev", "/bin/rayemu", "run", "laptop"],
-    ]
-    assert os.environ["OPENBLAS_CORETYPE"] == "Sandybridge" and "Sandybridge" in said[0]
-    monkeypatch.setattr("rayemu.doctor.blas_restart_helps", lambda: False)
-    cli._steady_blas()
-    assert len(started) == 1 and "may not be exact" in said[1]
-
-
 @pytest.mark.timeout(120)
 def test_a_killed_module_on_real_ray(tmp_path: Path) -> None:
     """Four modules, every expert twice; one module is killed in mid-stream. Needs some seconds for Ray."""

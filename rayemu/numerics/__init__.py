@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from rayemu.numerics.products import F32, blas_info, exact_matmul, row_invariant
+from rayemu.numerics.blas import blas_info, kernels
+from rayemu.numerics.products import cost, exact_matmul, row_multiple, use, way
+from rayemu.numerics.scratch import F32, padded, scratch
+from rayemu.numerics.ways import ByElement, MendedEdges, PaddedRows, Way
 
-__all__ = ["F32", "blas_info", "exact_matmul", "row_invariant"]
+__all__ = [
+    "F32",
+    "ByElement",
+    "MendedEdges",
+    "PaddedRows",
+    "Way",
+    "blas_info",
+    "cost",
+    "exact_matmul",
+    "kernels",
+    "padded",
+    "row_multiple",
+    "scratch",
+    "use",
+    "way",
+]

@@ -1,118 +1,142 @@
-"""Matrix products whose rows do not depend on their neighbours, to the bit.
+"""Matrix products whose rows do not depend on their neighbours, to the bit, on whatever BLAS there is.
 
-A row must come out of an expert with the same bits whether it arrives alone, in a micro-batch or in the whole
-batch; otherwise no distributed run could equal the reference. BLAS promises nothing of the kind, so
-`exact_matmul` keeps it on paths where it holds, and `row_invariant` measures whether it does here.
-
-What was found for OpenBLAS (0.3.27 to 0.3.34, SkylakeX and Sandybridge kernels, 1 to 4 threads):
-- one row goes to another kernel (gemv), and a product with M*N*K <= 10^6 may go to a small-matrix kernel:
-  both round differently. Zero rows are appended until neither is taken.
-- with few columns (N < 64) the bits of a row can depend on M and on the threads: such products are cut in
-  tiles of a fixed number of rows, which are all computed alike.
-- one thread and several threads cut a long K into different blocks unless K is a multiple of the kernel's
-  unrolling: what exceeds a multiple is multiplied apart and added.
-- transposed weights round differently for small M: weights are C-contiguous [K, N].
-The Haswell and Zen kernels treat rows of a block unequally whatever the padding; there `row_invariant()` is
-False and OPENBLAS_CORETYPE=Sandybridge in the environment, before NumPy is imported, makes it True.
+Which of the ways of `ways.py` holds depends on the BLAS, its kernels and its threads. It is found out at the
+first product of a process: the quickest way that passes a few products in company and alone, and at last one
+that needs no BLAS. Modules take the driver's way (`use`), and compare what comes out (`model/agreement.py`).
 
 Shapes: x [M, K] rows, w [K, N], y [M, N].
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
+from rayemu.numerics.blas import one_thread
+from rayemu.numerics.scratch import F32
+from rayemu.numerics.ways import ByElement, MendedEdges, PaddedRows, Way, edge_block
 
-_SMALL = 1_000_000  # M*N*K up to which OpenBLAS may choose its small-matrix kernels
-_NARROW = 64  # columns below which rows are computed in tiles
-_TILE = 16  # rows of a tile
-_BLOCK = 256  # K that no kernel cuts into blocks
-_UNROLL = 32  # K whose halves are whole unrolled steps of every kernel
+_LEAST_ROWS = 96  # that a thread of ours is given
+
+_way: Way | None = None
+_choosing = threading.Lock()
 
 
 def exact_matmul(x: F32, w: F32, out: F32 | None = None) -> F32:
     """x @ w with each row's bits independent of the other rows; x [M, K] float32, w [K, N] C-contiguous.
 
-    Rows of `x` and `out` may be strided as long as each row is contiguous. Returns `out` if given.
+    Rows of `x` and `out` may be strided as long as each row is contiguous. Returns `out` if given. Rows that
+    are a multiple of `row_multiple()` save a copy.
     """
-    inner = x.shape[1]
-    if inner > _BLOCK and inner % _UNROLL:
-        whole = inner - inner % _UNROLL - _UNROLL
-        y = _product(x[:, :whole], w[:whole], out)
-        y += _product(x[:, whole:], w[whole:], None)
-        return y
-    return _product(x, w, out)
-
-
-def _product(x: F32, w: F32, out: F32 | None) -> F32:
-    """x @ w for a K that all thread counts treat alike."""
-    rows, inner = x.shape
-    columns = w.shape[1]
-    if columns < _NARROW:
-        padded = -(-rows // _TILE) * _TILE
-        if columns == 1:  # one column would take another kernel, too
-            w = np.hstack((w, np.zeros_like(w)))
-        tiles = _zero_padded(x, padded).reshape(-1, _TILE, inner)
-        y = np.matmul(tiles, w).reshape(padded, w.shape[1])[:rows]  # [M, N]
-        if columns == 1:
-            y = np.ascontiguousarray(y[:, :1])
-    else:
-        needed = max(2, _SMALL // (columns * inner) + 1)
-        if rows >= needed:
-            return np.matmul(x, w, out=out)
-        if not rows:
-            return np.empty((0, columns), np.float32) if out is None else out
-        y = np.matmul(_zero_padded(x, needed), w)[:rows]  # [M, N]
     if out is None:
-        return y
-    out[...] = y
+        out = np.empty((len(x), w.shape[1]), np.float32)
+    if len(x):
+        _multiply(_way or way(), x, w, out)
     return out
 
 
-def _zero_padded(x: F32, rows: int) -> F32:
-    """x itself when it has `rows` contiguous rows, else a copy with zero rows appended."""
-    if len(x) == rows and x.flags.c_contiguous:
-        return x
-    padded = np.zeros((rows, x.shape[1]), np.float32)
-    padded[: len(x)] = x
-    return padded
+def _multiply(chosen: Way, x: F32, w: F32, out: F32) -> None:
+    """Write x @ w to out by one way; what BLAS may not do with several threads is shared out among ours."""
+    if not chosen.alone:
+        chosen.product(x, w, out)
+        return
+    with one_thread() as threads:
+        parts = min(threads, len(x) // _LEAST_ROWS)
+        if parts < 2:
+            chosen.product(x, w, out)
+            return
+        step = -(-len(x) // (parts * chosen.multiple)) * chosen.multiple
+        cuts = [slice(low, low + step) for low in range(0, len(x), step)]
+        pending = [_pool().submit(chosen.product, x[cut], w, out[cut]) for cut in cuts[1:]]
+        chosen.product(x[cuts[0]], w, out[cuts[0]])
+        for each in pending:
+            each.result()
 
 
-def row_invariant() -> bool:
-    """Whether `exact_matmul` gives a row the same bits in any company on this machine; takes < 100 ms.
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="rayemu-products")
+
+
+def row_multiple() -> int:
+    """Rows that are a multiple of it are multiplied where they lie; others are copied and padded."""
+    return (_way or way()).multiple
+
+
+def way() -> Way:
+    """The way in which this process makes its products, found out at the first call; takes < 50 ms."""
+    global _way
+    with _choosing:
+        if _way is None:
+            _way = next(each for each in _ways() if isinstance(each, ByElement) or keeps_rows(each))
+        return _way
+
+
+def use(chosen: Way) -> None:
+    """Make this process's products in a way that another process has found to hold."""
+    global _way
+    _way = chosen
+
+
+def _ways() -> Iterator[Way]:
+    """From the quickest to the one that always holds."""
+    yield PaddedRows()
+    yield PaddedRows(multiple=8, alone=True)
+    block = edge_block()
+    if block is not None:
+        yield MendedEdges(block)
+    yield ByElement()
+
+
+# [K, N]: narrow, ragged, wide, long K, more than a block of columns
+_SHAPES = ((16, 32), (64, 8), (33, 77), (300, 65), (256, 1024), (1000, 10), (200, 768), (550, 200))
+
+
+def keeps_rows(tried: Way) -> bool:
+    """Whether a way gives a row the same bits in any company in this process.
 
     Products of several widths, made with this process's BLAS threads, are compared with those of the same
     rows alone, in groups and all together, made with one thread.
     """
-    from threadpoolctl import threadpool_limits
-
-    rng = np.random.default_rng(20)
-    products = []
-    for inner, columns in ((16, 32), (64, 8), (100, 77), (256, 1024), (1000, 10), (200, 768), (550, 200)):
-        x = rng.standard_normal((201, inner), dtype=np.float32)  # [M, K]
+    for inner, columns in _SHAPES:
+        rng = np.random.default_rng([20, inner, columns])
+        rows = 201 if inner * columns > 1e5 else 421  # more than small products are padded to
+        x = rng.standard_normal((rows, inner), dtype=np.float32)  # [M, K]
         w = rng.standard_normal((inner, columns), dtype=np.float32)  # [K, N]
-        products.append((x, w, exact_matmul(x, w)))
-    with threadpool_limits(1, user_api="blas"):
-        return all(_same_in_parts(*product) for product in products)
+        whole = _made(tried, x, w)
+        order = rng.permutation(len(x))
+        bounds = (0, 1, 3, 6, 11, 18, 30, 46, 110, len(x))
+        with one_thread():
+            groups = [np.arange(len(x)), *(order[a:b] for a, b in pairwise(bounds))]
+            if not all(np.array_equal(_made(tried, x[group], w), whole[group]) for group in groups):
+                return False
+    return True
 
 
-def _same_in_parts(x: F32, w: F32, whole: F32) -> bool:
-    """Whether parts of x [M, K], down to single rows, give the bits of `whole` = x @ w."""
-    order = np.random.default_rng(21).permutation(len(x))
-    bounds = (0, 1, 3, 6, 11, 18, 30, 46, 110, len(x))
-    groups = [np.arange(len(x)), *(order[a:b] for a, b in pairwise(bounds))]
-    return all(np.array_equal(exact_matmul(x[group], w), whole[group]) for group in groups)
+def _made(tried: Way, x: F32, w: F32) -> F32:
+    y = np.empty((len(x), w.shape[1]), np.float32)
+    _multiply(tried, x, w, y)
+    return y
 
 
-def blas_info() -> list[dict[str, Any]]:
-    """The BLAS libraries in this process: name, version, kernel architecture and threads."""
-    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
-
-    libraries = [entry for entry in threadpool_info() if entry.get("user_api") == "blas"]
-    keys = ("internal_api", "version", "architecture", "num_threads", "filepath")
-    return [{key: entry.get(key) for key in keys} for entry in libraries]
+def cost(inner: int = 1024, columns: int = 3584, rows: int = 1024) -> float:
+    """Time of an exact product relative to a plain one of the same shape: the best of five each, by turns."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, inner), dtype=np.float32)
+    w = rng.standard_normal((inner, columns), dtype=np.float32)
+    y = np.empty((rows, columns), np.float32)
+    exact, plain = [], []
+    for _ in range(6):  # the first one touches the memory
+        began = time.perf_counter()
+        exact_matmul(x, w, y)
+        then = time.perf_counter()
+        np.matmul(x, w, out=y)
+        exact.append(then - began)
+        plain.append(time.perf_counter() - then)
+    return min(exact[1:]) / min(plain[1:])

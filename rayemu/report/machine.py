@@ -47,7 +47,7 @@ def available_bytes() -> int | None:
 
 def versions() -> dict[str, Any]:
     """Versions that can change a result or its speed, with the BLAS kernels that were chosen."""
-    from rayemu.numerics import blas_info
+    from rayemu.numerics import blas_info, cost, way
 
     blas = [{key: entry[key] for key in ("internal_api", "version", "architecture")} for entry in blas_info()]
     return {
@@ -55,6 +55,7 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: package_version(name) for name in PACKAGES},
         "blas": blas,
+        "products": {"way": way().name, "time_against_plain": round(cost(), 3)},
         "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
         "platform": platform.platform(),
         "cores": cores(),
