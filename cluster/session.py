@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import tempfile
 import threading
@@ -24,7 +25,9 @@ from rayemu.cluster.link import Link, QueueLink, ZmqSettings
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
 from rayemu.compression import WireError
+from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
+from rayemu.numerics.blas import NEEDS, coretype, runnable
 from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
@@ -42,6 +45,11 @@ class ClusterError(RuntimeError):
 def _read_scratch(directory: str) -> tuple[str, np.ndarray]:
     """Read what the modules of this machine recorded."""
     return own_host(), read_records(Path(directory).glob("record-*"))
+
+
+def _machine_kernels() -> tuple[str, set[str]]:
+    """This machine's name, and the BLAS kernels that its processor can run."""
+    return platform.node(), runnable()
 
 
 def _remove_scratch(directory: str) -> None:
@@ -107,6 +115,8 @@ class Session:
                 zmq=self._zmq_settings(sockets) if transport == "zmq" else None,
                 links=links or {},
                 directory=str(self.directory),
+                arithmetic=own_arithmetic(),
+                coretype=None if self._owns_ray else self._common_kernels(),
             )
             self._wire = Wire(config.codecs)
             self._client = ClientMachine(config.retry_after)
@@ -140,6 +150,24 @@ class Session:
         names, machine_of_node = np.unique(local_ray.machines_of(self._group), return_inverse=True)
         self._elsewhere = sorted({*names.tolist()} - {local_ray.own_machine()})
         return machine_of_node.astype(np.int32)[module_to_node]
+
+    def _common_kernels(self) -> str | None:
+        """The driver's BLAS kernels, for all processes; ClusterError where a machine cannot run them."""
+        wanted = coretype()
+        if wanted not in NEEDS:
+            return wanted
+        common, lacking = runnable(), []
+        for machine, theirs in local_ray.call_on(self._elsewhere, _machine_kernels):
+            common &= theirs
+            if wanted not in theirs:
+                lacking.append(f"{machine} runs {', '.join(name for name in NEEDS if name in theirs)}")
+        if lacking:
+            best = next(name for name in reversed(NEEDS) if name in common)
+            raise ClusterError(
+                f"this process computes with OpenBLAS's {wanted} kernels, which not all machines can run "
+                f"({'; '.join(lacking)}), and others round differently; set OPENBLAS_CORETYPE={best} here"
+            )
+        return wanted
 
     def _start(self, timeout_s: float) -> None:
         import ray

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rayemu.cluster.link import ZmqSettings
+from rayemu.model.agreement import Arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import ProtocolConfig
@@ -31,6 +32,8 @@ class Setup:
     zmq: ZmqSettings | None  # None: frames go by actor calls
     links: dict[int, float]  # link level -> bytes per second of a module's port; others are not paced
     directory: str  # scratch of the run on each machine: sockets and record files
+    arithmetic: Arithmetic  # the driver's, like which all must compute
+    coretype: str | None = None  # the BLAS kernels to give to processes that would choose their own
 
     @property
     def modules(self) -> int:

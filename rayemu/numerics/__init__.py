@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayemu.numerics.blas import blas_info, kernels
+from rayemu.numerics.blas import blas_info, coretype, kernels, runnable
 from rayemu.numerics.products import cost, exact_matmul, row_multiple, use, way
 from rayemu.numerics.scratch import F32, padded, scratch
 from rayemu.numerics.ways import ByElement, MendedEdges, PaddedRows, Way
@@ -14,11 +14,13 @@ __all__ = [
     "PaddedRows",
     "Way",
     "blas_info",
+    "coretype",
     "cost",
     "exact_matmul",
     "kernels",
     "padded",
     "row_multiple",
+    "runnable",
     "scratch",
     "use",
     "way",

@@ -27,6 +27,45 @@ def kernels() -> str:
     return ", ".join(named) or "a BLAS that cannot be named"
 
 
+def coretype() -> str | None:
+    """The OPENBLAS_CORETYPE that gives a process the kernels of this one's NumPy; None for another BLAS."""
+    named = {
+        entry["architecture"]
+        for entry in blas_info()
+        if entry["internal_api"] == "openblas" and _numpys(entry)
+    }
+    return str(named.pop()) if len(named) == 1 else None
+
+
+def _numpys(entry: dict[str, Any]) -> bool:
+    """Whether a library is NumPy's own, where SciPy or others may have brought theirs."""
+    return "scipy.libs" not in str(entry["filepath"]) and "torch" not in str(entry["filepath"])
+
+
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+# What a processor must have (flags of /proc/cpuinfo) to run OpenBLAS's kernels of this name, oldest first.
+NEEDS: dict[str, frozenset[str]] = {
+    "Prescott": frozenset({"pni"}),
+    "Nehalem": frozenset({"sse4_2"}),
+    "Sandybridge": frozenset({"avx"}),
+    "Haswell": frozenset({"avx2", "fma"}),
+    "Zen": frozenset({"avx2", "fma"}),
+    "SkylakeX": _AVX512,
+    "Cooperlake": _AVX512 | {"avx512_bf16"},
+    "SapphireRapids": _AVX512 | {"avx512_bf16"},
+}
+
+
+def runnable() -> set[str]:
+    """Those of NEEDS that this processor can run; all where its flags cannot be read."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next(set(line.split(":")[1].split()) for line in file if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return set(NEEDS)
+    return {name for name, needed in NEEDS.items() if needed <= flags}
+
+
 @cache
 def _libraries() -> list[Any]:
     """Controllers of the BLAS libraries that are loaded; NumPy's is, since only its users ask."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import platform
 import signal
 import sys
 import threading
@@ -17,8 +18,10 @@ import pytest
 import ray
 
 from rayemu import Emulator, Scenario
-from rayemu.cluster import local_ray
+from rayemu.cluster import actors, local_ray
+from rayemu.cluster.session import ClusterError, Session
 from rayemu.cluster.turns import Turns
+from rayemu.numerics import coretype
 from rayemu.protocol.record import DISPATCH, FORWARD, GEMM, REPLY
 
 BASE: dict[str, Any] = {
@@ -312,3 +315,26 @@ def alive(pid: int) -> bool:
             return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other kernels")
+def test_modules_that_would_compute_otherwise_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two modules, one of them with other BLAS kernels than the driver."""
+    other = "Sandybridge" if coretype() == "Nehalem" else "Nehalem"
+    given = iter([{}, {}, {"runtime_env": {"env_vars": {"OPENBLAS_CORETYPE": other}}}])  # coordinator first
+    monkeypatch.setattr(actors, "_environment", lambda setup: next(given))
+    with pytest.raises(ClusterError, match=f"KernelsDiffer.*{other}.*the driver with .*{coretype()}"):
+        Emulator(scenario(cluster={"nodes": 1, "modules_per_node": 2}))
+
+
+def test_a_machine_that_cannot_run_the_driver_s_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Session.__new__(Session)
+    made._elsewhere = ["there"]
+    monkeypatch.setattr("rayemu.cluster.session.coretype", lambda: "SkylakeX")
+    monkeypatch.setattr("rayemu.cluster.session.runnable", lambda: {"Nehalem", "Haswell", "SkylakeX"})
+    theirs = ("old", {"Nehalem", "Haswell"})
+    monkeypatch.setattr("rayemu.cluster.session.local_ray.call_on", lambda machines, function: [theirs])
+    with pytest.raises(ClusterError, match=r"SkylakeX.*old runs Nehalem, Haswell.*OPENBLAS_CORETYPE=Haswell"):
+        made._common_kernels()
+    monkeypatch.setattr("rayemu.cluster.session.coretype", lambda: "Haswell")
+    assert made._common_kernels() == "Haswell"
