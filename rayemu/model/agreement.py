@@ -25,7 +25,7 @@ class KernelsDiffer(RuntimeError):
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a process computes: the way of its products, its BLAS kernels in words, a digest of what comes out."""
+    """How a process computes: the way of its products, its BLAS in words, a digest of what comes out."""
 
     way: Way
     kernels: str
@@ -43,14 +43,14 @@ def agree(driver: Arithmetic) -> None:
     own = digest()
     if own != driver.digest:
         raise KernelsDiffer(
-            f"{platform.node()} computes with {kernels()} and NumPy {np.__version__} (digest {own}), the driver "
-            f"with {driver.kernels} (digest {driver.digest}), so outputs would not be exact; give all machines "
-            "the same NumPy, and the driver an OPENBLAS_CORETYPE that all of them can run"
+            f"{platform.node()} computes with {kernels()} and NumPy {np.__version__} (digest {own}), the "
+            f"driver with {driver.kernels} (digest {driver.digest}), so outputs would not be exact; give all "
+            "machines the same NumPy, and the driver an OPENBLAS_CORETYPE that all of them can run"
         )
 
 
 def digest() -> str:
-    """A digest of products, of expert outputs and of random numbers as this process makes them; some 10 ms."""
+    """A digest of products, expert outputs and random numbers as this process makes them; some 10 ms."""
     hashed = xxhash.xxh3_64()
     rng = np.random.default_rng(23)
     for inner, columns in _SHAPES:

@@ -1,4 +1,4 @@
-"""Processes that compute unlike each other are told apart, and the kernels that they have in common are found."""
+"""Processes that compute unlike each other are told apart, and their common kernels are found."""
 
 from __future__ import annotations
 
