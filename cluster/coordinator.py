@@ -20,7 +20,7 @@ from rayemu.compression import WireError
 from rayemu.model.model import Model
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.membership import Change
-from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Notice, Send
+from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Send
 from rayemu.protocol.wire import Wire
 
 REPORT_EVERY_S = 0.25
@@ -84,7 +84,7 @@ class CoordinatorRuntime:
             reissued = machine.ledger.reissued
             if now - self.reported_at > REPORT_EVERY_S or reissued != self.reported_reissued:
                 self.reported_at, self.reported_reissued = now, reissued
-                self._report(now)
+                self._report()
 
     def _on_frame(self, frame: Any) -> None:
         try:
@@ -152,7 +152,7 @@ class CoordinatorRuntime:
                 target=self.replace, args=(change.module, change.incarnation), daemon=True
             ).start()
 
-    def _report(self, now: float) -> None:
+    def _report(self) -> None:
         for module in self.nearby:
             self.machine.totals[module] = self.pulses.totals(module)
-        self._emit([Send(CLIENT, Notice("totals", now, self.machine.report()))])
+        self._emit([Send(CLIENT, self.machine.report())])

@@ -31,6 +31,7 @@ from rayemu.protocol.messages import (
     Join,
     Reply,
     Send,
+    endpoints_of,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.record import ModuleRecord, Recorder
@@ -146,8 +147,8 @@ class ModuleRuntime:
             if self.wire.decoded_by:
                 self._note_coder(self.wire.decoded_by, message, True)
                 self.record.decoded(message, self.wire.decoded_by, start)
-        if isinstance(message, Epoch):
-            for address, endpoint in enumerate(message.endpoints):
+        if isinstance(message, Epoch) and message.epoch >= self.machine.view.epoch:
+            for address, endpoint in enumerate(endpoints_of(message)):
                 if address != self.me:
                     self.link.connect(address, endpoint if message.state[address] != DEAD else "")
         self._emit(self.machine.receive(message, time.monotonic()), start)

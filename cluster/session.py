@@ -28,8 +28,8 @@ from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
-from rayemu.protocol.record import in_order, read_records
+from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
+from rayemu.protocol.record import in_order, read_records, totals_report
 from rayemu.protocol.wire import Wire
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
@@ -72,7 +72,6 @@ class Session:
         self.config, self.spec = config, spec
         self.pids: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
         self.notices: list[Notice] = []
-        self.totals: dict[str, Any] = {}
         self._closed = False
         self._coordinator: Any = None
         self._group: Any = None
@@ -149,7 +148,7 @@ class Session:
         setup = self.setup
         self._coordinator = actors.start_coordinator(setup, self._group)
         empty = np.zeros(setup.modules, np.uint8), np.zeros(setup.modules, np.int32)
-        epoch = Epoch(0, 0, [], *empty, *setup.placement)
+        epoch = Epoch(0, 0, None, *empty, *setup.placement)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
         self._link = actors.open_link(setup, actors.CLIENT_NAME)
         self._await_modules(timeout_s)
@@ -260,6 +259,11 @@ class Session:
         return self._client.duplicate_results
 
     @property
+    def totals(self) -> dict[str, Any]:
+        """Running totals, as last reported."""
+        return totals_report(self._client.totals)
+
+    @property
     def now(self) -> float:
         """The clock of batches and notices."""
         return time.monotonic()
@@ -288,15 +292,12 @@ class Session:
         if self._client.deadline() <= now:
             self._send(self._client.tick(now))
         for notice in self._client.notices:
-            if notice.kind == "totals":
-                self.totals = notice.facts
-            else:
-                if notice.kind == "joined":
-                    self.pids[int(str(notice.facts["module"]))] = (
-                        int(str(notice.facts["pid"])),
-                        str(notice.facts["host"]),
-                    )
-                self.notices.append(notice)
+            if notice.kind == "joined":
+                self.pids[int(str(notice.facts["module"]))] = (
+                    int(str(notice.facts["pid"])),
+                    str(notice.facts["host"]),
+                )
+            self.notices.append(notice)
         self._client.notices.clear()
 
     def _send(self, sends: list[Send]) -> None:
@@ -322,5 +323,5 @@ class Session:
             targets = [module]
         for target in targets:
             if target >= 0:
-                self._link.connect(target, self.epoch.endpoints[target])
+                self._link.connect(target, endpoints_of(self.epoch)[target])
             self._link.send(target, self._wire.encode_pieces(Inject(fault)))

@@ -17,6 +17,7 @@ from rayemu.protocol.messages import (
     Result,
     Send,
     Submit,
+    Totals,
 )
 
 
@@ -57,6 +58,7 @@ class ClientMachine:
         self.duplicate_results = 0
         self.epoch: Epoch | None = None
         self.notices: list[Notice] = []
+        self.totals: Totals | None = None
 
     def submit(self, rows: np.ndarray, layers: int, experts: int, now: float) -> tuple[int, list[Send]]:
         """Submit a batch x [T, D], T > 0; return its number."""
@@ -83,6 +85,8 @@ class ClientMachine:
         elif isinstance(message, Epoch):
             if self.epoch is None or message.epoch > self.epoch.epoch:
                 self.epoch = message
+        elif isinstance(message, Totals):
+            self.totals = message
         elif isinstance(message, Notice):
             self.notices.append(message)
         return []

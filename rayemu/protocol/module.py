@@ -87,13 +87,13 @@ class ModuleMachine:
         self.gauges = {
             level: gauges[level] for (_, level), (chooser, _) in self._links.items() if chooser.learns
         }
-        nodes = view.module_to_node.tolist()
-        self._levels = [MODULE if node == nodes[me] else NODE for node in nodes]
-        self._levels[me] = LOCAL
+        self._nodes = view.module_to_node
 
     def level(self, to: int) -> int:
         """Return the link level between this module and another address."""
-        return self._levels[to] if to >= 0 else LOCAL
+        if to < 0 or to == self.me:
+            return LOCAL
+        return MODULE if self._nodes[to] == self._nodes[self.me] else NODE
 
     def receive(self, message: Message, now: float) -> list[Send]:
         """Handle one message."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.protocol.config import LEVELS
-from rayemu.protocol.messages import Dispatch, Reply
+from rayemu.protocol.messages import Dispatch, Reply, Totals
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import SHARED, Job
 
@@ -207,6 +207,19 @@ class ModuleRecord:
             raw_bytes=message.rows.nbytes,
             **facts,
         )
+
+
+def totals_report(totals: Totals | None) -> dict[str, Any]:
+    """Return running totals as live views read them: per module, by the names in TOTALS."""
+    if totals is None:
+        return {}
+    counts = (dict(zip(TOTALS, row, strict=True)) for row in totals.counts.tolist())
+    return {
+        "modules": dict(zip(map(str, totals.modules.tolist()), counts, strict=True)),
+        "live": totals.live,
+        "reissued": totals.reissued,
+        "open_batches": totals.open_batches,
+    }
 
 
 def read_records(paths: Iterable[Path]) -> np.ndarray:

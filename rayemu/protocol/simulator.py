@@ -10,11 +10,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rayemu.alltoall import DEAD
+from rayemu.alltoall import DEAD, View
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.placement import Placement
@@ -34,7 +35,7 @@ from rayemu.protocol.messages import (
     Send,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
-from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order
+from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order, totals_report
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 
@@ -107,8 +108,9 @@ class Simulator:
         self.modules: list[_Module | None] = [None] * len(module_to_node)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
+        first = view_of(self.coordinator.epoch(), module_to_node, model.spec.experts)
         for module in range(len(module_to_node)):
-            self._boot(module, 0)
+            self._boot(module, 0, first)
         self.at(0.0, self._tick_coordinator)
         self._run_until(lambda: bool((self.coordinator.membership.view.state != DEAD).all()), 60.0)
 
@@ -146,7 +148,7 @@ class Simulator:
         for state in self.modules:
             if state is not None:
                 self.coordinator.totals[state.machine.me] = dict(state.record.totals)
-        return self.coordinator.report()
+        return totals_report(self.coordinator.report())
 
     def poll(self) -> None:
         """Handle what is due now."""
@@ -281,10 +283,7 @@ class Simulator:
             self._after(state, state.machine.receive(message, self.now))
 
     # -- modules ----------------------------------------------------------------------------------------
-    def _boot(self, module: int, incarnation: int) -> None:
-        view = view_of(
-            self.coordinator.epoch(), self.coordinator.membership.view.module_to_node, self.model.spec.experts
-        )
+    def _boot(self, module: int, incarnation: int, view: View) -> None:
         machine = ModuleMachine(module, incarnation, self.config, self.model, view)
         state = _Module(machine, ModuleRecord(self.recorder, machine, lambda: self.now))
         self.modules[module] = state
@@ -355,7 +354,11 @@ class Simulator:
                     state.up = False  # an evicted module is killed before its replacement starts
             elif change.kind == "replace":
                 module, incarnation = change.module, change.incarnation
-                self.at(self.start_up, lambda m=module, i=incarnation: self._boot(m, i))  # type: ignore[misc]
+                self.at(self.start_up, partial(self._replace, module, incarnation))
+
+    def _replace(self, module: int, incarnation: int) -> None:
+        nodes = self.coordinator.membership.view.module_to_node
+        self._boot(module, incarnation, view_of(self.coordinator.epoch(), nodes, self.model.spec.experts))
 
     def _tick_coordinator(self) -> None:
         self._coordinate(self.coordinator.tick(self.now))

@@ -18,7 +18,7 @@ from rayemu.compression import Codec, WireError
 from rayemu.compression.wire import PIECE_BYTES, pack_pieces, unpack
 from rayemu.protocol.messages import Dispatch, Message, Reply
 
-_DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1")]
+_DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1", "<f8")]
 _DTYPE_CODE = {d: i for i, d in enumerate(_DTYPES)}
 _CODED = -1  # in place of a dtype: the array went through the frame's codec
 _KINDS: list[Any] = list(get_args(Message))

@@ -12,7 +12,17 @@ from rayemu.compression import CodecError, WireError, make_codec
 from rayemu.compression.wire import pack, unpack
 from rayemu.protocol import messages
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Dispatch, Heartbeat, Reply, Result
+from rayemu.protocol.messages import (
+    Dispatch,
+    Epoch,
+    Heartbeat,
+    Reply,
+    Result,
+    Totals,
+    endpoints_of,
+    text_of,
+)
+from rayemu.protocol.record import TOTALS, totals_report
 from rayemu.protocol.wire import Wire
 from rayemu.scenario import Scenario
 
@@ -61,6 +71,33 @@ def test_optional_arrays_may_be_missing() -> None:
     result = Result(1, 2, 3, 4, 5, ROWS, np.zeros((1, 4), np.int32))
     back = WIRE.decode(WIRE.encode(result))
     assert isinstance(back, Result) and back.dispatch_paths is None
+
+
+def test_the_tables_of_4096_modules_fit_into_frames() -> None:
+    modules = 4096
+    places = [
+        f"host-{n}|ipc:///tmp/rayemu-12345678/module-{n}.0#{n}|tcp://10.0.0.1:{n}" for n in range(modules)
+    ]
+    numbers = np.arange(modules, dtype=np.int32)
+    epoch = Epoch(1, 0, text_of(places), np.full(modules, 2, np.uint8), numbers, numbers, numbers)
+    back = WIRE.decode(WIRE.encode(epoch))
+    assert isinstance(back, Epoch) and endpoints_of(back) == places
+    assert endpoints_of(dataclasses.replace(epoch, endpoints=None)) == []
+    counts = RNG.random((modules, len(TOTALS)))
+    totals = WIRE.decode(WIRE.encode(Totals(modules, 1, 2, numbers, counts)))
+    assert isinstance(totals, Totals)
+    report = totals_report(totals)
+    assert report["live"] == modules and list(report["modules"]) == [str(n) for n in range(modules)]
+    assert report["modules"]["4095"] == dict(zip(TOTALS, counts[4095].tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "header", [[[0] * 4097], [{n: 0 for n in range(4097)}], [0] * 4097, [[[1], [0] * 4097]]]
+)
+def test_a_header_that_no_one_would_read_is_not_written(header: Any) -> None:
+    with pytest.raises(CodecError, match="4096 items, not 4097"):
+        pack(header)
+    assert unpack(pack([[0] * 4095, [0] * 4096]))[0] == [[0] * 4095, [0] * 4096]
 
 
 @pytest.mark.parametrize(("number", "codec"), [(1, "fp16"), (2, "int8+zstd")])
