@@ -11,14 +11,16 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
+from rayemu.cluster.faults import Weather
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, ZmqLink
 from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_death
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
+from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.membership import Change
 from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Send
 from rayemu.protocol.wire import Wire
@@ -42,7 +44,7 @@ class CoordinatorRuntime:
         self.machine = CoordinatorMachine(
             setup.config, Model(setup.spec), setup.placement, setup.module_to_node
         )
-        self.wire = Wire(setup.config.codecs)
+        self.wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
         self.weather = Weather(link, [setup.seed, 2, 1 << 20])
         self.posted: deque[tuple[int, int, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to

@@ -18,7 +18,7 @@ import zmq
 
 from rayemu.alltoall import ALIVE
 from rayemu.cluster import local_ray
-from rayemu.cluster.faults import MESSAGE_FAULTS, strike
+from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqSettings
 from rayemu.cluster.setup import ANY_MACHINE, Setup
@@ -26,8 +26,10 @@ from rayemu.cluster.turns import close_turns
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
+from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
 from rayemu.protocol.record import in_order, read_records, totals_report
 from rayemu.protocol.wire import Wire
@@ -107,7 +109,7 @@ class Session:
                 links=links or {},
                 directory=str(self.directory),
             )
-            self._wire = Wire(config.codecs)
+            self._wire = Wire(config.codecs, Bounds.of(spec, len(module_to_node)))
             self._client = ClientMachine(config.retry_after)
             self._start(start_timeout_s)
         except BaseException:
@@ -285,10 +287,9 @@ class Session:
         now = time.monotonic()
         for frame in frames:
             try:
-                message = self._wire.decode(frame)
+                self._send(self._client.receive(self._wire.decode(frame), now))
             except WireError:
                 continue
-            self._send(self._client.receive(message, now))
         if self._client.deadline() <= now:
             self._send(self._client.tick(now))
         for notice in self._client.notices:

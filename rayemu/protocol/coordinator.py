@@ -10,7 +10,7 @@ from rayemu.alltoall import ALIVE, DEAD
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
-from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.config import TOTALS, ProtocolConfig
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import Change, Membership
 from rayemu.protocol.messages import (
@@ -33,7 +33,6 @@ from rayemu.protocol.messages import (
     Totals,
     text_of,
 )
-from rayemu.protocol.record import TOTALS
 
 ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from rayemu.compression import Codec, WireError
 from rayemu.compression.wire import PIECE_BYTES, pack_pieces, unpack
+from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.messages import Dispatch, Message, Reply
 
 _DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1", "<f8")]
@@ -44,7 +45,8 @@ def _scalars_of(kind: Any) -> Callable[[Any], tuple[Any, ...]]:
 _GET_SCALARS = {kind: _scalars_of(kind) for kind in _KINDS}
 
 
-def _no_clock() -> float:
+def no_clock() -> float:
+    """Time of those who have no clock."""
     return 0.0
 
 
@@ -52,12 +54,17 @@ class Wire:
     """Encodes and decodes for one run, whose `codecs` compress the rows of dispatches and replies.
 
     Whoever has clocks gives the wall's, to tell when frames were sent, and the processor's, to time coders.
+    With the run's `bounds`, frames that name what it does not have are refused.
     """
 
     def __init__(
-        self, codecs: tuple[Codec, ...], wall_s: Clock = _no_clock, processor_s: Clock = _no_clock
+        self,
+        codecs: tuple[Codec, ...],
+        bounds: Bounds | None = None,
+        wall_s: Clock = no_clock,
+        processor_s: Clock = no_clock,
     ) -> None:
-        self.codecs, self.wall_s, self.processor_s = codecs, wall_s, processor_s
+        self.codecs, self.bounds, self.wall_s, self.processor_s = codecs, bounds, wall_s, processor_s
         self.decoded_by = 0  # number of the codec of the frame that was decoded last
         self.coder_s = 0.0  # of the processor, for the rows last coded; 0 with the first codec, raw
 
@@ -131,6 +138,8 @@ class Wire:
             check = _CHECKS.get(kind)
             if check is not None:
                 check(message)
+            if self.bounds is not None:
+                self.bounds.check(message)
             return message  # type: ignore[no-any-return]
         except WireError:
             raise

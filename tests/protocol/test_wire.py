@@ -11,7 +11,7 @@ import pytest
 from rayemu.compression import CodecError, WireError, make_codec
 from rayemu.compression.wire import pack, unpack
 from rayemu.protocol import messages
-from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.config import TOTALS, ProtocolConfig
 from rayemu.protocol.messages import (
     Dispatch,
     Epoch,
@@ -22,7 +22,7 @@ from rayemu.protocol.messages import (
     endpoints_of,
     text_of,
 )
-from rayemu.protocol.record import TOTALS, totals_report
+from rayemu.protocol.record import totals_report
 from rayemu.protocol.wire import Wire
 from rayemu.scenario import Scenario
 
