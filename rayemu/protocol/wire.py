@@ -17,7 +17,7 @@ import numpy as np
 from rayemu.compression import Codec, WireError
 from rayemu.compression.wire import PIECE_BYTES, pack_pieces, unpack
 from rayemu.protocol.bounds import Bounds
-from rayemu.protocol.messages import Dispatch, Message, Reply
+from rayemu.protocol.messages import NODE_SHIFT, Dispatch, Message, Reply
 
 _DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1", "<f8")]
 _DTYPE_CODE = {d: i for i, d in enumerate(_DTYPES)}
@@ -137,7 +137,7 @@ class Wire:
             message = kind(**dict(zip(_ORDER[kind], scalars + values, strict=True)))
             check = _CHECKS.get(kind)
             if check is not None:
-                check(message)
+                check(message, len(self.codecs))
             if self.bounds is not None:
                 self.bounds.check(message)
             return message  # type: ignore[no-any-return]
@@ -171,8 +171,6 @@ def _check_table(name: str, table: Any, width: int) -> int:
         if len(row) != width or not all(type(n) is int and 0 <= n < 1 << 31 for n in row):
             raise WireError(f"{name}: bad entry {row!r}")
         total += row[2] if width == 3 else row[1]
-        if width == 4 and max(row[2:]) > 255:
-            raise WireError(f"{name}: bad path in {row!r}")
     return total
 
 
@@ -181,10 +179,14 @@ def _check_sent(m: Dispatch | Reply) -> None:
         raise WireError(f"bad time of sending {m.sent_at}")
 
 
-def _check_dispatch(m: Dispatch) -> None:
+def _check_path(path: int, codecs: int) -> None:
+    if not (0 <= path <= 255 and path >> NODE_SHIFT < codecs and path & 0x0F < codecs):
+        raise WireError(f"path {path} of {codecs} codecs")
+
+
+def _check_dispatch(m: Dispatch, codecs: int) -> None:
     _check_sent(m)
-    if not 0 <= m.path <= 255:
-        raise WireError(f"dispatch: bad path {m.path}")
+    _check_path(m.path, codecs)
     pairs = _check_table("lots", m.lots, 3)
     if m.row_of_pair is None:
         if len(m.rows) != pairs:
@@ -195,11 +197,14 @@ def _check_dispatch(m: Dispatch) -> None:
         raise WireError("dispatch: row indices out of range")
 
 
-def _check_reply(m: Reply) -> None:
+def _check_reply(m: Reply, codecs: int) -> None:
     _check_sent(m)
     pairs = _check_table("spans", m.spans, 4)
+    for span in m.spans:
+        _check_path(span[2], codecs)
+        _check_path(span[3], codecs)
     if len(m.rows) != pairs:
         raise WireError(f"reply: {len(m.rows)} rows for {pairs} pairs")
 
 
-_CHECKS: dict[type, Callable[[Any], None]] = {Dispatch: _check_dispatch, Reply: _check_reply}
+_CHECKS: dict[type, Callable[[Any, int], None]] = {Dispatch: _check_dispatch, Reply: _check_reply}

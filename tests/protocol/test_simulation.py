@@ -12,7 +12,7 @@ from rayemu import Emulator, Scenario
 from rayemu.model.reference import reference_forward
 from tests.protocol import chaos
 
-BLOCK = 30
+BLOCK = 60
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +24,15 @@ def one_blas_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("first", range(0, 360, BLOCK))
 def test_seeds(first: int) -> None:
-    seen: collections.Counter[str] = collections.Counter()
+    seen: set[str] = set()
     for seed in range(first, first + BLOCK):
         try:
             outcome = chaos.run(seed)
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-        seen[outcome.fault] += 1
-    assert len(seen) > 2, "the seeds cover few kinds of faults"
+        seen |= {outcome.fault, f"copies: {outcome.copies}", *outcome.traits}
+    traits = {"copies: 1", "copies: 2", "dense", "dropped", "failed", "other codec"}
+    assert seen >= {*chaos.FAULTS, *traits}, "the seeds cover too little"
 
 
 @pytest.mark.slow
