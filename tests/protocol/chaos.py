@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from rayemu.alltoall import EXCHANGES, REPLICAS
+from rayemu.alltoall import DEAD, EXCHANGES, REPLICAS
 from rayemu.compression import make_policy
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
@@ -106,10 +106,10 @@ def run(seed: int, batches: int = 4) -> Outcome:
         result = simulator.next_result()
         if result.failure is not None:
             assert may_lose and not config.drop_lost_experts, result.failure
-            crashed = {m for m, i in enumerate(simulator.coordinator.membership.view.incarnations) if i}
-            down = {m for m, state in enumerate(simulator.modules) if state is None or not state.up}
+            view = simulator.coordinator.membership.view
+            died = np.flatnonzero((view.state == DEAD) | (view.incarnations > 0)).tolist()
             holders = placement.slot_to_module[placement.slot_to_expert == result.failure.expert]
-            assert {*holders.tolist()} <= crashed | down, "failed for an expert that lives"
+            assert {*holders.tolist()} <= {*died}, "failed for an expert that lives"
             traits.add("failed")
             continue
         assert (result.delivered == 1).all(), "a token was lost or delivered twice"
