@@ -180,7 +180,7 @@ def _check_sent(m: Dispatch | Reply) -> None:
 
 
 def _check_path(path: int, codecs: int) -> None:
-    if not (0 <= path <= 255 and path >> NODE_SHIFT < codecs and path & 0x0F < codecs):
+    if not (0 <= path >> NODE_SHIFT < codecs and path & 0x0F < codecs):
         raise WireError(f"path {path} of {codecs} codecs")
 
 

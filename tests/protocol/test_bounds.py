@@ -69,6 +69,9 @@ def test_what_fits_is_taken(message: Message) -> None:
     assert type(WIRE.decode(WIRE.encode(message))) is type(message)
     assert WIRE.decode(WIRE.encode(replace(good(Epoch), endpoints=None))) is not None
     assert WIRE.decode(WIRE.encode(replace(good(Dispatch), via=-1))) is not None
+    assert WIRE.decode(WIRE.encode(replace(good(Suspect), module=0, by=0))) is not None
+    nobody = Totals(0, 0, 0, np.zeros(0, np.int32), np.zeros((0, len(TOTALS))))
+    assert WIRE.decode(WIRE.encode(nobody)) is not None
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,8 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Shard, {"experts": EXPERTS.astype(np.float32)}),
         (Shard, {"weights": WEIGHTS[:, :1]}),
         (Shard, {"weights": None}),
+        (Shard, {"weights": np.ones((3, 2), np.int32)}),
+        (Submit, {"rows": np.ones((3, 16, 1), np.float32)}),
         (RouteRequest, {"home": 4}),
         (RouteRequest, {"home": -1}),
         (RouteRequest, {"layer": 2}),

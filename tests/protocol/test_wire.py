@@ -175,7 +175,7 @@ def field(name: str, value: Any) -> Any:
         (put(None, 0, -1), "number -1 out of range"),
         (put(None, 0, "x"), "number 'x' out of range"),
         (put(None, 0, True), "number True out of range"),
-        (put(None, 1, 7), "number 7 out of range 0..2"),
+        (put(None, 1, 3), "number 3 out of range 0..2"),
         (put(None, 2, []), "fields of other types"),
         (field("home", "home"), "fields of other types"),
         (field("home", True), "fields of other types"),
@@ -213,6 +213,14 @@ def test_forged_headers_are_refused(change: Any, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         message = WIRE.decode(forge(DISPATCH, change).tobytes())
         raise AssertionError(f"accepted as {message}")
+
+
+def test_row_indices_of_one_pair_and_of_none() -> None:
+    for rows in (1, 0):
+        index, lots = np.zeros(rows, np.int32), [[0, 3, rows]]
+        small = dataclasses.replace(DISPATCH, rows=ROWS[:rows], row_of_pair=index, lots=lots)
+        back = WIRE.decode(WIRE.encode(small))
+        assert isinstance(back, Dispatch) and back.lots == lots and len(back.rows) == rows
 
 
 def test_a_dispatch_without_indices_has_a_row_for_each_pair() -> None:
