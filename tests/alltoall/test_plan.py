@@ -146,6 +146,12 @@ def test_least_loaded_counts_what_it_gives_away_busiest_expert_first() -> None:
         assert given([20, 0], home) == [0, 11]
 
 
+def test_least_loaded_homes_do_not_all_begin_with_the_same_copy() -> None:
+    view, load = make_view([ALIVE] * 8), np.zeros(8, np.int64)  # expert 0 lives on 0 and 4
+    slots = [REPLICAS["least_loaded"]().choose(np.zeros((9, 1), int), view, home, load) for home in range(8)]
+    assert sorted(int(view.slot_to_module[s[0, 0]]) for s in slots) == [0] * 4 + [4] * 4
+
+
 def test_least_loaded_avoids_the_busy_module() -> None:
     view = make_view([ALIVE] * 8)
     load = np.zeros(8, np.int64)
