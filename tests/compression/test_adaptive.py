@@ -11,7 +11,7 @@ import pytest
 
 from rayemu.compression import CodecError, Coders, Gauge, make_codec, make_policy
 from rayemu.compression.adaptive import EVERY, WINS
-from rayemu.compression.gauge import ENOUGH, FRESH, LEAST, Line
+from rayemu.compression.gauge import DOUBTS, ENOUGH, FRESH, LEAST, WINDOW, Line
 
 RNG = np.random.default_rng(5)
 ROWS = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)  # 256 KiB
@@ -131,6 +131,50 @@ def test_deadline_takes_the_mildest_that_is_in_time() -> None:
     for within_ms, expected in [(3.5, "raw"), (2, "bf16"), (1.4, "int8"), (0.1, "int8")]:
         assert chosen({"deadline": {"within_ms": within_ms}}, 100e6) == expected, within_ms
     assert chosen({"deadline": {"within_ms": 0.1, "codecs": ["raw", "bf16"]}}, 100e6) == "bf16"
+
+
+def test_deadline_goes_back_to_a_milder_codec_only_with_a_fifth_to_spare() -> None:
+    pick = make_policy({"deadline": {"within_ms": 2, "codecs": ["raw", "bf16", "int8"]}}).pick  # type: ignore[attr-defined]
+    assert pick([3e-3, 1.9e-3, 1e-3], 2, False) == 2
+    assert pick([3e-3, 1.5e-3, 1e-3], 2, False) == 1
+    assert pick([3e-3, 1.9e-3, 1e-3], 1, False) == 1, "where it is, it need only be in time"
+    assert pick([3e-3, 1.9e-3, 1e-3], 0, False) == 1, "so need a stronger one"
+
+
+def test_a_codec_must_win_in_a_row() -> None:
+    class Link(Gauge):
+        rate = 0.0
+
+    policy, link = make_policy("auto"), Link(Fixed(SPEEDS), RNG)
+    chooser = policy.chooser(link)
+
+    def decide(rate: float) -> str:
+        link.rate = rate
+        for _ in range(EVERY):
+            index = chooser.choose(ROWS)
+        return str(policy.codecs[index])
+
+    slow, fast = 1e6, 2e9  # int8 is best, raw is
+    assert [decide(rate) for rate in [slow, slow, fast] * 5] == ["raw"] * 15
+    assert [decide(slow) for _ in range(WINS)] == ["raw"] * (WINS - 1) + ["int8"]
+
+
+def test_in_doubt_a_link_is_fast_until_all_looks_agree() -> None:
+    gauge = Gauge(Coders(thread_time), RNG)
+
+    def frames(count: int, rate: float) -> None:
+        for number in range(count):
+            size = 1000 if number % 2 else 500_000
+            gauge.arrived(size, 1e-4 + size / rate)
+
+    frames(8 * FRESH, 50e6)
+    assert gauge.rate is not None and gauge.rate < 60e6
+    frames(FRESH, 1e12)
+    assert gauge.rate > 1e10, "one look says that it is fast"
+    frames(WINDOW + (DOUBTS - 1) * FRESH - FRESH, 50e6)  # while fast frames are seen, and three looks after
+    assert gauge.rate > 1e10
+    frames(FRESH, 50e6)
+    assert gauge.rate < 60e6
 
 
 def test_larger_frames_are_decided_anew_though_the_link_is_as_before() -> None:
