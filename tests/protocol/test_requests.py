@@ -98,8 +98,13 @@ def test_credit_is_given_back_once_and_only_for_what_was_sent() -> None:
     first, waiting = unit(), unit()
     a, b = table.add(first, [[1, 1, 2]], 80), table.add(waiting, [[1, 1, 2]], 80)
     table.requests.close(waiting, 0.0)  # never sent
+    sent = unit()
+    other = table.add(sent, [[2, 2, 2]], 80)
+    table.requests.close(sent, 0.0)
+    follower = table.add(unit(), [[2, 2, 2]], 80)
+    assert table.sent() == [a, other, follower], "a closed request's credit is back"
     c = table.add(unit(), [[1, 1, 2]], 80)
-    assert table.sent() == [a] and b not in table.requests.by_number
+    assert table.sent() == [] and b not in table.requests.by_number
     request = table.requests.by_number[a]
     table.requests.let_go(request, request.open(), 0.0)
     assert table.sent() == [c]
@@ -211,6 +216,8 @@ def test_a_hanging_module_keeps_what_nobody_else_can_answer() -> None:
     alone = PLACEMENTS["linear"]().place(np.ones(4, int), 4, np.random.default_rng(0))
     hanging = [ALIVE, ALIVE, ALIVE, SUSPECTED]
     assert orphans([[3, 3, 2]], view(hanging, copies=alone)) == [False] * 2
+    again = view(hanging, (0, 0, 0, 1), alone)
+    assert orphans([[3, 3, 2]], again) == [True] * 2, "one that was replaced since knows nothing of it"
     assert orphans([[3, 3, 2]], view(hanging, copies=alone), hop=2) == [True] * 2, "directly, not by a relay"
     assert orphans([[3, 3, 2]], view([ALIVE, ALIVE, ALIVE, DEAD], copies=alone)) == [True] * 2, "to be parked"
 
