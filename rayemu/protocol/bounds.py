@@ -74,9 +74,10 @@ class Bounds:
                 m.expert_tokens.shape == (self.layers, self.experts), m, "expert_tokens", m.expert_tokens
             )
             for name in ("dispatch_paths", "combine_paths"):
-                paths, shape = getattr(m, name), (self.layers, len(m.rows), self.top_k)
+                paths = getattr(m, name)
                 if paths is not None:
-                    self._need(paths.shape == shape and paths.dtype == np.uint8, m, name, paths.shape)
+                    fits = paths.shape == (self.layers, len(m.rows), self.top_k) and paths.dtype == np.uint8
+                    self._need(fits, m, name, paths.shape)
         elif isinstance(m, Totals):
             self._check_numbers(m, "modules", m.modules, self.modules, m.modules.shape)
             self._need(m.counts.shape == (*m.modules.shape, len(TOTALS)), m, "counts", m.counts.shape)

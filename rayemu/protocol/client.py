@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rayemu.compression import WireError
 from rayemu.protocol.messages import (
     COORDINATOR,
     Accepted,
@@ -47,7 +48,7 @@ class _Pending:
 
 
 class ClientMachine:
-    """State machine of the client: one per emulator."""
+    """State machine of the client: one per emulator. `receive` raises WireError for rows of no batch."""
 
     def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
@@ -117,8 +118,10 @@ class ClientMachine:
         if p is None or m.shard in p.shards:
             self.duplicate_results += 1
             return [ack]
-        p.shards.add(m.shard)
         rows = slice(m.start, m.start + len(m.rows))
+        if not 0 <= rows.start <= rows.stop <= len(p.rows):
+            raise WireError(f"result: rows {rows.start} to {rows.stop} of a batch of {len(p.rows)}")
+        p.shards.add(m.shard)
         r = p.result
         r.y[rows] = m.rows
         r.delivered[rows] += 1

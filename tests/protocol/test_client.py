@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from rayemu.alltoall import ALIVE
+from rayemu.compression import WireError
 from rayemu.protocol.client import ClientMachine
 from rayemu.protocol.messages import (
     COORDINATOR,
@@ -52,6 +54,19 @@ def test_shards_are_put_together_and_acknowledged_each_time() -> None:
     assert machine.take() is None and taken.dispatch_paths is None
 
 
+def test_rows_beyond_the_batch_are_refused_and_nothing_is_lost() -> None:
+    machine = client()
+    for start in (-1, 5, 1 << 40):
+        bad = result(0, 0, 0, 4)
+        bad.start = start
+        with pytest.raises(WireError, match="of a batch of 6"):
+            machine.receive(bad, 2.0)
+    machine.receive(result(0, 0, 0, 4), 2.0)
+    machine.receive(result(0, 1, 4, 6), 2.0)
+    taken = machine.take()
+    assert taken is not None and np.array_equal(taken.y, X)
+
+
 def test_batches_come_out_in_the_order_they_went_in() -> None:
     machine = client(3)
     for batch in (2, 0):
@@ -94,6 +109,7 @@ def test_what_was_not_accepted_is_submitted_again() -> None:
     machine.receive(Accepted(0), 1.1)
     machine.receive(Accepted(7), 1.1)  # of nothing that is known
     (again,) = machine.tick(due)
+    assert machine.tick(due) == []
     assert isinstance(again.message, Submit) and again.message.batch == 1
     assert np.array_equal(again.message.rows, X + 1) and machine.deadline() == due + 4 * RETRY
     machine.receive(Accepted(1), due)
