@@ -162,6 +162,8 @@ class CoordinatorMachine:
 
     def _on_join(self, m: Join, now: float) -> list[Send]:
         membership = self.membership
+        if m.incarnation < membership.view.incarnations[m.module]:
+            return []  # late news of the one before
         self.processes[m.module] = (m.pid, m.host)
         changes = membership.join(m.module, m.incarnation, m.endpoint, now)
         sends = self.apply(changes or membership.heard(m.module, m.incarnation, now), now)
@@ -171,7 +173,7 @@ class CoordinatorMachine:
         if changes and not self.complete:
             self.announced_at[m.module] = now
             return [Send(m.module, self.epoch(endpoints=False)), *sends]
-        if not changes and m.incarnation == membership.view.incarnations[m.module] and self._late(m, now):
+        if not changes and self._late(m, now):
             return self._announce([m.module], now) + sends  # it does not know yet that it has joined
         return sends
 

@@ -120,6 +120,9 @@ def test_bad_news_is_told_at_once_and_good_news_once_for_all() -> None:
     again = m.tick(0.09)
     assert told(again) == EVERYONE and endpoints_of(again[0].message)[1] == "new"  # type: ignore[arg-type]
     assert m.down(1, 0, "late news", 0.09) == []
+    assert m.receive(Join(1, 0, "old", 9, 9, "h"), 9.0) == [] and m.processes[1] == (0, "")
+    kinds = ["suspected"] * 2 + ["recovered"] * 2 + ["dead", "joined"]
+    assert [c.kind for c in m.changes[4:]] == kinds, "for whoever starts and ends processes"
 
 
 def test_a_batch_is_accepted_once_cut_and_routed() -> None:
@@ -132,8 +135,11 @@ def test_a_batch_is_accepted_once_cut_and_routed() -> None:
     for name, wanted in (("rows", X), ("experts", expected.experts), ("weights", expected.weights)):
         assert np.array_equal(np.concatenate([getattr(s, name) for s in shards]), wanted)
     assert [type(s.message) for s in m.receive(Submit(0, X), 0.0)] == [Accepted]
-    unrouted = joined(route_at_coordinator=False).receive(Submit(0, X), 0.0)
-    assert all(s.message.experts is None for s in of(Shard, unrouted))  # type: ignore[union-attr]
+    dense = joined()
+    dense.model = Model(replace(SCENARIO.spec, dense_layers=1, dense_d_ff=16))
+    for other in (joined(route_at_coordinator=False), dense):
+        unrouted = other.receive(Submit(0, X), 0.0)
+        assert all(s.message.experts is None for s in of(Shard, unrouted))  # type: ignore[union-attr]
 
 
 def test_the_shards_of_a_dead_home_go_to_others_with_the_news_and_finished_ones_do_not() -> None:
@@ -148,7 +154,8 @@ def test_the_shards_of_a_dead_home_go_to_others_with_the_news_and_finished_ones_
     for shard in homes.values():
         m.receive(Ack(0, shard), 0.02)
     assert m.epoch().complete_below == 1 and m.report().open_batches == 0
-    assert m.report().reissued == 1 and m.report().live == 2
+    m.down(2, 0, "process", 0.02)
+    assert m.report().reissued == 1 and m.report().live == 1
 
 
 def test_shards_wait_for_the_first_module_that_can_take_them() -> None:
