@@ -11,16 +11,18 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
+from rayemu.cluster.faults import Weather
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, ZmqLink
 from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_death
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
+from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.membership import Change
-from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Notice, Send
+from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Send
 from rayemu.protocol.wire import Wire
 
 REPORT_EVERY_S = 0.25
@@ -42,7 +44,7 @@ class CoordinatorRuntime:
         self.machine = CoordinatorMachine(
             setup.config, Model(setup.spec), setup.placement, setup.module_to_node
         )
-        self.wire = Wire(setup.config.codecs)
+        self.wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
         self.weather = Weather(link, [setup.seed, 2, 1 << 20])
         self.posted: deque[tuple[int, int, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
@@ -84,7 +86,7 @@ class CoordinatorRuntime:
             reissued = machine.ledger.reissued
             if now - self.reported_at > REPORT_EVERY_S or reissued != self.reported_reissued:
                 self.reported_at, self.reported_reissued = now, reissued
-                self._report(now)
+                self._report()
 
     def _on_frame(self, frame: Any) -> None:
         try:
@@ -152,7 +154,7 @@ class CoordinatorRuntime:
                 target=self.replace, args=(change.module, change.incarnation), daemon=True
             ).start()
 
-    def _report(self, now: float) -> None:
+    def _report(self) -> None:
         for module in self.nearby:
             self.machine.totals[module] = self.pulses.totals(module)
-        self._emit([Send(CLIENT, Notice("totals", now, self.machine.report()))])
+        self._emit([Send(CLIENT, self.machine.report())])

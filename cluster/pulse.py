@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayemu.protocol.record import TOTALS
+from rayemu.protocol.config import TOTALS
 
 _SLOT = struct.Struct(f"=qqd{len(TOTALS)}d")
 _LOOK_AFTER = 0.25  # of an interval: all modules beat at its multiples, and are looked at this much later

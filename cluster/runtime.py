@@ -10,10 +10,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
+from rayemu.cluster.faults import Weather, strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.pulse import Pulses, machine_busy_s, next_beat
@@ -21,6 +22,8 @@ from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
+from rayemu.protocol.bounds import Bounds
+from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -31,12 +34,14 @@ from rayemu.protocol.messages import (
     Join,
     Reply,
     Send,
+    endpoints_of,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.record import ModuleRecord, Recorder
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 
+RANDOM_FRAMES = 4  # what a seeded generator is for: here, which frames are timed (see `run` for others)
 GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
 TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
@@ -58,13 +63,18 @@ class ModuleRuntime:
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
         view = view_of(epoch, setup.module_to_node, model.spec.experts)
-        self.machine = ModuleMachine(module, incarnation, self.config, model, view, link.new_rows)
-        self.wire = Wire(self.config.codecs, time.time, time.thread_time)
+        rng = np.random.default_rng([setup.seed, RANDOM_FRAMES, module, incarnation])
+        self.machine = ModuleMachine(
+            module, incarnation, self.config, model, view, rng, link.new_rows, time.thread_time
+        )
+        bounds = Bounds.of(setup.spec, setup.modules)
+        self.wire = Wire(self.config.codecs, bounds, time.time, time.thread_time)
         self.link = link
         pace = self._port if setup.links else None
         self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
         recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
         self.record = ModuleRecord(recorder, self.machine, time.time)
+        self.refused = 0  # frames
         self.stopping = False
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         shared = self.config.modules_per_core > 1
@@ -135,7 +145,7 @@ class ModuleRuntime:
         try:
             message = self.wire.decode(frame)
         except WireError:
-            self.weather.counts["refused"] = self.weather.counts.get("refused", 0) + 1
+            self.refused += 1
             return
         if isinstance(message, Inject):
             self._inject(message.fault)
@@ -146,11 +156,16 @@ class ModuleRuntime:
             if self.wire.decoded_by:
                 self._note_coder(self.wire.decoded_by, message, True)
                 self.record.decoded(message, self.wire.decoded_by, start)
-        if isinstance(message, Epoch):
-            for address, endpoint in enumerate(message.endpoints):
+        if isinstance(message, Epoch) and message.epoch >= self.machine.view.epoch:
+            for address, endpoint in enumerate(endpoints_of(message)):
                 if address != self.me:
                     self.link.connect(address, endpoint if message.state[address] != DEAD else "")
-        self._emit(self.machine.receive(message, time.monotonic()), start)
+        try:
+            sends = self.machine.receive(message, time.monotonic())
+        except WireError:  # a reply to something else
+            self.refused += 1
+            return
+        self._emit(sends, start)
 
     def _gauge(self, message: Dispatch | Reply, frame: list[Any], start: float) -> None:
         """Take in what a frame with rows tells of the link."""

@@ -19,7 +19,7 @@ import zmq
 
 from rayemu.alltoall import ALIVE
 from rayemu.cluster import local_ray
-from rayemu.cluster.faults import MESSAGE_FAULTS, strike
+from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqSettings
 from rayemu.cluster.setup import ANY_MACHINE, Setup
@@ -29,10 +29,12 @@ from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
 from rayemu.placement import Placement
+from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
-from rayemu.protocol.record import in_order, read_records
+from rayemu.protocol.faults import MESSAGE_FAULTS
+from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
+from rayemu.protocol.record import in_order, read_records, totals_report
 from rayemu.protocol.wire import Wire
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
@@ -80,7 +82,6 @@ class Session:
         self.config, self.spec = config, spec
         self.pids: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
         self.notices: list[Notice] = []
-        self.totals: dict[str, Any] = {}
         self._closed = False
         self._coordinator: Any = None
         self._group: Any = None
@@ -118,7 +119,7 @@ class Session:
                 arithmetic=own_arithmetic(),
                 coretype=None if self._owns_ray else self._common_kernels(),
             )
-            self._wire = Wire(config.codecs)
+            self._wire = Wire(config.codecs, Bounds.of(spec, len(module_to_node)))
             self._client = ClientMachine(config.retry_after)
             self._start(start_timeout_s)
         except BaseException:
@@ -177,7 +178,7 @@ class Session:
         setup = self.setup
         self._coordinator = actors.start_coordinator(setup, self._group)
         empty = np.zeros(setup.modules, np.uint8), np.zeros(setup.modules, np.int32)
-        epoch = Epoch(0, 0, [], *empty, *setup.placement)
+        epoch = Epoch(0, 0, None, *empty, *setup.placement)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
         self._link = actors.open_link(setup, actors.CLIENT_NAME)
         self._await_modules(timeout_s)
@@ -288,6 +289,11 @@ class Session:
         return self._client.duplicate_results
 
     @property
+    def totals(self) -> dict[str, Any]:
+        """Running totals, as last reported."""
+        return totals_report(self._client.totals)
+
+    @property
     def now(self) -> float:
         """The clock of batches and notices."""
         return time.monotonic()
@@ -309,22 +315,18 @@ class Session:
         now = time.monotonic()
         for frame in frames:
             try:
-                message = self._wire.decode(frame)
+                self._send(self._client.receive(self._wire.decode(frame), now))
             except WireError:
                 continue
-            self._send(self._client.receive(message, now))
         if self._client.deadline() <= now:
             self._send(self._client.tick(now))
         for notice in self._client.notices:
-            if notice.kind == "totals":
-                self.totals = notice.facts
-            else:
-                if notice.kind == "joined":
-                    self.pids[int(str(notice.facts["module"]))] = (
-                        int(str(notice.facts["pid"])),
-                        str(notice.facts["host"]),
-                    )
-                self.notices.append(notice)
+            if notice.kind == "joined":
+                self.pids[int(str(notice.facts["module"]))] = (
+                    int(str(notice.facts["pid"])),
+                    str(notice.facts["host"]),
+                )
+            self.notices.append(notice)
         self._client.notices.clear()
 
     def _send(self, sends: list[Send]) -> None:
@@ -350,5 +352,5 @@ class Session:
             targets = [module]
         for target in targets:
             if target >= 0:
-                self._link.connect(target, self.epoch.endpoints[target])
+                self._link.connect(target, endpoints_of(self.epoch)[target])
             self._link.send(target, self._wire.encode_pieces(Inject(fault)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rayemu.compression import WireError
 from rayemu.protocol.messages import (
     COORDINATOR,
     Accepted,
@@ -17,6 +18,7 @@ from rayemu.protocol.messages import (
     Result,
     Send,
     Submit,
+    Totals,
 )
 
 
@@ -46,7 +48,7 @@ class _Pending:
 
 
 class ClientMachine:
-    """State machine of the client: one per emulator."""
+    """State machine of the client: one per emulator. `receive` raises WireError for rows of no batch."""
 
     def __init__(self, retry_after: float) -> None:
         self.retry_after = retry_after
@@ -57,6 +59,7 @@ class ClientMachine:
         self.duplicate_results = 0
         self.epoch: Epoch | None = None
         self.notices: list[Notice] = []
+        self.totals: Totals | None = None
 
     def submit(self, rows: np.ndarray, layers: int, experts: int, now: float) -> tuple[int, list[Send]]:
         """Submit a batch x [T, D], T > 0; return its number."""
@@ -83,6 +86,8 @@ class ClientMachine:
         elif isinstance(message, Epoch):
             if self.epoch is None or message.epoch > self.epoch.epoch:
                 self.epoch = message
+        elif isinstance(message, Totals):
+            self.totals = message
         elif isinstance(message, Notice):
             self.notices.append(message)
         return []
@@ -113,8 +118,10 @@ class ClientMachine:
         if p is None or m.shard in p.shards:
             self.duplicate_results += 1
             return [ack]
-        p.shards.add(m.shard)
         rows = slice(m.start, m.start + len(m.rows))
+        if not 0 <= rows.start <= rows.stop <= len(p.rows):
+            raise WireError(f"result: rows {rows.start} to {rows.stop} of a batch of {len(p.rows)}")
+        p.shards.add(m.shard)
         r = p.result
         r.y[rows] = m.rows
         r.delivered[rows] += 1

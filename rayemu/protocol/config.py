@@ -11,6 +11,8 @@ from rayemu.protocol.messages import MOST_CODECS
 
 LOCAL, MODULE, NODE = 0, 1, 2  # link levels: same module, same node, across nodes
 LEVELS = ("local", "module", "node")
+# What a module counts, from its start on.
+TOTALS = ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{level}" for level in LEVELS))
 
 
 @dataclass(frozen=True)

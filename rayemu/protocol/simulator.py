@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rayemu.alltoall import DEAD
+from rayemu.alltoall import DEAD, View
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.placement import Placement
+from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
 from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import (
     CLIENT,
@@ -34,7 +37,7 @@ from rayemu.protocol.messages import (
     Send,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
-from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order
+from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order, totals_report
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 
@@ -61,7 +64,7 @@ class Counters:
     lost: int = 0
     duplicated: int = 0
     corrupted: int = 0
-    refused: int = 0  # frames that decoding refused
+    refused: int = 0  # frames that nobody could make sense of
     crashes: int = 0
     hangs: int = 0
 
@@ -71,11 +74,13 @@ class SimulationStuck(RuntimeError):
 
 
 class _Module:
-    def __init__(self, machine: ModuleMachine, record: ModuleRecord) -> None:
+    def __init__(self, machine: ModuleMachine, record: ModuleRecord, rng: np.random.Generator) -> None:
         self.machine = machine
         self.record = record
+        self.faults = MessageFaults(rng)
         self.up = True
         self.frozen_until = 0.0
+        self.slow_until, self.slow_factor = 0.0, 1.0
         self.busy = False
         self.wake_at = float("inf")
 
@@ -98,17 +103,19 @@ class Simulator:
         self.rng = np.random.default_rng(seed)
         self.network = network or Network()
         self.heartbeat, self.start_up = heartbeat, start_up
-        self.wire = Wire(config.codecs)
+        self.wire = Wire(config.codecs, Bounds.of(model.spec, len(module_to_node)))
         self.recorder = Recorder()
         self.now = 0.0
         self.counters = Counters()
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
         self.client = ClientMachine(config.retry_after)
+        self.coordinator_faults, self.client_faults = MessageFaults(self.rng), MessageFaults(self.rng)
         self.modules: list[_Module | None] = [None] * len(module_to_node)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
+        first = view_of(self.coordinator.epoch(), module_to_node, model.spec.experts)
         for module in range(len(module_to_node)):
-            self._boot(module, 0)
+            self._boot(module, 0, first)
         self.at(0.0, self._tick_coordinator)
         self._run_until(lambda: bool((self.coordinator.membership.view.state != DEAD).all()), 60.0)
 
@@ -146,7 +153,7 @@ class Simulator:
         for state in self.modules:
             if state is not None:
                 self.coordinator.totals[state.machine.me] = dict(state.record.totals)
-        return self.coordinator.report()
+        return totals_report(self.coordinator.report())
 
     def poll(self) -> None:
         """Handle what is due now."""
@@ -161,17 +168,24 @@ class Simulator:
         self._queue.clear()
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
-        """Begin a fault; slow modules are not simulated here, and message faults hit the whole network."""
+        """Begin a fault at a module, or at all; message faults without a module also hit the coordinator."""
         kind = fault["kind"]
-        if kind == "kill" and module is not None:
-            self.crash(module, noticed_after=0.006)
-        elif kind == "hang" and module is not None:
-            self.hang(module, fault["for"])
-        elif kind in ("drop", "duplicate", "corrupt", "delay", "reorder"):
-            before = self.network
-            name = {"drop": "loss", "delay": "straggle", "reorder": "straggle"}.get(kind, kind)
-            self.network = replace(before, **{name: fault["rate"]})
-            self.at(min(fault["for"], 1e6), lambda: setattr(self, "network", before))
+        if module is None and kind in MESSAGE_FAULTS:
+            self.coordinator_faults.begin(fault, self.now)
+        for number in range(len(self.modules)) if module is None else [module]:
+            state = self.modules[number]
+            if state is None or not state.up:
+                continue
+            if kind in MESSAGE_FAULTS:
+                state.faults.begin(fault, self.now)
+            elif kind == "kill":
+                self.crash(number, noticed_after=0.006)
+            elif kind == "hang":
+                self.hang(number, fault["for"])
+            elif kind == "slow":
+                state.slow_until, state.slow_factor = self.now + fault["for"], fault["factor"]
+            else:
+                raise ValueError(f"fault {kind!r} is none that the memory transport knows")
 
     def crash(self, module: int, noticed_after: float | None = None) -> None:
         """Kill a module now. Its process is seen dead after a while, or (None) only by its silence."""
@@ -210,7 +224,13 @@ class Simulator:
             frame = self._encode(sender, send)
             self._note(sender, send, len(frame))
             self.counters.frames += 1
-            copies = 1
+            (arriving,), delays = self._faults(sender).through([frame], self.now)
+            if not delays:
+                self.counters.lost += 1
+                continue
+            self.counters.duplicated += len(delays) - 1
+            self.counters.corrupted += arriving is not frame
+            frame, copies = arriving, 1
             draw = self.rng.random(4)
             if draw[0] < self.network.loss:
                 self.counters.lost += 1
@@ -222,11 +242,17 @@ class Simulator:
                 self.counters.corrupted += 1
                 frame = frame.copy()
                 frame[self.rng.integers(len(frame))] ^= np.uint8(1 << self.rng.integers(8))
-            for _ in range(copies):
+            for held in delays * copies:
                 delay = float(self.rng.exponential(self.network.delay))
                 if draw[3] < self.network.straggle:
                     delay *= 100
-                self._deliver(send.to, frame, delay)
+                self._deliver(send.to, frame, held + delay)
+
+    def _faults(self, sender: int) -> MessageFaults:
+        state = self.modules[sender] if sender >= 0 else None
+        if state is not None:
+            return state.faults
+        return self.coordinator_faults if sender == COORDINATOR else self.client_faults
 
     def _note(self, sender: int, send: Send, size: int) -> None:
         """Record a frame with rows."""
@@ -262,11 +288,9 @@ class Simulator:
                 self.at(state.frozen_until - self.now, lambda: self._arrive(to, incarnation, frame))
                 return
         try:
-            message = self.wire.decode(frame.tobytes())
+            self._handle(to, self.wire.decode(frame.tobytes()))
         except WireError:
             self.counters.refused += 1
-            return
-        self._handle(to, message)
 
     def _handle(self, to: int, message: Message) -> None:
         if to == CLIENT:
@@ -281,12 +305,9 @@ class Simulator:
             self._after(state, state.machine.receive(message, self.now))
 
     # -- modules ----------------------------------------------------------------------------------------
-    def _boot(self, module: int, incarnation: int) -> None:
-        view = view_of(
-            self.coordinator.epoch(), self.coordinator.membership.view.module_to_node, self.model.spec.experts
-        )
-        machine = ModuleMachine(module, incarnation, self.config, self.model, view)
-        state = _Module(machine, ModuleRecord(self.recorder, machine, lambda: self.now))
+    def _boot(self, module: int, incarnation: int, view: View) -> None:
+        machine = ModuleMachine(module, incarnation, self.config, self.model, view, self.rng)
+        state = _Module(machine, ModuleRecord(self.recorder, machine, lambda: self.now), self.rng)
         self.modules[module] = state
         self._beat(state)
 
@@ -315,6 +336,7 @@ class Simulator:
                 state.busy = True
                 run_job(self.model, job)
                 began, duration = self.now, job.flops / 1e9 + float(self.rng.exponential(0.0002))
+                duration *= state.slow_factor if began < state.slow_until else 1.0
                 self.at(duration, lambda: self._finished(state, job, began))
         wake = machine.home.wake if state.busy else machine.deadline()
         if wake < state.wake_at:
@@ -355,7 +377,11 @@ class Simulator:
                     state.up = False  # an evicted module is killed before its replacement starts
             elif change.kind == "replace":
                 module, incarnation = change.module, change.incarnation
-                self.at(self.start_up, lambda m=module, i=incarnation: self._boot(m, i))  # type: ignore[misc]
+                self.at(self.start_up, partial(self._replace, module, incarnation))
+
+    def _replace(self, module: int, incarnation: int) -> None:
+        nodes = self.coordinator.membership.view.module_to_node
+        self._boot(module, incarnation, view_of(self.coordinator.epoch(), nodes, self.model.spec.experts))
 
     def _tick_coordinator(self) -> None:
         self._coordinate(self.coordinator.tick(self.now))

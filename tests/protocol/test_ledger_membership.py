@@ -56,6 +56,22 @@ def test_shards_wait_for_someone_to_live() -> None:
     assert {s.to for s in sends} == {1}
 
 
+def test_nobody_is_woken_for_shards_that_have_no_home() -> None:
+    ledger = Ledger(10, 0.25)
+    ledger.submit(0, np.zeros((40, 2), np.float32), ALL, 0.0)
+    none = view([DEAD] * 4)
+    for _ in range(3):
+        due = ledger.deadline()
+        assert ledger.tick(ALL, due - 1e-3) == [] and len(ledger.tick(ALL, due)) == 4
+        assert ledger.deadline() > due
+    ledger.on_view(none, due)
+    assert ledger.deadline() == float("inf") and ledger.tick(none, 1e9) == []
+    ledger.submit(1, np.zeros((5, 2), np.float32), none, 2.0)
+    assert ledger.deadline() == float("inf"), "nor for those that never had one"
+    sends = ledger.on_view(ALL, 9.0)
+    assert len(sends) == 5 and ledger.deadline() == 9.0 + ledger.nudge_after
+
+
 def test_a_new_incarnation_is_another_home() -> None:
     ledger = Ledger(64, 0.25)
     assert ledger.submit(0, np.zeros((5, 2), np.float32), ALL, 0.0)[0].to == 0
