@@ -25,8 +25,8 @@ class Routing(NamedTuple):
 class Gate:
     """A gate's parameters: `weight` [D, E]; `selection_bias` [E] is added to scores to choose, or None.
 
-    A selection bias of -inf keeps an expert for last; NaN and +inf are a ValueError, for they would draw every
-    token without a trace in the weights.
+    A selection bias of -inf keeps an expert for last; NaN and +inf are a ValueError, for they would draw
+    every token without a trace in the weights.
     """
 
     weight: F32

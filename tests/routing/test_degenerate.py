@@ -1,4 +1,4 @@
-"""Gates whose logits or biases are infinite, vanish or are NaN: still K different experts, and never NaN unseen."""
+"""Logits and biases that are infinite, vanish or are NaN: K different experts still, and no NaN unseen."""
 
 from __future__ import annotations
 
