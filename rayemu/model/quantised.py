@@ -33,6 +33,7 @@ def scaled_blocks(values: F32, scales: F32, block: tuple[int, int]) -> None:
     `block` is (rows, columns).
     """
     rows, columns = block
-    for number in range(scales.shape[-2]):
-        part = values[..., number * rows : (number + 1) * rows, :]
-        part *= np.repeat(scales[..., number, :], columns, axis=-1)[..., None, : values.shape[-1]]
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever reads them looks for what is not finite
+        for number in range(scales.shape[-2]):
+            part = values[..., number * rows : (number + 1) * rows, :]
+            part *= np.repeat(scales[..., number, :], columns, axis=-1)[..., None, : values.shape[-1]]
