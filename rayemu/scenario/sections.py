@@ -75,7 +75,8 @@ class Model(Section):
         if self.checkpoint is not None:
             from rayemu.model.checkpoint import load_checkpoint
 
-            return load_checkpoint(os.path.abspath(os.path.expanduser(self.checkpoint))).spec
+            path = os.path.abspath(os.path.expanduser(self.checkpoint))
+            return load_checkpoint(path, all_values=False).spec  # the modules look at their experts'
         own = {f.name for f in dataclasses.fields(ModelSpec)} - {"name", "scale", "checkpoint"}
         given = {
             key: value
