@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD
@@ -30,6 +32,7 @@ from rayemu.protocol.messages import (
     Suspect,
 )
 
+MOST_WAITING = 8  # overdue shards that a report names
 ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 
 
@@ -124,7 +127,18 @@ class CoordinatorMachine:
             "live": int((self.membership.view.state != DEAD).sum()),
             "reissued": self.ledger.reissued,
             "open_batches": len(self.ledger.batches),
+            "waiting": self._waiting(),
         }
+
+    def _waiting(self) -> list[list[int]]:
+        """Return [batch, shard, home] of some shards that are overdue or have no home (-1)."""
+        overdue = (
+            [number, entry.shard, entry.home]
+            for number, batch in self.ledger.batches.items()
+            for entry in batch.open.values()
+            if entry.probes or entry.home < 0
+        )
+        return list(islice(overdue, MOST_WAITING))
 
     def apply(self, changes: list[Change], now: float) -> list[Send]:
         """Publish membership changes and give away the shards of lost homes."""

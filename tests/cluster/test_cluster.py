@@ -234,13 +234,13 @@ def test_large_jobs_wait_for_turns_but_not_once_a_module_hangs_or_died(blow: sig
         assert np.array_equal(emulator.forward(x), emulator.reference(x))
         for _ in range(os.cpu_count() or 1):
             stack.enter_context(Turns(backend.directory).one(lambda: False))
-        backend.submit(x)
+        number = backend.submit(x)
         with pytest.raises(TimeoutError):
-            backend.next_result(timeout_s=1.0)
+            backend.result(number, timeout_s=1.0)
         pid = emulator.pids[1][0]
         os.kill(pid, blow)
         try:
-            assert np.array_equal(backend.next_result(timeout_s=60.0).y, emulator.reference(x))
+            assert np.array_equal(backend.result(number, timeout_s=60.0).y, emulator.reference(x))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -276,7 +276,7 @@ def test_all_copies_dead_fails_or_drops() -> None:
 
 
 def test_coordinator_death_is_a_clear_error() -> None:
-    from rayemu.cluster.session import ClusterError
+    from rayemu.cluster.client import ClusterError
 
     with Emulator(scenario(cluster={"nodes": 1})) as emulator:
         ray.kill(emulator._backend._coordinator)

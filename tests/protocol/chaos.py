@@ -75,11 +75,10 @@ def run(seed: int, batches: int = 4) -> Outcome:
     module_to_node = np.repeat(np.arange(nodes, dtype=np.int32), modules // nodes)
     simulator = Simulator(config, model, placement, module_to_node, seed=seed, network=network)
     inputs = [rng.standard_normal((int(rng.integers(1, 40)), 16), dtype=np.float32) for _ in range(batches)]
-    for x in inputs:
-        simulator.submit(x)
+    numbers = [simulator.submit(x) for x in inputs]
     plan(simulator, fault, modules, rng)
-    for x in inputs:
-        result = simulator.next_result()
+    for x, number in zip(inputs, numbers, strict=True):
+        result = simulator.result(number)
         assert result.failure is None, result.failure
         assert (result.delivered == 1).all(), "a token was lost or delivered twice"
         assert result.expert_tokens.sum() == len(x) * spec.top_k * spec.layers
