@@ -20,6 +20,7 @@ import zmq
 from rayemu.alltoall import ALIVE
 from rayemu.cluster import local_ray
 from rayemu.cluster.client import ClientRuntime, ClusterError
+from rayemu.cluster.coordinator import last_line
 from rayemu.cluster.faults import MESSAGE_FAULTS, strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import QueueLink, ZmqSettings
@@ -33,11 +34,6 @@ from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
 from rayemu.protocol.record import in_order, read_records
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
-
-
-def last_line(error: BaseException) -> str:
-    """Return what an error of Ray says in the end: before it is the traceback of another process."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _read_scratch(directory: str) -> tuple[str, np.ndarray]:

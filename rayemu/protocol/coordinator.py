@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from itertools import islice
 
 import numpy as np
@@ -32,6 +33,7 @@ from rayemu.protocol.messages import (
     Suspect,
 )
 
+UNSEEN = ("replace", "replacement_failed")  # changes that are no other module's business
 MOST_WAITING = 8  # overdue shards that a report names
 ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 
@@ -95,13 +97,14 @@ class CoordinatorMachine:
             )
         return []
 
-    def down(self, module: int, incarnation: int, signal: str, now: float) -> list[Send]:
+    def down(self, module: int, incarnation: int, signal: str, now: float, reason: str = "") -> list[Send]:
         """Handle the death of a module's process, as seen by `signal`."""
-        return self.apply(self.membership.down(module, incarnation, signal, now), now)
+        return self.apply(self.membership.down(module, incarnation, signal, now, reason), now)
 
-    def tick(self, now: float) -> list[Send]:
-        """Handle the passing of time; to be called when no message waits."""
-        return self.apply(self.membership.tick(now), now) + self.ledger.tick(self.membership.view, now)
+    def tick(self, now: float, running: Container[int] = ()) -> list[Send]:
+        """Handle the passing of time; to be called when no message waits. `running`: see the membership."""
+        changes = self.membership.tick(now, running)
+        return self.apply(changes, now) + self.ledger.tick(self.membership.view, now)
 
     def deadline(self, now: float) -> float:
         """When `tick` is due."""
@@ -146,7 +149,7 @@ class CoordinatorMachine:
             return []
         self.changes += changes
         sends: list[Send] = []
-        if any(c.kind != "replace" for c in changes):
+        if any(c.kind not in UNSEEN for c in changes):
             sends += self._announce(range(self.membership.view.modules), now)
             sends += self._with_routing(self.ledger.on_view(self.membership.view, now))
         for c in changes:
@@ -156,6 +159,8 @@ class CoordinatorMachine:
                 "signal": c.signal,
                 "epoch": self.membership.view.epoch,
             }
+            if c.reason:
+                facts["reason"] = c.reason
             if c.kind == "joined":
                 facts["pid"], facts["host"] = self.processes[c.module]
             sends.append(Send(CLIENT, Notice(c.kind, now, facts)))

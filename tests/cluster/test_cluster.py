@@ -18,8 +18,12 @@ import ray
 
 from rayemu import Emulator, Scenario
 from rayemu.cluster import local_ray
+from rayemu.cluster.client import ClusterError
 from rayemu.cluster.turns import Turns
+from rayemu.emulator import LostExpertError
+from rayemu.protocol.client import StalledError
 from rayemu.protocol.record import DISPATCH, FORWARD, GEMM, REPLY
+from rayemu.scenario import Fault
 
 BASE: dict[str, Any] = {
     "model": {"d_model": 64, "d_ff": 128, "experts": 8, "top_k": 2, "layers": 2},
@@ -246,9 +250,21 @@ def test_large_jobs_wait_for_turns_but_not_once_a_module_hangs_or_died(blow: sig
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_bad_weather() -> None:
-    from rayemu.scenario import Fault
+def test_weather_that_lets_nothing_through_is_a_bounded_failure() -> None:
+    settings = {"retry_after": "100 ms", "stall_after": "1 s"}
+    with Emulator(scenario(cluster=settings)) as emulator:
+        emulator.inject(Fault.model_validate({"kind": "drop", "rate": 1.0, "for": "3 s"}))
+        began = time.monotonic()
+        with pytest.raises(
+            StalledError, match=r"batch 0 made no progress for 2 s .*: the coordinator has not"
+        ):
+            emulator.forward(batches(1)[0])
+        assert 1 <= time.monotonic() - began < 4
+        time.sleep(max(0.0, began + 3.5 - time.monotonic()))
+        check(emulator, batches(3))
 
+
+def test_bad_weather() -> None:
     with Emulator(scenario(cluster={"retry_after": "100 ms"})) as emulator:
         for kind in ("drop", "duplicate", "corrupt", "delay", "reorder"):
             emulator.inject(Fault.model_validate({"kind": kind, "rate": 0.02, "for": "60 s"}))
@@ -256,9 +272,20 @@ def test_bad_weather() -> None:
         check(emulator, batches(30))
 
 
-def test_all_copies_dead_fails_or_drops() -> None:
-    from rayemu.emulator import LostExpertError
+def test_a_module_that_fails_dies_with_its_reason_and_is_replaced() -> None:
+    """What goes wrong in a module's thread: here a fault without sense, in its event loop."""
+    with Emulator(scenario()) as emulator:
+        pid = emulator.pids[1][0]
+        emulator._backend.inject({"kind": "slow", "for": "never", "factor": 2.0}, 1)
+        dead = wait_for(emulator, "dead", 1)
+        assert dead.facts["signal"] == "actor"
+        assert str(dead.facts["reason"]).startswith("ValueError: could not convert string to float: 'never'")
+        check(emulator, batches(3))
+        joined = wait_for(emulator, "joined", 1)
+        assert joined.facts["incarnation"] == 1 and not alive(pid)
 
+
+def test_all_copies_dead_fails_or_drops() -> None:
     single = {"placement": {"copies": 1}, "cluster": {"replace": False}}
     with Emulator(scenario(**single)) as emulator:
         os.kill(emulator.pids[0][0], signal.SIGKILL)
@@ -276,8 +303,6 @@ def test_all_copies_dead_fails_or_drops() -> None:
 
 
 def test_coordinator_death_is_a_clear_error() -> None:
-    from rayemu.cluster.client import ClusterError
-
     with Emulator(scenario(cluster={"nodes": 1})) as emulator:
         ray.kill(emulator._backend._coordinator)
         with pytest.raises(ClusterError, match="coordinator died"):
