@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from rayemu.alltoall import DEAD
 from rayemu.cluster.link import Link
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Message, Notice, Send
+from rayemu.protocol.messages import Epoch, Message, Notice, Send
 from rayemu.protocol.wire import Wire
 
 LOOK_EVERY_S = 0.5  # whoever waits looks this often whether anything still goes on
@@ -144,6 +145,9 @@ class ClientRuntime:
             finished, news = len(machine.finished), False
             for message in messages:
                 self.send(machine.receive(message, now))
+                if isinstance(message, Epoch):
+                    for module, endpoint in enumerate(message.endpoints):
+                        self.link.admit(module, endpoint if message.state[module] != DEAD else "")
                 if isinstance(message, Notice) and message.kind != "totals":
                     news = True
                     self._note_process(message.facts if message.kind == "joined" else {})

@@ -38,6 +38,7 @@ from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.record import ModuleRecord, Recorder
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
+from rayemu.report.machine import cores
 
 GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
@@ -70,7 +71,7 @@ class ModuleRuntime:
         self.failed: tuple[str, BaseException] | None = None  # a thread, and what went wrong in it
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         shared = self.config.modules_per_core > 1
-        self.turns = Turns(Path(setup.scratch()), (os.cpu_count() or 1) if shared else 0)
+        self.turns = Turns(Path(setup.scratch()), cores() if shared else 0)
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False

@@ -23,6 +23,7 @@ from rayemu.cluster.turns import Turns
 from rayemu.emulator import LostExpertError
 from rayemu.protocol.client import StalledError
 from rayemu.protocol.record import DISPATCH, FORWARD, GEMM, REPLY
+from rayemu.report.machine import cores
 from rayemu.scenario import Fault
 
 BASE: dict[str, Any] = {
@@ -34,7 +35,7 @@ BASE: dict[str, Any] = {
 }
 
 NEEDS_TURNS = pytest.mark.skipif(
-    sys.platform != "linux" or (os.cpu_count() or 1) >= 4,
+    sys.platform != "linux" or cores() >= 4,
     reason="needs the semaphores of Linux and fewer cores than modules: 4",
 )
 
@@ -136,7 +137,7 @@ def test_a_job_that_waits_for_a_core_takes_what_comes_meanwhile() -> None:
         check(emulator, inputs[:1])
         with contextlib.ExitStack() as held:
             turns = Turns(emulator._backend.directory)
-            for _ in range(os.cpu_count() or 1):
+            for _ in range(cores()):
                 held.enter_context(turns.one(lambda: False))
             release = threading.Timer(2.0, held.pop_all().close)
             release.start()
@@ -236,7 +237,7 @@ def test_large_jobs_wait_for_turns_but_not_once_a_module_hangs_or_died(blow: sig
     ):
         backend, x = emulator._backend, batches(1, rows=6144, width=256)[0]
         assert np.array_equal(emulator.forward(x), emulator.reference(x))
-        for _ in range(os.cpu_count() or 1):
+        for _ in range(cores()):
             stack.enter_context(Turns(backend.directory).one(lambda: False))
         number = backend.submit(x)
         with pytest.raises(TimeoutError):
@@ -308,6 +309,18 @@ def test_coordinator_death_is_a_clear_error() -> None:
         with pytest.raises(ClusterError, match="coordinator died"):
             for _ in range(200):
                 emulator.forward(batches(1)[0])
+
+
+def test_a_hang_ends_with_its_run() -> None:
+    with Emulator(scenario(cluster={"nodes": 1, "evict_after": "60 s"})) as emulator:
+        pids = [pid for pid, _ in emulator.pids.values()]
+        emulator.inject(Fault.model_validate({"kind": "hang", "module": 0}))
+        emulator.inject(Fault.model_validate({"kind": "hang", "module": 1, "for": "60 s"}))
+    end = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+    assert not [thread for thread in threading.enumerate() if thread.name == "resume"]
 
 
 def test_nothing_is_left_behind_replacements_included() -> None:
