@@ -212,7 +212,10 @@ class ZmqLink:
     def _drain(self) -> list[Any]:
         frames: list[Any] = []
         while len(frames) < 256 and int(self.inbox.get(_EVENTS)) & _READABLE:  # cheaper than an exception
-            part = self.inbox.recv(_NOWAIT, copy=False)
+            try:
+                part = self.inbox.recv(_NOWAIT, copy=False)
+            except zmq.Again:  # while a peer is being let in, the inbox may claim to have something
+                break
             parts = [part.buffer]
             while part.more:  # the rest of the message is here: it arrives as one
                 part = self.inbox.recv(_NOWAIT, copy=False)

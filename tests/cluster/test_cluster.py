@@ -256,9 +256,7 @@ def test_weather_that_lets_nothing_through_is_a_bounded_failure() -> None:
     with Emulator(scenario(cluster=settings)) as emulator:
         emulator.inject(Fault.model_validate({"kind": "drop", "rate": 1.0, "for": "3 s"}))
         began = time.monotonic()
-        with pytest.raises(
-            StalledError, match=r"batch 0 made no progress for 2 s .*: the coordinator has not"
-        ):
+        with pytest.raises(StalledError, match=r"made no progress for 1 s .*: the coordinator has not"):
             emulator.forward(batches(1)[0])
         assert 1 <= time.monotonic() - began < 4
         time.sleep(max(0.0, began + 3.5 - time.monotonic()))
