@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rayemu.numerics import blas_info, cost, way
-
-from .gemms import cores
+from rayemu.report.machine import cores
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from threadpoolctl import threadpool_limits
 
 from rayemu.cluster import local_ray
-from rayemu.cluster.coordinator import CoordinatorRuntime
+from rayemu.cluster.coordinator import CoordinatorRuntime, last_line
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.runtime import ModuleRuntime
@@ -141,8 +141,14 @@ class CoordinatorActor:
         pending = handle.serve.remote(self.link.endpoint, self.client, own_host())
 
         def wait() -> None:
-            ray.wait([pending])
-            self.runtime.post_down(module, incarnation, "actor")
+            reason = ""
+            try:
+                ray.get(pending)
+            except ray.exceptions.RayTaskError as error:  # it failed by itself; else it was killed
+                reason = last_line(error)
+            except Exception:
+                pass
+            self.runtime.post_down(module, incarnation, "actor", reason)
 
         threading.Thread(target=wait, name=f"watch-{module}.{incarnation}", daemon=True).start()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rayemu.cluster.link import Link
+from rayemu.cluster.resume import resume_after
 from rayemu.protocol.faults import MessageFaults
 
 FOREVER_S = 1e6  # a hang of at least this long ends with the run
@@ -67,12 +67,9 @@ class Weather:
 
 
 def hang(pid: int, seconds: float) -> None:
-    """Stop a process with SIGSTOP; a detached shell continues it later (it cannot do so itself)."""
+    """Stop a process with SIGSTOP; it is continued after `seconds`, or ends with its run."""
     if seconds < FOREVER_S:
-        script = f"sleep {seconds:.3f}; kill -CONT {pid} 2>/dev/null"
-        null = subprocess.DEVNULL
-        shell = ["/bin/sh", "-c", script]
-        subprocess.Popen(shell, start_new_session=True, stdin=null, stdout=null, stderr=null)
+        resume_after(pid, seconds)
     os.kill(pid, signal.SIGSTOP)
 
 

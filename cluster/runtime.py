@@ -7,6 +7,8 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.record import ModuleRecord, Recorder
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
+from rayemu.report.machine import cores
 
 RANDOM_FRAMES = 4  # what a seeded generator is for: here, which frames are timed (see `run` for others)
 GAUGE_EVERY_S = 0.5
@@ -75,11 +78,11 @@ class ModuleRuntime:
         recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
         self.record = ModuleRecord(recorder, self.machine, time.time)
         self.refused = 0  # frames
-        self.stopping = False
+        self.failed: tuple[str, BaseException] | None = None  # a thread, and what went wrong in it
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         shared = self.config.modules_per_core > 1
-        self.turns = Turns(Path(setup.scratch()), (os.cpu_count() or 1) if shared else 0)
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.turns = Turns(Path(setup.scratch()), cores() if shared else 0)
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
         self.unfilled: Job | None = None  # what has its turn and waits for the loop to fill it
@@ -87,26 +90,31 @@ class ModuleRuntime:
         self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
-        """Run until the process is killed; a failure of this call is another sign of the module's end.
+        """Run until the process is killed. Raises whatever goes wrong in any of the module's threads.
 
+        That tells the coordinator, which then kills the process: until then the heartbeat goes on, whose end
+        would be seen first, as a death without a reason.
         `host` is the coordinator's: on the same one, shared memory carries the heartbeats.
         """
         self.link.connect(COORDINATOR, coordinator)
         self.link.connect(CLIENT, client)
-        compute = threading.Thread(target=self._compute, name="compute", daemon=True)
-        beat = threading.Thread(target=self._beat, args=(coordinator, host), name="heartbeat", daemon=True)
-        compute.start()
-        beat.start()
-        try:
-            with threadpool_limits(self.setup.blas_threads):
-                self._loop()
-        finally:
-            self.stopping = True
-            self.jobs.put(None)
-            self.filled.set()
-            compute.join(timeout=5)
-            beat.join(timeout=1)
-            self.link.close()
+        self._start_thread("compute", self._compute)
+        self._start_thread("heartbeat", partial(self._beat, coordinator, host))
+        with threadpool_limits(self.setup.blas_threads):
+            self._loop()
+
+    def _start_thread(self, name: str, work: Callable[[], None]) -> None:
+        """Start a thread whose failure is the module's."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self.failed = name, error
+                self.link.wake()
+                threading.Event().wait()  # until the process is killed: see `serve`
+
+        threading.Thread(target=run, name=name, daemon=True).start()
 
     def _port(self, to: int) -> tuple[int, float] | None:
         level = self.machine.level(to)
@@ -118,6 +126,9 @@ class ModuleRuntime:
         machine, clock = self.machine, time.monotonic
         while True:
             now = clock()
+            if self.failed is not None:
+                name, error = self.failed
+                raise RuntimeError(f"its {name} thread failed: {type(error).__name__}: {error}") from error
             due = self.weather.release(now)
             wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)
             if machine.gauges and now - self.gauged[0] > GAUGE_EVERY_S:
@@ -221,7 +232,8 @@ class ModuleRuntime:
 
     def _compute(self) -> None:
         with threadpool_limits(self.setup.blas_threads):
-            while (job := self.jobs.get()) is not None:
+            while True:
+                job = self.jobs.get()
                 if job.flops < TURN_FLOPS:
                     self.done.append((job, *self._run(job)))
                 else:
@@ -235,8 +247,7 @@ class ModuleRuntime:
         self.filled.clear()
         self.unfilled = job
         self.link.wake()
-        while not self.filled.wait(1.0) and not self.stopping:
-            pass
+        self.filled.wait()
 
     def _in_trouble(self) -> bool:
         """Tell whether a module is dead or hangs: it may hold a turn."""
@@ -268,7 +279,7 @@ class ModuleRuntime:
         thread = threading.get_native_id()
         join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host())
         known, joined, count = None, False, 0
-        while not self.stopping:
+        while True:
             view = self.machine.view
             if known is not view:
                 known = view
@@ -283,8 +294,6 @@ class ModuleRuntime:
             count += 1
             now = time.monotonic()
             time.sleep(next_beat(now, interval) - now)
-        if isinstance(self.link, ZmqLink):
-            channel.close(linger=0)
 
     def _inject(self, fault: dict[str, Any]) -> None:
         if fault["kind"] in MESSAGE_FAULTS:

@@ -217,12 +217,12 @@ def _plain_errors() -> Iterator[None]:
 
 def _expected(error: Exception) -> list[str] | None:
     """The lines that say what went wrong, or None for an error that nobody expects."""
+    from rayemu.cluster.client import ClusterError
     from rayemu.cluster.local_ray import RayUnavailable
-    from rayemu.cluster.session import ClusterError
     from rayemu.compression import CodecError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
-    from rayemu.protocol.simulator import SimulationStuck
+    from rayemu.protocol.client import StalledError
     from rayemu.report.folder import RunError
     from rayemu.scenario import ScenarioError
 
@@ -235,7 +235,7 @@ def _expected(error: Exception) -> list[str] | None:
         LostExpertError,
         CheckpointError,
         CodecError,
-        SimulationStuck,
+        StalledError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import rayemu
 from rayemu import cli
-from rayemu.cluster.session import ClusterError
+from rayemu.cluster.client import ClusterError
 from rayemu.doctor import OK, WRONG, Finding
 
 SMALL = ["smoke", "--set", "cluster.transport=memory", "--set", "run.batches=3"]

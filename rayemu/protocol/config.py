@@ -36,6 +36,7 @@ class ProtocolConfig:
     evict_after: float = 5.0
     replace_after: float = 0.3
     replace: bool = True
+    stall_after: float = 60.0
 
     def __post_init__(self) -> None:
         self.codecs  # noqa: B018  too many are refused here, not by an actor
@@ -73,4 +74,5 @@ class ProtocolConfig:
             evict_after=cluster.evict_after,
             replace_after=cluster.replace_after,
             replace=cluster.replace,
+            stall_after=cluster.stall_after,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from itertools import islice
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from rayemu.protocol.messages import (
     text_of,
 )
 
+UNSEEN = ("replace", "replacement_failed")  # changes that are no other module's business
+MOST_WAITING = 8  # overdue shards that a report names
 ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 
 
@@ -100,13 +103,13 @@ class CoordinatorMachine:
             return self._on_join(message, now)
         return []
 
-    def down(self, module: int, incarnation: int, signal: str, now: float) -> list[Send]:
+    def down(self, module: int, incarnation: int, signal: str, now: float, reason: str = "") -> list[Send]:
         """Handle the death of a module's process, as seen by `signal`."""
-        return self.apply(self.membership.down(module, incarnation, signal, now), now)
+        return self.apply(self.membership.down(module, incarnation, signal, now, reason), now)
 
-    def tick(self, now: float) -> list[Send]:
-        """Handle the passing of time; to be called when no message waits."""
-        sends = self.apply(self.membership.tick(now), now)
+    def tick(self, now: float, running: Container[int] = ()) -> list[Send]:
+        """Handle the passing of time; to be called when no message waits. `running`: see the membership."""
+        sends = self.apply(self.membership.tick(now, running), now)
         if self.complete and self.announced < self.membership.view.epoch:
             sends += self._publish(now)
         return sends + self.ledger.tick(self.membership.view, now)
@@ -138,7 +141,18 @@ class CoordinatorMachine:
             len(self.ledger.batches),
             np.array(known, np.int32),
             np.array(counts, np.float64).reshape(len(known), len(TOTALS)),
+            self._waiting(),
         )
+
+    def _waiting(self) -> list[list[int]]:
+        """Return [batch, shard, home] of some shards that are overdue or have no home (-1)."""
+        overdue = (
+            [number, entry.shard, entry.home]
+            for number, batch in self.ledger.batches.items()
+            for entry in batch.open.values()
+            if entry.probes or entry.home < 0
+        )
+        return list(islice(overdue, MOST_WAITING))
 
     def apply(self, changes: list[Change], now: float) -> list[Send]:
         """Publish membership changes, good news with the next tick, and tell the client of them."""
@@ -155,6 +169,8 @@ class CoordinatorMachine:
                 "signal": c.signal,
                 "epoch": self.membership.view.epoch,
             }
+            if c.reason:
+                facts["reason"] = c.reason
             if c.kind == "joined":
                 facts["pid"], facts["host"] = self.processes[c.module]
             sends.append(Send(CLIENT, Notice(c.kind, now, facts)))

@@ -257,6 +257,7 @@ class Totals:
     open_batches: int
     modules: np.ndarray  # [m] int32, those that have told of themselves
     counts: np.ndarray  # [m, len(TOTALS)] float64, see `record`
+    waiting: Rows = field(default_factory=list)  # (batch, shard, home or -1) of some overdue
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ corruption, crashes and hangs come from a seed, so every failure can be replayed
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.bounds import Bounds
-from rayemu.protocol.client import BatchResult, ClientMachine
+from rayemu.protocol.client import BatchResult, ClientMachine, StalledError
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
@@ -69,8 +69,8 @@ class Counters:
     hangs: int = 0
 
 
-class SimulationStuck(RuntimeError):
-    """The virtual time limit passed before the run was done."""
+class SimulationStuck(StalledError):
+    """The virtual time limit passed before the run was done, or the simulation was closed."""
 
 
 class _Module:
@@ -108,11 +108,12 @@ class Simulator:
         self.now = 0.0
         self.counters = Counters()
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
-        self.client = ClientMachine(config.retry_after)
+        self.client = ClientMachine(model.spec, config.retry_after)
         self.coordinator_faults, self.client_faults = MessageFaults(self.rng), MessageFaults(self.rng)
         self.modules: list[_Module | None] = [None] * len(module_to_node)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
+        self._closed = False
         first = view_of(self.coordinator.epoch(), module_to_node, model.spec.experts)
         for module in range(len(module_to_node)):
             self._boot(module, 0, first)
@@ -124,23 +125,33 @@ class Simulator:
 
     def submit(self, x: np.ndarray) -> int:
         """Submit a batch x [T, D]; return its number."""
-        layers, experts = len(self.model.layers), self.model.spec.experts
-        number, sends = self.client.submit(x, layers, experts, self.now)
+        number, sends = self.client.submit(x, self.now)
         self._send(CLIENT, sends)
         return number
 
-    def next_result(self, limit: float = 600.0) -> BatchResult:
-        """Run until the next batch in order is finished; SimulationStuck after `limit` virtual seconds."""
-        self._run_until(lambda: self.client.next_out in self.client.finished, limit)
-        result = self.client.take()
+    def result(self, number: int, timeout_s: float = 600.0) -> BatchResult:
+        """Run until a batch is finished; SimulationStuck after `timeout_s` virtual seconds."""
+        try:
+            self._run_until(lambda: number in self.client.finished, timeout_s)
+        except SimulationStuck as error:
+            if number in self.client.pending:
+                waits = self.client.waits_for(number, self.now)
+                raise SimulationStuck(f"batch {number}: {error}: {waits}") from None
+            raise
+        result = self.client.take(number)
         assert result is not None
         return result
 
+    def abandon(self, numbers: Iterable[int]) -> None:
+        """Forget batches that nobody waits for any more."""
+        self._send(CLIENT, self.client.abandon(numbers))
+
     # The rest makes it the `memory` transport, in place of a cluster's session.
-    @property
-    def notices(self) -> list[Notice]:
-        """What the coordinator reported."""
-        return self.client.notices
+    pids: dict[int, tuple[int, str]] = {}  # noqa: RUF012  there are no processes
+
+    def take_notices(self) -> list[Notice]:
+        """Return and forget what the coordinator reported."""
+        return self.client.take_notices()
 
     @property
     def duplicate_results(self) -> int:
@@ -164,8 +175,8 @@ class Simulator:
         return in_order(self.recorder.rows().view(VIRTUAL_RECORD))
 
     def close(self) -> None:
-        """Forget everything that is under way."""
-        self._queue.clear()
+        """Forget everything that is under way. Another thread's call ends with SimulationStuck."""
+        self._closed = True
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
         """Begin a fault at a module, or at all; message faults without a module also hit the coordinator."""
@@ -214,8 +225,10 @@ class Simulator:
     def _run_until(self, done: Callable[[], bool], limit: float) -> None:
         end = self.now + limit
         while not done():
+            if self._closed:
+                raise SimulationStuck("the simulation was closed")
             if not self._queue or self._queue[0][0] > end:
-                raise SimulationStuck(f"nothing finished within {limit} virtual seconds")
+                raise SimulationStuck(f"nothing finished within {limit:g} virtual seconds")
             self.now, _, action = heapq.heappop(self._queue)
             action()
 

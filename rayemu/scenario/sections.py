@@ -116,6 +116,7 @@ class Cluster(Section):
     replace: bool = True
     replace_after: Seconds = 0.3
     retry_after: Seconds = 0.25
+    stall_after: Seconds = 60.0  # without any progress, a batch is given up
 
     @model_validator(mode="after")
     def _in_order(self) -> Cluster:
@@ -124,6 +125,7 @@ class Cluster(Section):
             ("retry_after", "more than", ""),
             ("suspect_after", "more than", "heartbeat"),
             ("evict_after", "at least", "suspect_after"),
+            ("stall_after", "more than", "retry_after"),
         ]
         problems = []
         for key, relation, other in order:

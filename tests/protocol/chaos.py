@@ -96,14 +96,13 @@ def run(seed: int, batches: int = 4) -> Outcome:
     module_to_node = np.repeat(np.arange(nodes, dtype=np.int32), modules // nodes)
     simulator = Simulator(config, model, placement, module_to_node, seed=seed, network=network)
     inputs = [rng.standard_normal((int(rng.integers(1, 40)), 16), dtype=np.float32) for _ in range(batches)]
-    for x in inputs:
-        simulator.submit(x)
+    numbers = [simulator.submit(x) for x in inputs]
     plan(simulator, fault, modules, rng)
     links(simulator, rng)
     traits = {"dense"} if spec.dense_layers else set()
     may_lose = "crash" in fault and (copies == 1 or fault == "two crashes")
-    for x in inputs:
-        result = simulator.next_result()
+    for x, number in zip(inputs, numbers, strict=True):
+        result = simulator.result(number)
         if result.failure is not None:
             assert may_lose and not config.drop_lost_experts, result.failure
             view = simulator.coordinator.membership.view
@@ -121,7 +120,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
                 assert may_lose and config.drop_lost_experts, "dropped what lives"
                 traits.add("dropped")
         assert np.array_equal(reference_forward(model, x, replay), result.y), "not bit-identical"
-    if any(notice.kind == "codec" for notice in simulator.notices):
+    if any(notice.kind == "codec" for notice in simulator.take_notices()):
         traits.add("other codec")
     return Outcome(simulator, fault, not all(codec.lossless for codec in config.codecs), copies, traits)
 

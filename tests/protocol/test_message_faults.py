@@ -72,9 +72,9 @@ def step(e: Emulator, batches: int = 1) -> float:
 
 
 def lost_later(e: Emulator) -> int:
-    before = e._backend.counters.lost
+    before = e._backend.simulator.counters.lost
     step(e, 5)
-    return int(e._backend.counters.lost - before)
+    return int(e._backend.simulator.counters.lost - before)
 
 
 def test_a_short_drop_is_over_though_another_fault_ends_later() -> None:
@@ -85,9 +85,9 @@ def test_a_short_drop_is_over_though_another_fault_ends_later() -> None:
         while e.now < 2.5:
             step(e)
         assert lost_later(e) == 0
-        refused = e._backend.counters.refused
+        refused = e._backend.simulator.counters.refused
         step(e, 5)
-        assert e._backend.counters.refused == refused
+        assert e._backend.simulator.counters.refused == refused
 
 
 @pytest.mark.parametrize("kind", MESSAGE_FAULTS)
@@ -95,12 +95,15 @@ def test_a_message_fault_of_one_module_hits_only_what_that_sends(kind: str) -> N
     with emulator() as e:
         e.inject(Fault.model_validate({"kind": kind, "module": 2, "rate": 0.2}))
         step(e, 5)
-        hit = [state.faults.counts[kind] for state in e._backend.modules]
-        assert hit[2] > 0 and hit[0] == hit[1] == hit[3] == 0 == e._backend.coordinator_faults.counts[kind]
+        hit = [state.faults.counts[kind] for state in e._backend.simulator.modules]
+        assert (
+            hit[2] > 0
+            and hit[0] == hit[1] == hit[3] == 0 == e._backend.simulator.coordinator_faults.counts[kind]
+        )
         e.inject(Fault.model_validate({"kind": kind, "rate": 0.2}))
         step(e, 5)
-        assert all(state.faults.counts[kind] > 0 for state in e._backend.modules)
-        assert e._backend.coordinator_faults.counts[kind] > 0
+        assert all(state.faults.counts[kind] > 0 for state in e._backend.simulator.modules)
+        assert e._backend.simulator.coordinator_faults.counts[kind] > 0
 
 
 def test_delay_is_as_long_as_asked() -> None:
@@ -128,4 +131,4 @@ def test_a_slow_module_takes_so_many_times_as_long_until_it_is_over() -> None:
 
 def test_an_unknown_fault_is_refused() -> None:
     with emulator() as e, pytest.raises(ValueError, match="'flood' is none"):
-        e._backend.inject({"kind": "flood", "for": 1.0}, None)
+        e._backend.simulator.inject({"kind": "flood", "for": 1.0}, None)

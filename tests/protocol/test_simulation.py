@@ -70,7 +70,7 @@ def test_start_up_takes_frames_in_proportion_to_the_modules_up_to_4096() -> None
             }
         )
         with Emulator(scenario) as emulator:
-            frames[modules] = emulator._backend.counters.frames / modules
+            frames[modules] = emulator._backend.simulator.counters.frames / modules
             assert emulator.totals["live"] == modules and len(emulator.totals["modules"]) == modules
             if modules == 4096:
                 x = np.random.default_rng(0).standard_normal((512, 16), dtype=np.float32)
