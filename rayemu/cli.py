@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -228,12 +226,12 @@ def _plain_errors() -> Iterator[None]:
 
 def _expected(error: Exception) -> list[str] | None:
     """The lines that say what went wrong, or None for an error that nobody expects."""
+    from rayemu.cluster.client import ClusterError
     from rayemu.cluster.local_ray import RayUnavailable
-    from rayemu.cluster.session import ClusterError
     from rayemu.compression import CodecError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
-    from rayemu.protocol.simulator import SimulationStuck
+    from rayemu.protocol.client import StalledError
     from rayemu.report.folder import RunError
     from rayemu.scenario import ScenarioError
 
@@ -246,40 +244,15 @@ def _expected(error: Exception) -> list[str] | None:
         LostExpertError,
         CheckpointError,
         CodecError,
-        SimulationStuck,
+        StalledError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]
     return [f"out of memory: {error}"] if isinstance(error, MemoryError) else None
 
 
-def _steady_blas() -> None:
-    """Start this command again with other BLAS kernels where the usual ones would not give exact outputs.
-
-    Worker processes inherit the setting. It only acts before NumPy is loaded, hence the restart.
-    """
-    from rayemu.model.blas import row_invariant
-
-    if row_invariant():
-        return
-    from rayemu.doctor import SAFE_CORETYPE, blas_restart_helps
-
-    if not blas_restart_helps():
-        typer.echo("rayemu: with this BLAS outputs may not be exact; see rayemu doctor", err=True)
-        return
-    typer.echo(f"rayemu: uses OPENBLAS_CORETYPE={SAFE_CORETYPE}, with which outputs are exact here", err=True)
-    os.environ["OPENBLAS_CORETYPE"] = SAFE_CORETYPE
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def main() -> None:
     """The entry point of the `rayemu` command."""
-    arguments = sys.argv[1:]
-    if arguments[:1] in (["run"], ["bench"]) and not {"--help", "-h"} & set(arguments):
-        try:
-            _steady_blas()
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
     app()
 
 

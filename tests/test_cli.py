@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import rayemu
 from rayemu import cli
-from rayemu.cluster.session import ClusterError
+from rayemu.cluster.client import ClusterError
 from rayemu.doctor import OK, WRONG, Finding
 
 SMALL = ["smoke", "--set", "cluster.transport=memory", "--set", "run.batches=3"]
@@ -242,25 +242,6 @@ def test_the_doctor_prints_findings_and_exits_with_1_if_one_is_wrong(monkeypatch
     assert "wrong    ports: closed [x]" in result.stdout and "open them" in result.stdout
     findings.pop()
     assert invoke("doctor").exit_code == 0
-
-
-def test_other_blas_kernels_are_chosen_by_a_restart_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-    said: list[str] = []
-    monkeypatch.setattr("rayemu.model.blas.row_invariant", lambda: False)
-    monkeypatch.setattr("rayemu.doctor.blas_restart_helps", lambda: True)
-    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append([path, *arguments]))
-    monkeypatch.setattr(cli.typer, "echo", lambda text, err=False: said.append(text))
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "/bin/rayemu", "run", "laptop"])
-    cli._steady_blas()
-    assert started == [
-        [sys.executable, sys.executable, "-X", "dev", "/bin/rayemu", "run", "laptop"],
-    ]
-    assert os.environ["OPENBLAS_CORETYPE"] == "Sandybridge" and "Sandybridge" in said[0]
-    monkeypatch.setattr("rayemu.doctor.blas_restart_helps", lambda: False)
-    cli._steady_blas()
-    assert len(started) == 1 and "may not be exact" in said[1]
 
 
 @pytest.mark.timeout(120)

@@ -1,15 +1,15 @@
 """MoE layers of a local Hugging Face checkpoint: config.json and safetensors, no torch.
 
-Known families, by `model_type`: mixtral, qwen2_moe, qwen3_moe, olmoe, deepseek_v2, deepseek_v3; gates
-decide as the transformers blocks do. Experts may be stored one by one (as published) or fused in 3-D
-tensors (as newer transformers keep them). Attention, embeddings and dense layers are not read.
+Known families are those of `checkpoint_families.FAMILIES`; gates decide as the transformers blocks do.
+Experts may be stored one by one (as published) or fused in 3-D tensors (as newer transformers keep them), in
+16 or more bits or in FP8 with scales per block. Attention, embeddings and dense layers are not read.
 
 Shapes: D model width, F expert width, E experts; files hold weights as [out, in], we keep [in, out].
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 from functools import cached_property
@@ -17,52 +17,51 @@ from pathlib import Path
 
 import numpy as np
 
-from rayemu.model.blas import F32
-from rayemu.model.checkpoint_config import moe_layer_numbers, spec_from_config
+from rayemu.model.checkpoint_config import Config, Quantisation, read_config
+from rayemu.model.checkpoint_families import (
+    Family,
+    family_of,
+    moe_layer_numbers,
+    spec_from_config,
+    text_config,
+)
 from rayemu.model.expert import Expert
 from rayemu.model.model import Model
 from rayemu.model.spec import ModelSpec
 from rayemu.model.tensor_files import CheckpointError, TensorFiles
+from rayemu.numerics import F32
 from rayemu.routing.gate import Gate
 
-_PROJECTIONS = {"mixtral": ("w1", "w3", "w2")}  # gate, up, down
 _USUAL = ("gate_proj", "up_proj", "down_proj")
-_SHARED = {"qwen2_moe": "shared_expert", "deepseek_v2": "shared_experts", "deepseek_v3": "shared_experts"}
 _SHOWN = 10  # problems listed in an error
+_COUNTED = 1000  # problems after which the rest is not looked at
+# What stands before "layers.N." in a language model's tensor names, the likelier first.
+_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "language_model.")
+_log = logging.getLogger(__name__)
 
 
-def load_checkpoint(directory: str | os.PathLike[str]) -> Model:
+def load_checkpoint(directory: str | os.PathLike[str], all_values: bool = True) -> Model:
     """The MoE layers of the checkpoint in `directory`, in order, as a model.
 
     `model.layers[n]` is the checkpoint's n-th MoE layer, its norm the decoder layer's second norm; dense
-    layers are left out. All tensors are checked by name, shape and type now and read when touched. The
-    model's spec names the directory, so that `Model(spec)` elsewhere reads the same weights.
-    Raises CheckpointError naming what is missing or misshaped.
+    layers are left out. All tensors are checked now, by name, shape, type, and for NaN and infinite values;
+    they are read again when touched. As this goes over whole files, `all_values=False` looks only at the
+    values of norms and gates; those of experts are then checked when they are touched.
+    The model's spec names the directory, so that `Model(spec)` elsewhere reads the same weights.
+    What was passed over (see `Model.notes`) is logged. Raises CheckpointError naming what is missing,
+    misshaped or not finite.
     """
     model = Model(checkpoint_spec(directory))
-    CheckpointWeights(model.spec).check()
+    CheckpointWeights(model.spec).check(all_values)
+    for note in model.notes:
+        _log.warning("%s", note)
     return model
 
 
 def checkpoint_spec(directory: str | os.PathLike[str]) -> ModelSpec:
     """The spec of the checkpoint in `directory`, from its config.json alone. Raises CheckpointError."""
     path = Path(directory).resolve()
-    return spec_from_config(_config(path), path)
-
-
-def _config(directory: Path) -> dict[str, object]:
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror}; expected a model directory"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
-    return config
+    return spec_from_config(read_config(path), path)
 
 
 class CheckpointWeights:
@@ -72,33 +71,65 @@ class CheckpointWeights:
         if spec.checkpoint is None:
             raise ValueError(f"model {spec.name} has no checkpoint to read")
         self.spec = spec
-        self.files = TensorFiles(Path(spec.checkpoint))
+        self.directory = Path(spec.checkpoint)
 
     @cached_property
-    def family(self) -> str:
-        """The checkpoint's model_type."""
-        return str(_config(self.files.directory)["model_type"])
+    def config(self) -> Config:
+        """The checkpoint's config.json."""
+        return read_config(self.directory)
+
+    @cached_property
+    def family(self) -> Family:
+        """How the checkpoint is laid out."""
+        return family_of(self.config)
+
+    @cached_property
+    def quantisation(self) -> Quantisation:
+        """How the checkpoint's weights are packed."""
+        inner = text_config(self.config).quantisation()
+        return inner if any(inner) else self.config.quantisation()
+
+    @cached_property
+    def files(self) -> TensorFiles:
+        """The checkpoint's tensors."""
+        return TensorFiles(self.directory, self.quantisation.fp8_block)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was passed over in choosing the files."""
+        self.files.file_of  # noqa: B018
+        return self.files.notes
 
     @cached_property
     def numbers(self) -> list[int]:
         """Decoder layer of each MoE layer."""
-        return moe_layer_numbers(_config(self.files.directory))
+        return moe_layer_numbers(self.config)
 
     @cached_property
     def prefix(self) -> str:
-        """What stands before "layers.N." in tensor names: "model." as published, "" for a bare base model."""
-        pattern = re.compile(rf"(.*\.|)layers\.{self.numbers[0]}\.(mlp|block_sparse_moe)\.gate\.weight")
-        for name in self.files.file_of:
-            match = pattern.fullmatch(name)
-            if match:
-                return match[1]
-        return "model."
+        """What stands before "layers.N." in the model's own tensor names: "model." as published.
+
+        Other parts (the draft model of "mtp.layers.N") have names of the same form, which are not looked at
+        where the usual ones are there. Raises CheckpointError where there are several and none is usual.
+        """
+        inside = "|".join(self.family.blocks)
+        pattern = re.compile(rf"(.*\.|)layers\.{self.numbers[0]}\.({inside})\.{self.family.gate}\.weight")
+        found = {match[1] for name in self.files.file_of if (match := pattern.fullmatch(name))}
+        for prefix in _PREFIXES:
+            if prefix in found:
+                return prefix
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{self.directory}: gates under several prefixes: {', '.join(sorted(found))}; "
+                f"allowed: one, or one of {', '.join(filter(None, _PREFIXES))} among them"
+            )
+        return found.pop() if found else _PREFIXES[0]
 
     def expert(self, layer: int, expert: int) -> Expert:
         """Routed expert `expert` of MoE layer `layer`."""
         width, inner, block = self.spec.d_model, self.spec.d_ff, self._block(layer)
         if not self._fused(block):
-            return self._ffn(f"{block}.experts.{expert}.", _PROJECTIONS.get(self.family, _USUAL), inner)
+            return self._ffn(f"{block}.experts.{expert}.", self.family.projections, inner)
         shapes = self._fused_shapes(block)
         both, down = (self.files.read(name, shape, expert) for name, shape in shapes.items())
         return Expert(_transposed(both, (width, 2 * inner)), _transposed(down, (inner, width)))
@@ -107,7 +138,7 @@ class CheckpointWeights:
         """Shared expert of MoE layer `layer`."""
         if not self.spec.shared_d_ff:
             return None
-        return self._ffn(f"{self._block(layer)}.{_SHARED[self.family]}.", _USUAL, self.spec.shared_d_ff)
+        return self._ffn(f"{self._block(layer)}.{self.family.shared}.", _USUAL, self.spec.shared_d_ff)
 
     def shared_gate(self, layer: int) -> F32 | None:
         """Weight [D] of the shared expert's gate."""
@@ -118,57 +149,84 @@ class CheckpointWeights:
 
     def gate(self, layer: int) -> Gate:
         """Gate of MoE layer `layer`."""
-        spec, name = self.spec, f"{self._block(layer)}.gate."
+        spec, name = self.spec, f"{self._block(layer)}.{self.family.gate}."
         weight = self.files.read(f"{name}weight", (spec.experts, spec.d_model))
         bias = None
-        if self.family == "deepseek_v3":
-            bias = np.array(self.files.read(f"{name}e_score_correction_bias", (spec.experts,)))
+        if self.family.selection_bias:  # -inf keeps an expert out
+            read = self.files.read(f"{name}e_score_correction_bias", (spec.experts,), minus_infinity=True)
+            bias = np.array(read)
         return Gate(_transposed(weight, (spec.d_model, spec.experts)), bias)
 
     def norm(self, layer: int) -> F32 | None:
         """Norm weight [D] of MoE layer `layer`."""
         return np.array(self.files.read(self._norm(layer), (self.spec.d_model,)))
 
-    def check(self) -> None:
-        """Compare names, shapes and types of all tensors with the config; raises CheckpointError."""
-        problems = []
+    def check(self, all_values: bool = True) -> None:
+        """Compare names, shapes and types of all tensors with the config, then look at their values.
+
+        Without `all_values` only those of norms and gates are looked at. Raises CheckpointError.
+        """
+        problems: list[str] = []
+        types: set[str] = set()
         for layer in range(self.spec.layers):
             for name, shape in self._shapes(layer).items():
                 problem = self.files.problem(name, shape)
                 if problem:
                     problems.append(problem)
+                elif entry := self.files.entry(name):
+                    types.add(entry.dtype)
+            if len(problems) >= _COUNTED:
+                break
         if problems:
             more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
             lines = "\n  ".join(problems[:_SHOWN] + more)
-            raise CheckpointError(f"{self.files.directory}: {len(problems)} unusable tensors\n  {lines}")
+            raise CheckpointError(f"{self.directory}: {len(problems)} unusable tensors\n  {lines}")
+        if self.quantisation.fp8_block is not None and "F8_E4M3" not in types:
+            raise CheckpointError(
+                f"{self.config.file}: quantization_config says fp8, but the weights are "
+                f"{', '.join(sorted(types))}; delete the key quantization_config"
+            )
+        for layer in range(self.spec.layers):
+            self.norm(layer), self.gate(layer), self.shared_gate(layer)
+            for name, shape in self._expert_shapes(layer).items() if all_values else ():
+                for part in range(shape[0]) if len(shape) == 3 else (None,):
+                    self.files.read(name, shape, part)
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Every tensor of MoE layer `layer` and the shape it must have."""
         spec, block = self.spec, self._block(layer)
         shapes: dict[str, tuple[int, ...]] = {
             self._norm(layer): (spec.d_model,),
-            f"{block}.gate.weight": (spec.experts, spec.d_model),
+            f"{block}.{self.family.gate}.weight": (spec.experts, spec.d_model),
         }
-        if self.family == "deepseek_v3":
-            shapes[f"{block}.gate.e_score_correction_bias"] = (spec.experts,)
+        if any(self.files.problem(*item) for item in shapes.items() if item[0] in self.files):
+            return shapes  # the config is of another model: its experts need not be listed
+        if self.family.selection_bias:
+            shapes[f"{block}.{self.family.gate}.e_score_correction_bias"] = (spec.experts,)
+        if spec.shared_gate:
+            shapes[f"{block}.shared_expert_gate.weight"] = (1, spec.d_model)
+        return shapes | self._expert_shapes(layer)
+
+    def _expert_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Those of the routed and shared experts."""
+        spec, block = self.spec, self._block(layer)
+        shapes: dict[str, tuple[int, ...]] = {}
         if self._fused(block):
             shapes |= self._fused_shapes(block)
         else:
-            names = _PROJECTIONS.get(self.family, _USUAL)
+            names = self.family.projections
             for expert in range(spec.experts):
                 shapes |= self._ffn_shapes(f"{block}.experts.{expert}.", names, spec.d_ff)
         if spec.shared_d_ff:
-            shapes |= self._ffn_shapes(f"{block}.{_SHARED[self.family]}.", _USUAL, spec.shared_d_ff)
-        if spec.shared_gate:
-            shapes[f"{block}.shared_expert_gate.weight"] = (1, spec.d_model)
+            shapes |= self._ffn_shapes(f"{block}.{self.family.shared}.", _USUAL, spec.shared_d_ff)
         return shapes
 
     def _block(self, layer: int) -> str:
         """Name of the MoE block of MoE layer `layer`."""
         stem = f"{self.prefix}layers.{self.numbers[layer]}."
-        if self.family == "mixtral" and f"{stem}mlp.gate.weight" not in self.files:
-            return f"{stem}block_sparse_moe"
-        return f"{stem}mlp"
+        named = (f"{stem}{name}" for name in self.family.blocks)
+        there = (block for block in named if f"{block}.{self.family.gate}.weight" in self.files)
+        return next(there, f"{stem}{self.family.blocks[-1]}")
 
     def _norm(self, layer: int) -> str:
         return f"{self.prefix}layers.{self.numbers[layer]}.post_attention_layernorm.weight"

@@ -1,156 +1,133 @@
-"""What a Hugging Face config.json says about its MoE layers, as a `ModelSpec`.
-
-Absent keys get the value that transformers' configuration class of the family gives them.
-"""
+"""config.json of a Hugging Face checkpoint, read field by field, and refused by field."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
-from rayemu.model.spec import ModelSpec
 from rayemu.model.tensor_files import CheckpointError
 
-FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3")
-_DEEPSEEK = ("deepseek_v2", "deepseek_v3")
+_MOST = 1 << 20  # of any count or width: a larger one is an error in the file
+_SHOWN = 200  # characters of a wrong value
+QUANTISATIONS = "fp8 (e4m3) with a weight_block_size [rows, columns], mxfp4 for gpt_oss"
 
 
-def spec_from_config(config: Mapping[str, Any], directory: Path) -> ModelSpec:
-    """The spec of the MoE layers of the checkpoint in `directory`. Raises CheckpointError."""
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        _refuse(directory, "model_type", family, f"one of {', '.join(FAMILIES)}")
-    for key in ("quantization_config", "mlp_bias"):
-        if config.get(key):
-            _refuse(directory, key, config[key], "none: save the model in bf16, fp16 or fp32 without biases")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        _refuse(directory, "hidden_act", config["hidden_act"], "silu")
-    layers = moe_layer_numbers(config)
-    if not layers:
-        _refuse(directory, "num_hidden_layers", config.get("num_hidden_layers"), "at least one MoE layer")
-    fields = _FIELDS.get(str(family), _qwen)(config, directory)
-    try:
-        return ModelSpec(
-            name=directory.name or str(family),
-            d_model=_number(config, "hidden_size", directory),
-            top_k=_number(config, "num_experts_per_tok", directory),
-            layers=len(layers),
-            norm_eps=float(config.get("rms_norm_eps", 1e-5 if family in ("mixtral", "olmoe") else 1e-6)),
-            checkpoint=str(directory),
-            **fields,
+class Quantisation(NamedTuple):
+    """How a checkpoint's weights are packed: FP8 with scales of this block, or MXFP4, or neither."""
+
+    fp8_block: tuple[int, int] | None = None
+    mxfp4: bool = False
+
+
+class Config:
+    """The fields of `values`, which stand in `file`, inside of `within`.
+
+    A key that is absent gets the default that is given; without one it is refused, as are null and whatever
+    has another type or value than asked for: with a CheckpointError that names it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], file: Path, within: str = "") -> None:
+        self.values, self.file, self.within = values, file, within
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def given(self, key: str) -> bool:
+        """Whether `key` says something: it is there and not null."""
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """An integer from `least` up."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+            self.refuse(key, f"an integer from {least} to {_MOST}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number."""
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+            self.refuse(key, "a finite number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, "true or false")
+        return value
+
+    def choice(self, key: str, default: str | float, *allowed: str | float) -> Any:
+        """One of `allowed`, to which the default belongs."""
+        value = self.values.get(key, default)
+        known = (default, *allowed)
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or value not in known:
+            self.refuse(key, " or ".join(str(name) for name in known))
+        return value
+
+    def integers(self, key: str, most: int) -> list[int]:
+        """A list of integers from 0 to below `most`; empty where the key is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list) or any(type(n) is not int or not 0 <= n < most for n in value):
+            self.refuse(key, f"a list of integers from 0 to {most - 1}")
+        return value
+
+    def section(self, key: str) -> Config:
+        """The object under `key`."""
+        value = self.values.get(key)
+        if not isinstance(value, dict):
+            self.refuse(key, "an object")
+        return Config(value, self.file, f"{self.within}{key}.")
+
+    def refuse(self, key: str, allowed: str) -> NoReturn:
+        """Raise CheckpointError: the value of `key` is not one of `allowed`."""
+        found = f"is {self.values[key]!r}"[:_SHOWN] if key in self.values else "is missing"
+        raise CheckpointError(f"{self.file}: {self.within}{key} {found}; allowed: {allowed}")
+
+    def quantisation(self) -> Quantisation:
+        """What quantization_config says. Raises CheckpointError for what cannot be read."""
+        key = "quantization_config"
+        if not self.values.get(key):
+            return Quantisation()
+        remedy = (
+            f"{QUANTISATIONS}, or none: save the model in bf16, fp16 or fp32; "
+            f"if its tensors are so already, delete the key {key}"
         )
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
+        if not isinstance(self.values[key], dict):
+            self.refuse(key, remedy)
+        given = self.section(key)
+        method, block = given.values.get("quant_method"), given.values.get("weight_block_size")
+        if method == "mxfp4" and self.values.get("model_type") == "gpt_oss":
+            return Quantisation(mxfp4=True)
+        sizes = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+        if method != "fp8" or given.values.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn") or not sizes:
+            self.refuse(key, remedy)
+        return Quantisation(fp8_block=(block[0], block[1]))  # type: ignore[index]
 
 
-def moe_layer_numbers(config: Mapping[str, Any]) -> list[int]:
-    """Numbers of the decoder layers that hold experts, in order."""
-    count = int(config.get("num_hidden_layers") or 0)
-    family = config.get("model_type")
-    if family in _DEEPSEEK:
-        first = int(config.get("first_k_dense_replace", 3 if family == "deepseek_v3" else 0) or 0)
-        every = int(config.get("moe_layer_freq") or 1)
-        return [n for n in range(count) if n >= first and n % every == 0]
-    if family in ("qwen2_moe", "qwen3_moe"):
-        dense = set(config.get("mlp_only_layers") or ())
-        every = int(config.get("decoder_sparse_step") or 1)
-        return [n for n in range(count) if n not in dense and (n + 1) % every == 0]
-    return list(range(count))
+def read_config(directory: Path) -> Config:
+    """config.json of `directory`. Raises CheckpointError."""
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}; expected a model directory"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return Config(values, path)
 
 
-def _mixtral(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    return {
-        "d_ff": _number(config, "intermediate_size", directory),
-        "experts": _experts(config, "num_local_experts", directory),
-    }
-
-
-def _olmoe(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    return {
-        "d_ff": _number(config, "intermediate_size", directory),
-        "experts": _experts(config, "num_experts", directory),
-        "router_params": {"renormalise": bool(config.get("norm_topk_prob", False))},
-    }
-
-
-def _qwen(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    shared = 0
-    if config["model_type"] == "qwen2_moe":
-        shared = _number(config, "shared_expert_intermediate_size", directory)
-    return {
-        "d_ff": _number(config, "moe_intermediate_size", directory),
-        "experts": _experts(config, "num_experts", directory),
-        "shared_d_ff": shared,
-        "shared_gate": shared > 0,
-        "router_params": {"renormalise": bool(config.get("norm_topk_prob", False))},
-    }
-
-
-def _deepseek(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    width = _number(config, "moe_intermediate_size", directory)
-    return {
-        "d_ff": width,
-        "experts": _experts(config, "n_routed_experts", directory),
-        "shared_d_ff": width * int(config.get("n_shared_experts") or 0),
-    }
-
-
-def _deepseek_v2(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    _expect(config, "scoring_func", "softmax", directory)
-    method = config.get("topk_method", "greedy")
-    if method not in ("greedy", "group_limited_greedy"):
-        _refuse(directory, "topk_method", method, "greedy or group_limited_greedy")
-    # transformers' block always scales and never reads norm_topk_prob, which is false in published models
-    params: dict[str, Any] = {
-        "renormalise": False,
-        "scaling": float(config.get("routed_scaling_factor", 1.0)),
-    }
-    if method == "greedy":
-        return {**_deepseek(config, directory), "router_params": params}
-    params |= {"groups": int(config.get("n_group") or 1), "top_groups": int(config.get("topk_group") or 1)}
-    return {**_deepseek(config, directory), "router": "softmax_group_topk", "router_params": params}
-
-
-def _deepseek_v3(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    _expect(config, "scoring_func", "sigmoid", directory)
-    _expect(config, "topk_method", "noaux_tc", directory)
-    params = {
-        "groups": int(config.get("n_group") or 8),
-        "top_groups": int(config.get("topk_group") or 4),
-        "renormalise": bool(config.get("norm_topk_prob", True)),
-        "scaling": float(config.get("routed_scaling_factor", 2.5)),
-    }
-    return {**_deepseek(config, directory), "router": "sigmoid_group_topk", "router_params": params}
-
-
-_FIELDS = {
-    "mixtral": _mixtral,
-    "olmoe": _olmoe,
-    "deepseek_v2": _deepseek_v2,
-    "deepseek_v3": _deepseek_v3,
-}
-
-
-def _experts(config: Mapping[str, Any], usual: str, directory: Path) -> int:
-    """Experts, under the family's usual key or another that some transformers version writes."""
-    names = [usual, "num_experts", "num_local_experts", "n_routed_experts"]
-    return _number(config, next((name for name in names if config.get(name) is not None), usual), directory)
-
-
-def _number(config: Mapping[str, Any], key: str, directory: Path) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 0:
-        _refuse(directory, key, value, "an integer")
-    return int(value)  # type: ignore[arg-type]
-
-
-def _expect(config: Mapping[str, Any], key: str, expected: str, directory: Path) -> None:
-    if config.get(key, expected) != expected:
-        _refuse(directory, key, config[key], expected)
-
-
-def _refuse(directory: Path, key: str, value: object, allowed: str) -> None:
-    raise CheckpointError(f"{directory / 'config.json'}: {key} is {value!r}; allowed: {allowed}")
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False

@@ -16,9 +16,9 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 import rayemu.routing as routing
-from rayemu.model.blas import F32
 from rayemu.model.expert import Expert
 from rayemu.model.spec import ModelSpec
+from rayemu.numerics import F32
 
 # What a stream of random weights is for: part of its seed.
 _EXPERT, _SHARED, _GATE, _NORM, _SHARED_GATE, _BIAS = range(6)
@@ -26,6 +26,9 @@ _EXPERT, _SHARED, _GATE, _NORM, _SHARED_GATE, _BIAS = range(6)
 
 class Weights(Protocol):
     """Where a layer's arrays come from: `SeededWeights`, or a checkpoint."""
+
+    @property
+    def notes(self) -> list[str]: ...
 
     def expert(self, layer: int, expert: int) -> Expert: ...
 
@@ -145,7 +148,13 @@ class Model:
 
             weights = CheckpointWeights(spec)
         self.spec = spec
+        self._weights = weights
         self.layers = [Layer(n, spec, router, n >= spec.dense_layers, weights) for n in range(spec.layers)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of how the weights were found, one sentence each."""
+        return list(self._weights.notes)
 
     def __repr__(self) -> str:
         return f"Model({self.spec.name!r}, layers={len(self.layers)}, d_model={self.spec.d_model})"
@@ -159,6 +168,11 @@ class SeededWeights:
     """
 
     spec: ModelSpec
+
+    @property
+    def notes(self) -> list[str]:
+        """Nothing: there is nothing to choose."""
+        return []
 
     def expert(self, layer: int, expert: int) -> Expert:
         """Routed expert `expert` of `layer`."""

@@ -3,12 +3,17 @@
 The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the
 data. Files are mapped, not read: only the pages of the tensors that are asked for are touched. (The official
 package's NumPy front end refuses bfloat16, which is what published checkpoints hold.)
+
+Which files: model.safetensors alone where there is one; else those that the index names; else the shards
+model-N-of-M.safetensors. This is what transformers does, but for the shards without an index. Files of other
+names (adapters, drafts) are left alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rayemu.model.blas import F32
+from rayemu.model.quantised import E4M3, scaled_blocks
+from rayemu.numerics import F32
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+_CODES = {"F8_E4M3": "u1", "U8": "u1"}  # what only quantised checkpoints hold
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
+_SCALES = "_scale_inv"  # after the name of an FP8 tensor
 
 
 class CheckpointError(ValueError):
@@ -55,7 +65,7 @@ class TensorFile:
                 for name, fields in header.items()
                 if name != "__metadata__"
             }
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{path}: damaged safetensors header: {error}") from error
@@ -65,51 +75,92 @@ class TensorFile:
         start, end = (int(offset) for offset in fields["data_offsets"])
         if not 0 <= start <= end <= self._data.size - data_start or any(n < 0 for n in shape):
             raise CheckpointError(f"{self.path}: {name} lies outside the file (cut off?)")
-        if dtype in _DTYPES and end - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+        kind = _DTYPES.get(dtype) or _CODES.get(dtype)
+        if kind and end - start != math.prod(shape) * np.dtype(kind).itemsize:
             raise CheckpointError(f"{self.path}: {name} has {end - start} bytes for {dtype} {list(shape)}")
         return Entry(dtype, shape, data_start + start)
 
+    def raw(self, name: str, part: int | None = None) -> npt.NDArray[Any]:
+        """The tensor `name`, or its part [part], as it lies in the file; bfloat16 and codes as integers."""
+        dtype, shape, start = self.entries[name]
+        kind = _DTYPES.get(dtype) or _CODES.get(dtype)
+        if kind is None:
+            raise CheckpointError(f"{self.path}: {name} has type {dtype}; allowed: {', '.join(_DTYPES)}")
+        raw = np.frombuffer(self._data, kind, math.prod(shape), start).reshape(shape)
+        return raw if part is None else raw[part]
+
     def read(self, name: str, part: int | None = None) -> F32:
         """The tensor `name`, or its part [part]; a view of the file where it is float32 already."""
-        dtype, shape, start = self.entries[name]
-        if dtype not in _DTYPES:
-            raise CheckpointError(f"{self.path}: {name} has type {dtype}; allowed: {', '.join(_DTYPES)}")
-        raw = np.frombuffer(self._data, _DTYPES[dtype], math.prod(shape), start).reshape(shape)
-        if part is not None:
-            raw = raw[part]
+        raw, dtype = self.raw(name, part), self.entries[name].dtype
         if dtype == "BF16":  # the upper half of a float32
             return np.left_shift(raw, 16, dtype=np.uint32).view(np.float32)
-        return raw.astype(np.float32, copy=False)
+        if dtype == "F8_E4M3":
+            return E4M3[raw]
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is noticed
+            return raw.astype(np.float32, copy=False)
 
 
 class TensorFiles:
-    """All tensors of a checkpoint directory: one file, or shards with an index."""
+    """All tensors of a checkpoint directory.
 
-    def __init__(self, directory: Path) -> None:
+    `fp8_block` (rows, columns) is what one scale of an FP8 tensor is for. `notes` says which files were
+    passed over, for the user to read.
+    """
+
+    def __init__(self, directory: Path, fp8_block: tuple[int, int] | None = None) -> None:
         self.directory = directory
+        self.fp8_block = fp8_block
+        self.notes: list[str] = []
         self._open: dict[str, TensorFile] = {}
 
     @cached_property
     def file_of(self) -> dict[str, str]:
         """File name of each tensor, from the index or from the files' headers."""
-        index = self.directory / _INDEX
+        single, index = self.directory / _SINGLE, self.directory / _INDEX
+        if single.is_file():
+            if index.is_file():
+                self._note_index(index)
+            return dict.fromkeys(self._file(_SINGLE).entries, _SINGLE)
         if index.is_file():
-            try:
-                names = {str(k): str(v) for k, v in json.loads(index.read_bytes())["weight_map"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{index}: damaged index: {error!r}") from error
-            for tensor, name in names.items():
-                if Path(name).name != name:
-                    raise CheckpointError(
-                        f"{index}: {tensor} is in {name!r}; allowed: a file beside the index"
-                    )
+            names = _weight_map(index)
+            gone = sorted({name for name in names.values() if not (self.directory / name).is_file()})
+            if gone:
+                more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+                raise CheckpointError(
+                    f"{self.directory / gone[0]}: cannot be read: no such file, though {index.name} names it"
+                    f"{more}; download the missing files"
+                )
             return names
+        return self._of_shards()
+
+    def _note_index(self, index: Path) -> None:
+        try:
+            named = set(_weight_map(index).values()) - {_SINGLE}
+        except CheckpointError as error:
+            self.notes.append(f"{error}; {_SINGLE} is read")
+            return
+        if named:
+            gone = sorted(name for name in named if not (self.directory / name).is_file())
+            why = f"stale, since {gone[0]} is not there" if gone else "ignored, as transformers does"
+            self.notes.append(f"{self.directory}: {_SINGLE} is read; {_INDEX} beside it is {why}")
+
+    def _of_shards(self) -> dict[str, str]:
+        """File name of each tensor where there is no index."""
         files = sorted(path.name for path in self.directory.glob("*.safetensors"))
-        if not files:
+        shards = {name: match[1] for name in files if (match := _SHARD.fullmatch(name))}
+        if len(set(shards.values())) != 1:
+            found = f"; found {', '.join(files[:5])}" if files else ""
             raise CheckpointError(
-                f"{self.directory}: no *.safetensors files; save the model with safetensors"
+                f"{self.directory}: no *.safetensors files of a model ({_SINGLE}, or {_INDEX}, or one set of "
+                f"shards model-N-of-M.safetensors){found}; save the model with safetensors"
             )
-        return {tensor: name for name in files for tensor in self._file(name).entries}
+        of: dict[str, str] = {}
+        for name in shards:
+            for tensor in self._file(name).entries:
+                if tensor in of:
+                    raise CheckpointError(f"{self.directory}: {tensor} is both in {of[tensor]} and in {name}")
+                of[tensor] = name
+        return of
 
     def __contains__(self, name: str) -> bool:
         return name in self.file_of
@@ -119,25 +170,82 @@ class TensorFiles:
         file = self.file_of.get(name)
         return None if file is None else self._file(file).entries.get(name)
 
-    def read(self, name: str, shape: tuple[int, ...], part: int | None = None) -> F32:
-        """The tensor `name`, which must have `shape`, or its part [part]."""
-        problem = self.problem(name, shape)
-        if problem:
-            raise CheckpointError(f"{self.directory}: {problem}")
-        return self._file(self.file_of[name]).read(name, part)
+    def read(
+        self, name: str, shape: tuple[int, ...], part: int | None = None, minus_infinity: bool = False
+    ) -> F32:
+        """The tensor `name`, which must have `shape`, or its part [part], dequantised.
 
-    def problem(self, name: str, shape: tuple[int, ...]) -> str | None:
-        """What is wrong with tensor `name`, or None."""
+        Raises CheckpointError where a value is NaN or infinite; -inf is let through with `minus_infinity`.
+        """
+        entry = self._expect(name, shape)
+        values = self._file(self.file_of[name]).read(name, part)
+        if entry.dtype == "F8_E4M3":
+            assert self.fp8_block is not None
+            scaled_blocks(
+                values, self._file(self.file_of[name + _SCALES]).read(name + _SCALES, part), self.fp8_block
+            )
+        fine = np.isfinite(values)
+        if minus_infinity:
+            fine |= values == -np.inf
+        if not fine.all():
+            where = tuple(int(n) for n in np.argwhere(~fine)[0])
+            place = list(where if part is None else (part, *where))
+            raise CheckpointError(
+                f"{self.directory}: {name} holds {values[where]} at {place}; allowed: finite numbers"
+            )
+        return values
+
+    def codes(self, name: str, shape: tuple[int, ...], part: int) -> npt.NDArray[np.uint8]:
+        """Part [part] of the quantised tensor `name`, as bytes."""
+        self._expect(name, shape, "U8")
+        return self._file(self.file_of[name]).raw(name, part)
+
+    def _expect(self, name: str, shape: tuple[int, ...], dtype: str | None = None) -> Entry:
+        problem, entry = self.problem(name, shape, dtype), self.entry(name)
+        if problem or entry is None:
+            raise CheckpointError(f"{self.directory}: {problem}")
+        return entry
+
+    def problem(self, name: str, shape: tuple[int, ...], dtype: str | None = None) -> str | None:
+        """What is wrong with tensor `name`, or None. Its type may be a float's, or must be `dtype`."""
         entry = self.entry(name)
         if entry is None:
             return f"{name} is missing; expected shape {list(shape)}"
         if entry.shape != shape:
             return f"{name} has shape {list(entry.shape)}; expected {list(shape)}"
+        if dtype is not None:
+            return None if entry.dtype == dtype else f"{name} has type {entry.dtype}; expected {dtype}"
+        if entry.dtype == "F8_E4M3" and len(shape) > 1:
+            return self._scale_problem(name, shape)
         if entry.dtype not in _DTYPES:
-            return f"{name} has type {entry.dtype}; allowed: {', '.join(_DTYPES)}"
+            return f"{name} has type {entry.dtype}; allowed: {', '.join(_DTYPES)}, or F8_E4M3 with scales"
+        if name + _SCALES in self:
+            return f"{name} has type {entry.dtype} beside {name}{_SCALES}; expected F8_E4M3"
         return None
+
+    def _scale_problem(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with the scales of the FP8 tensor `name`, or None."""
+        if self.fp8_block is None:
+            return f"{name} has type F8_E4M3, but config.json has no quantization_config of fp8 in blocks"
+        blocks = tuple(-(-n // b) for n, b in zip(shape[-2:], self.fp8_block, strict=True))
+        scales = self.entry(name + _SCALES)
+        if scales is not None and scales.dtype == "F8_E4M3":
+            return f"{name}{_SCALES} has type F8_E4M3; allowed: {', '.join(_DTYPES)}"
+        return self.problem(name + _SCALES, (*shape[:-2], *blocks))
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._open:
             self._open[name] = TensorFile(self.directory / name)
         return self._open[name]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File name of each tensor, as the index says. Raises CheckpointError where it is damaged."""
+    try:
+        names = {str(k): str(v) for k, v in json.loads(index.read_bytes())["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: damaged index: {error!r}") from error
+    for tensor, name in names.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: {tensor} is in {name!r}; allowed: a file beside the index")
+    return names

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.protocol.config import LEVELS
-from rayemu.protocol.messages import Dispatch, Reply
+from rayemu.protocol.config import LEVELS, TOTALS
+from rayemu.protocol.messages import Dispatch, Reply, Totals
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import SHARED, Job, Part
 
@@ -40,8 +40,6 @@ _FIELDS = [
 ]
 RECORD = np.dtype([*_FIELDS, ("start_wall_s", "f8"), ("end_wall_s", "f8")])  # Unix time
 VIRTUAL_RECORD = np.dtype([*_FIELDS, ("start_virtual_s", "f8"), ("end_virtual_s", "f8")])
-# What a module counts, from its start on.
-TOTALS = ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{level}" for level in LEVELS))
 _GROW = 1 << 14  # rows
 
 
@@ -217,6 +215,19 @@ class ModuleRecord:
             raw_bytes=message.rows.nbytes,
             **facts,
         )
+
+
+def totals_report(totals: Totals | None) -> dict[str, Any]:
+    """Return running totals as live views read them: per module, by the names in TOTALS."""
+    if totals is None:
+        return {}
+    counts = (dict(zip(TOTALS, row, strict=True)) for row in totals.counts.tolist())
+    return {
+        "modules": dict(zip(map(str, totals.modules.tolist()), counts, strict=True)),
+        "live": totals.live,
+        "reissued": totals.reissued,
+        "open_batches": totals.open_batches,
+    }
 
 
 def read_records(paths: Iterable[Path]) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rayemu.model.blas import F32, exact_matmul
+from rayemu.numerics import F32, exact_matmul
 
 
 class Routing(NamedTuple):
@@ -23,21 +23,50 @@ class Routing(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A gate's parameters: `weight` [D, E]; `selection_bias` [E] is added to scores to choose, or None."""
+    """A gate's parameters: `weight` [D, E]; `selection_bias` [E] is added to scores to choose, or None.
+
+    A selection bias of -inf keeps an expert for last; NaN and +inf are a ValueError, for they would draw
+    every token without a trace in the weights.
+    """
 
     weight: F32
     selection_bias: F32 | None = None
+
+    def __post_init__(self) -> None:
+        bias = self.selection_bias
+        if bias is not None and not (bias < np.inf).all():
+            expert = int(np.flatnonzero(~(bias < np.inf))[0])
+            raise ValueError(f"selection_bias[{expert}] is {bias[expert]}; allowed: numbers, or -inf")
 
     def logits(self, x: F32) -> F32:
         """x [T, D] -> [T, E]; a row's bits do not depend on the other rows."""
         return exact_matmul(x, self.weight)
 
 
-def top_k(scores: F32, count: int) -> tuple[npt.NDArray[np.intp], F32]:
+def softmax_powers(logits: F32) -> F32:
+    """exp(logit - the row's highest) [T, N]: divided by their sum these are the softmax of logits [T, N].
+
+    A row whose highest logit is infinite is taken at its limit: the logits that share it give 1, others 0.
+    NaN stays NaN.
+    """
+    highest = logits.max(axis=1, keepdims=True)  # [T, 1]
+    with np.errstate(invalid="ignore"):  # inf - inf, which is put right below
+        powers = logits - highest
+    rows = np.flatnonzero(np.isinf(highest))
+    powers[rows] = np.where(logits[rows] == highest[rows], np.float32(0), np.float32(-np.inf))
+    return np.exp(powers, out=powers)
+
+
+def top_k(
+    scores: F32, count: int, closed: npt.NDArray[np.bool_] | None = None
+) -> tuple[npt.NDArray[np.intp], F32]:
     """The `count` highest scores of each row, best first, ties to the lower index. Overwrites `scores`.
 
-    scores [T, E] C-contiguous -> indices [T, count], values [T, count]. `count` passes of a vectorised argmax
-    cost less than a stable sort of the row for the few choices that routers make.
+    scores [T, E] C-contiguous -> indices [T, count], values [T, count]. The indices of a row differ whatever
+    its scores are. NaN is taken first, so that it shows in the weights. Where fewer than `count` scores are
+    above -inf, the others follow by index, those of `closed` groups [T, G] last.
+    `count` passes of a vectorised argmax cost less than a stable sort of the row for the few choices that
+    routers make.
     """
     rows, width = scores.shape
     indices = np.empty((rows, count), np.intp)
@@ -50,19 +79,29 @@ def top_k(scores: F32, count: int) -> tuple[npt.NDArray[np.intp], F32]:
         best += offsets
         values[:, choice] = flat[best]
         flat[best] = -np.inf
+    short = np.flatnonzero(values[:, -1] == -np.inf)  # what was taken looks like what is worth nothing
+    if short.size:
+        order = np.tile(np.arange(width, 2 * width), (short.size, 1))  # [n, E]
+        if closed is not None:
+            order += np.repeat(closed[short], width // closed.shape[1], axis=1) * width
+        row, choice_of = np.nonzero(values[short] != -np.inf)
+        order[row, indices[short][row, choice_of]] = choice_of
+        indices[short] = order.argsort(axis=1)[:, :count]
     return indices, values
 
 
-def close_groups(scores: F32, group_scores: F32, open_groups: int) -> None:
+def close_groups(scores: F32, group_scores: F32, open_groups: int) -> npt.NDArray[np.bool_]:
     """Set the scores of all but the best `open_groups` groups of each row to -inf, in place.
 
     scores [T, E] C-contiguous, group_scores [T, G] (overwritten); groups are E/G neighbouring experts.
+    Returns which groups are closed, [T, G].
     """
     rows, groups = group_scores.shape
     chosen, _ = top_k(group_scores, open_groups)  # [T, open_groups]
     closed = np.ones((rows, groups), bool)
     np.put_along_axis(closed, chosen, False, axis=1)
     scores.reshape(rows, groups, scores.shape[1] // groups)[closed] = -np.inf
+    return closed
 
 
 def check_choices(top_k: int, experts: int, groups: int = 1, top_groups: int = 1, least: int = 1) -> None:

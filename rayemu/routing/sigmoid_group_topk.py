@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.model.blas import F32
+from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, top_k
 
 
@@ -39,12 +39,14 @@ class SigmoidGroupTopK:
         scores += 1.0
         np.reciprocal(scores, out=scores)
         biased = scores.copy() if gate.selection_bias is None else scores + gate.selection_bias  # [T, E]
+        closed = None
         if self.top_groups < self.groups:
             rows, experts = scores.shape
             grouped = biased.reshape(rows * self.groups, experts // self.groups).copy()  # [T*G, E/G]
             _, two = top_k(grouped, 2)  # [T*G, 2]
-            close_groups(biased, (two[:, 0] + two[:, 1]).reshape(rows, self.groups), self.top_groups)
-        chosen, _ = top_k(biased, self.top_k)  # [T, K]
+            worth = (two[:, 0] + two[:, 1]).reshape(rows, self.groups)  # [T, G]
+            closed = close_groups(biased, worth, self.top_groups)
+        chosen, _ = top_k(biased, self.top_k, closed)  # [T, K]
         weights = np.take_along_axis(scores, chosen, axis=1)
         if self.renormalise:
             weights /= np.add.reduce(weights, axis=1, keepdims=True) + np.float32(1e-20)

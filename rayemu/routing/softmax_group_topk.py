@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.model.blas import F32
-from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, top_k
+from rayemu.numerics import F32
+from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, softmax_powers, top_k
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class SoftmaxGroupTopK:
     def route(self, x: F32, gate: Gate) -> Routing:
         """x [T, D] -> choices [T, K] by descending logit, ties (of groups too) to the lower number."""
         logits = gate.logits(x)  # [T, E]
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))  # [T, E]
+        powers = softmax_powers(logits)  # [T, E]
         total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
+        closed = None
         if self.top_groups < self.groups:
             rows, experts = logits.shape
             best_of_group = logits.reshape(rows, self.groups, experts // self.groups).max(axis=2)  # [T, G]
-            close_groups(logits, best_of_group, self.top_groups)
-        chosen, _ = top_k(logits, self.top_k)  # [T, K]
+            closed = close_groups(logits, best_of_group, self.top_groups)
+        chosen, _ = top_k(logits, self.top_k, closed)  # [T, K]
         weights = np.take_along_axis(powers, chosen, axis=1)
         weights /= np.add.reduce(weights, axis=1, keepdims=True) if self.renormalise else total
         weights *= np.float32(self.scaling)

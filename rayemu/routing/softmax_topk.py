@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.model.blas import F32
-from rayemu.routing.gate import Gate, Routing, check_choices, top_k
+from rayemu.numerics import F32
+from rayemu.routing.gate import Gate, Routing, check_choices, softmax_powers, top_k
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class SoftmaxTopK:
         logits = gate.logits(x)  # [T, E]
         if self.renormalise:  # the probabilities' common denominator cancels
             experts, best = top_k(logits, self.top_k)  # [T, K]
-            weights = np.exp(best - best[:, :1])
+            weights = softmax_powers(best)
             weights /= np.add.reduce(weights, axis=1, keepdims=True)
         else:
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))  # [T, E]
+            powers = softmax_powers(logits)  # [T, E]
             total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
-            experts, best = top_k(logits, self.top_k)
+            experts, _ = top_k(logits, self.top_k)
             weights = np.take_along_axis(powers, experts, axis=1)
             weights /= total
         if self.scaling != 1.0:

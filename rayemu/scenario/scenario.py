@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS
 from rayemu.placement import Placement as Placed
+from rayemu.protocol.client import most_tokens
 from rayemu.routing import ROUTERS, make_router
 from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
@@ -115,7 +116,7 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
-        refuse(self._memory_problems(spec))
+        refuse([*self._batch_problems(spec), *self._memory_problems(spec)])
         return self
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
@@ -144,6 +145,11 @@ class Scenario(Section):
             if isinstance(fault.module, int) and not 0 <= fault.module < self.cluster.modules:
                 text = f"{fault.module} is not allowed; allowed: 0 to {self.cluster.modules - 1}, or random"
                 yield Problem(("faults", position, "module"), text)
+
+    def _batch_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        if self.run.batch_tokens > (most := most_tokens(spec)):
+            text = f"{self.run.batch_tokens} is not allowed; allowed: 1 to {most}, what a frame holds"
+            yield Problem(("run", "batch_tokens"), text)
 
     def _memory_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         limit = self.cluster.memory

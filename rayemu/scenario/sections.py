@@ -83,7 +83,8 @@ class Model(Section):
         if self.checkpoint is not None:
             from rayemu.model.checkpoint import load_checkpoint
 
-            return load_checkpoint(os.path.abspath(os.path.expanduser(self.checkpoint))).spec
+            path = os.path.abspath(os.path.expanduser(self.checkpoint))
+            return load_checkpoint(path, all_values=False).spec  # the modules look at their experts'
         own = {f.name for f in dataclasses.fields(ModelSpec)} - {"name", "scale", "checkpoint"}
         given = {
             key: value
@@ -123,6 +124,7 @@ class Cluster(Section):
     replace: bool = True
     replace_after: Seconds = 0.3
     retry_after: Seconds = 0.25
+    stall_after: Seconds = 60.0  # without any progress, a batch is given up
 
     @model_validator(mode="after")
     def _in_order(self) -> Cluster:
@@ -131,6 +133,7 @@ class Cluster(Section):
             ("retry_after", "at least", ""),
             ("suspect_after", "more than", "heartbeat"),
             ("evict_after", "at least", "suspect_after"),
+            ("stall_after", "more than", "retry_after"),
         ]
         problems = []
         for key, relation, other in order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ _MLA = {
 
 @dataclasses.dataclass
 class Case:
-    """A family, its settings, and which of its decoder layers hold experts."""
+    """A family, its settings, which of its decoder layers hold experts, what its published config says."""
 
     family: str
     settings: dict[str, Any]
     moe_layers: list[int]
+    published: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self) -> Any:
         """A tiny transformers model with random weights, gates far from ties and norms that matter."""
@@ -62,7 +64,16 @@ class Case:
         return model
 
 
+def _saved(theirs: Any, case: Case, directory: Path, **options: Any) -> Model:
+    """What we read of what transformers writes."""
+    theirs.save_pretrained(directory, **options)
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **case.published}))
+    return load_checkpoint(directory)
+
+
 _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3}
+_GLM = {"intermediate_size": 40, "moe_intermediate_size": 24, "num_experts_per_tok": 3, "head_dim": 8}
 _V2 = {**_MLA, "n_routed_experts": 8, "num_experts_per_tok": 3, "q_lora_rank": None}
 _V3 = {**_MLA, "n_routed_experts": 16, "num_experts_per_tok": 4, "q_lora_rank": 16}
 
@@ -142,6 +153,37 @@ CASES = {
         {**_V3, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 3},
         [3],
     ),
+    "glm4": Case(
+        "Glm4Moe",
+        {**_GLM, "n_routed_experts": 6, "n_shared_experts": 2},
+        [1, 2, 3],
+    ),
+    "glm4-groups": Case(
+        "Glm4Moe",
+        {
+            **_GLM,
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 3,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+        },
+        [3],
+    ),
+    "kimi2": Case(  # DeepSeek's code with Kimi-K2's settings
+        "DeepseekV3",
+        {
+            **_V3,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 2.827,
+        },
+        [1, 2, 3],
+        {"model_type": "kimi_k2", "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+    ),
 }
 
 
@@ -193,17 +235,16 @@ def _compare_choices(block: Any, layer: Layer, x: np.ndarray) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_loaded_blocks_equal_the_transformers_blocks(name: str, tmp_path: Path) -> None:
     theirs = CASES[name].build()
-    theirs.save_pretrained(tmp_path)
-    _compare(theirs, CASES[name], load_checkpoint(tmp_path))
+    _compare(theirs, CASES[name], _saved(theirs, CASES[name], tmp_path))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen2", "deepseek3"])
 def test_half_precision_shards_load_as_float32(name: str, dtype: str, tmp_path: Path) -> None:
     theirs = CASES[name].build().to(getattr(torch, dtype))
-    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    ours = _saved(theirs, CASES[name], tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    _compare(theirs.float(), CASES[name], load_checkpoint(tmp_path))
+    _compare(theirs.float(), CASES[name], ours)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -211,8 +252,7 @@ def test_fused_experts_load(name: str, tmp_path: Path) -> None:
     theirs = CASES[name].build()
     if not hasattr(_block(theirs.model.layers[-1]).experts, "gate_up_proj"):
         pytest.skip("this transformers version keeps experts one by one")
-    theirs.save_pretrained(tmp_path, save_original_format=False)
-    _compare(theirs, CASES[name], load_checkpoint(tmp_path))
+    _compare(theirs, CASES[name], _saved(theirs, CASES[name], tmp_path, save_original_format=False))
 
 
 def test_base_model_without_prefix_loads(tmp_path: Path) -> None:
