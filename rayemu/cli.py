@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -231,6 +232,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.compression import CodecError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
+    from rayemu.numerics import DenormalsFlushed
     from rayemu.protocol.client import StalledError
     from rayemu.report.folder import RunError
     from rayemu.scenario import ScenarioError
@@ -245,6 +247,7 @@ def _expected(error: Exception) -> list[str] | None:
         CheckpointError,
         CodecError,
         StalledError,
+        DenormalsFlushed,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]
