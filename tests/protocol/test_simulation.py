@@ -96,5 +96,6 @@ def test_finished_batches_leave_no_garbage() -> None:
             held = collections.Counter(type(o).__name__ for o in gc.get_objects())
         finally:
             gc.enable()
-    assert 0 < held["HeldShard"] <= 4 * 4 and held["Unit"] <= 2 * 4 * 4  # of 120 and 240
+    # Of 120 and 240; the simulation, in a thread of its own, may be a message ahead of whoever reads results.
+    assert 0 < held["HeldShard"] <= 5 * 4 and held["Unit"] <= 2 * 5 * 4
     assert held["Dispatch"] + held["Reply"] + held["Work"] + held["Job"] <= 4
