@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,9 @@ REFUSED = [
     (["run.batches=3 # three"], ["run.batches: '3 # three' is not allowed"]),  # no comments here
     (["faults.0={kind: drop} # all"], ["faults.0: '# all' would be a comment"]),
     (["faults.x.rate=1"], ["'x' is not a position in a list of 1"]),
+    (["x." * 3000 + "y=1"], ["x.x.x", " ...: is not an assignment"]),
+    (["stream.path=''"], ["stream.path: '' does not exist"]),
+    (["model={checkpoint: ''}"], ["model.checkpoint: '' is not allowed"]),
     (["model.d_model.x=1"], ["model.d_model: {'x': 1} is not allowed"]),
     # assignments
     (["top_k"], ["top_k: is not an assignment"]),
@@ -330,7 +334,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("assignments", "expected"), REFUSED, ids=[case[0][0] for case in REFUSED])
+@pytest.mark.parametrize(("assignments", "expected"), REFUSED, ids=[case[0][0][:60] for case in REFUSED])
 def test_refused_with_path_value_and_what_is_allowed(assignments: list[str], expected: list[str]) -> None:
     (line,) = problems(*assignments)
     for part in expected:
@@ -456,17 +460,20 @@ def test_a_few_aliases_do_not_make_an_endless_line() -> None:
     assert len(str(refusal.value)) < 300
 
 
-def test_a_scenario_is_read_from_a_pipe_and_from_standard_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for source in ("-", "pipe"):
-        read, write = os.pipe()
-        os.write(write, EXAMPLE.encode())
-        os.close(write)
-        with open(read, encoding="utf-8") as pipe:
-            monkeypatch.setattr(sys, "stdin", pipe)
-            loaded = Scenario.load("-" if source == "-" else f"/dev/fd/{read}")
-        assert loaded == Scenario.load("laptop"), source
+def test_a_scenario_is_read_from_a_pipe_and_from_standard_input() -> None:
+    read, write = os.pipe()
+    os.write(write, EXAMPLE.encode())
+    os.close(write)
+    assert Scenario.load(f"/dev/fd/{read}") == Scenario.load("laptop")
+    os.close(read)
+    script = "from rayemu import Scenario; print(Scenario.load('-').to_yaml())"
+    command = [sys.executable, "-c", script]
+    given = subprocess.run(command, input=EXAMPLE, capture_output=True, text=True, check=True, timeout=60)
+    assert parse(given.stdout, "here") == parse(Scenario.load("laptop").to_yaml(), "here")
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, timeout=60
+    )
+    assert "ScenarioError: -: cannot be read: " in closed.stderr
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,6 +507,11 @@ def test_strange_files_are_refused_in_one_line(tmp_path: Path, content: bytes, m
     assert not any("\n" in line for line in refusal.value.problems)
 
 
+def test_a_file_without_end_is_no_scenario() -> None:
+    with pytest.raises(ScenarioError, match=r"^/dev/zero: cannot be read: it has more than 4.00 MiB"):
+        Scenario.load("/dev/zero")
+
+
 def test_a_folder_is_no_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ScenarioError, match="cannot be read: Is a directory"):
         Scenario.load(tmp_path)
@@ -509,7 +521,7 @@ def test_a_folder_is_no_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_missing_file_names_what_there_is() -> None:
-    for name in ("no/such.yaml", "nonesuch"):
+    for name in ("no/such.yaml", "nonesuch", ""):
         with pytest.raises(
             ScenarioError, match=f"{name}: no such file; scenarios that come with rayemu: .*laptop"
         ):
