@@ -70,6 +70,7 @@ def results_file(benchmark: str) -> Path:
 
 def write(path: Path, data: dict[str, Any]) -> None:
     """Write results as JSON, by a rename, so that no half file is ever seen."""
+    path = path.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(data, indent=1, allow_nan=False, default=float) + "\n", encoding="utf-8")

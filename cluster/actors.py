@@ -18,6 +18,7 @@ from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.runtime import ModuleRuntime
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.model.agreement import agree
+from rayemu.numerics import keep_denormals
 from rayemu.protocol.messages import Epoch
 
 COORDINATOR_NAME = "coordinator"
@@ -74,6 +75,8 @@ class ModuleActor:
 
     def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch) -> None:
         setup = setup.fitted(module)
+        if keep_denormals():  # BLAS's own threads may be in the mode that this one was in
+            setup = replace(setup, blas_threads=1)
         with threadpool_limits(setup.blas_threads):
             agree(setup.arithmetic)
         self.link = open_link(setup, module_name(module, incarnation))
@@ -97,6 +100,8 @@ class CoordinatorActor:
     """
 
     def __init__(self, setup: Setup, group: Any) -> None:
+        if keep_denormals():
+            setup = replace(setup, blas_threads=1)
         agree(setup.arithmetic)
         self.setup, self.group = setup, group
         self.link = open_link(setup, COORDINATOR_NAME)

@@ -18,6 +18,7 @@ from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_deat
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
+from rayemu.numerics import keep_denormals
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS
@@ -65,6 +66,7 @@ class CoordinatorRuntime:
 
     def run(self, client: str) -> None:
         """Run until the process is killed."""
+        keep_denormals()  # Ray need not call from the thread that made this object
         self.link.connect(CLIENT, client)
         try:
             with threadpool_limits(self.setup.blas_threads or 1):

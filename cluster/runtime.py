@@ -24,6 +24,7 @@ from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
+from rayemu.numerics import keep_denormals
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import (
@@ -96,6 +97,7 @@ class ModuleRuntime:
         would be seen first, as a death without a reason.
         `host` is the coordinator's: on the same one, shared memory carries the heartbeats.
         """
+        keep_denormals()  # Ray need not call from the thread that made this object
         self.link.connect(COORDINATOR, coordinator)
         self.link.connect(CLIENT, client)
         self._start_thread("compute", self._compute)

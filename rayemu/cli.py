@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,11 @@ app = typer.Typer(
 )
 
 
+def _folder(path: Path | None) -> Path | None:
+    """The path with a ~ expanded, which no shell does in --out=~/x."""
+    return None if path is None else Path(os.path.expanduser(path))
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"rayemu {rayemu.__version__}")
@@ -42,13 +48,16 @@ def _top(
 @app.command()
 def run(
     scenario: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a scenario that comes with rayemu.")
+        str,
+        typer.Argument(help="A YAML file, - for standard input, or the name of a scenario of rayemu's own."),
     ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.top_k=4; repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; else runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", callback=_folder, help="The run folder; else runs/NAME.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write trace.json, for ui.perfetto.dev or chrome://tracing.")
@@ -159,7 +168,8 @@ def codecs(
         int | None, typer.Option(min=1, help="Rows to measure on; else one batch of the scenario.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write codecs.json and codecs.svg here.")
+        Path | None,
+        typer.Option(metavar="DIR", callback=_folder, help="Also write codecs.json and codecs.svg here."),
     ] = None,
 ) -> None:
     """What every codec saves and spoils on a stream's real activations, layer by layer.
@@ -222,6 +232,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.compression import CodecError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
+    from rayemu.numerics import DenormalsFlushed
     from rayemu.protocol.client import StalledError
     from rayemu.report.folder import RunError
     from rayemu.scenario import ScenarioError
@@ -236,6 +247,7 @@ def _expected(error: Exception) -> list[str] | None:
         CheckpointError,
         CodecError,
         StalledError,
+        DenormalsFlushed,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

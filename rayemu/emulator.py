@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
+from rayemu.numerics import denormals_notice
 from rayemu.protocol.client import BatchResult, most_tokens
 from rayemu.protocol.config import MODULE, NODE, ProtocolConfig
 from rayemu.protocol.memory import NewRows, fresh_rows
@@ -74,6 +76,8 @@ class Emulator:
     """
 
     def __init__(self, scenario: Scenario) -> None:
+        if notice := denormals_notice():
+            warnings.warn(notice, RuntimeWarning, stacklevel=2)
         self.scenario = scenario
         self.spec = scenario.spec
         self.config = ProtocolConfig.from_scenario(scenario)

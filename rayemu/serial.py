@@ -5,12 +5,13 @@ Ctrl-C interrupts whoever waits for that thread, never the simulation in the mid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from rayemu.numerics import denormals_kept
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.simulator import Simulator
@@ -24,26 +25,29 @@ class SerialSimulator:
         self._thread = ThreadPoolExecutor(1, "simulator")
         self.new_rows = simulator.new_rows
 
+    def _ask(self, work: Callable[..., Any], *given: Any) -> Future[Any]:
+        return self._thread.submit(denormals_kept()(work), *given)
+
     def submit(self, x: np.ndarray) -> int:
-        return self._thread.submit(self.simulator.submit, x).result()
+        return self._ask(self.simulator.submit, x).result()
 
     def result(self, number: int, timeout_s: float = 600.0) -> BatchResult:
-        return self._thread.submit(self.simulator.result, number, timeout_s).result()
+        return self._ask(self.simulator.result, number, timeout_s).result()
 
     def abandon(self, numbers: Iterable[int]) -> None:
-        self._thread.submit(self.simulator.abandon, list(numbers))  # nobody need wait for that
+        self._ask(self.simulator.abandon, list(numbers))  # nobody need wait for that
 
     def poll(self) -> None:
-        self._thread.submit(self.simulator.poll).result()
+        self._ask(self.simulator.poll).result()
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
-        self._thread.submit(self.simulator.inject, fault, module).result()
+        self._ask(self.simulator.inject, fault, module).result()
 
     def take_notices(self) -> list[Notice]:
-        return self._thread.submit(self.simulator.take_notices).result()
+        return self._ask(self.simulator.take_notices).result()
 
     def record(self) -> np.ndarray:
-        return self._thread.submit(self.simulator.record).result()
+        return self._ask(self.simulator.record).result()
 
     def close(self) -> None:
         self.simulator.close()

@@ -74,6 +74,29 @@ def test_a_file_settings_and_a_trace(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "trace.json").exists()
 
 
+def test_a_scenario_from_a_pipe_and_a_tilde_in_out(tmp_path: Path) -> None:
+    text = (
+        "model: {d_model: 16, d_ff: 16, experts: 4, top_k: 2}\ncluster: {transport: memory}\n"
+        "run: {batches: 2, batch_tokens: 8}\n"
+    )
+    command = [sys.executable, "-m", "rayemu.cli", "run", "/dev/stdin", "-q", "--out=~/run"]
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=120, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith(f"; {tmp_path}/run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_tilde_is_expanded_in_the_folder_of_codecs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert invoke("codecs", "smoke", "--tokens", "8", "--codec", "raw", "--out=~/c").exit_code == 0
+    assert sorted(os.listdir(tmp_path / "c")) == ["codecs.json", "codecs.svg"]
+
+
 def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
     kill = "faults=[{kind: kill, module: 1, at: {batch: 1}}]"
     settings = ["--set", kill, "--set", "cluster.replace=false"]
@@ -102,6 +125,10 @@ def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
             r"stream\.path: '/no/text' does not",
         ),
         (["run", "smoke", "--set", "model={checkpoint: /no/model}"], r"model\.checkpoint: .*/no/model"),
+        (["run", "smoke", "--set", "run.seed=!!int x"], r"run\.seed:1:1: 'x' cannot be read as !!int"),
+        (["run", "smoke", "--set", "name=" + "9" * 5000], r"name:1:1: '999.* cannot be read as !!int"),
+        (["run", "~/no.yaml"], r"~/no\.yaml: no such file; "),
+        (["run", "/"], r"/: cannot be read: Is a directory"),
         (["run", "smoke", "--set", "top_k"], r"top_k: is not an assignment"),
         (["run", "smoke", "--out", "/proc/nope"], r"the run folder /proc/nope cannot be written: .*--out"),
         (["list", "dice"], r"dice is not a family; known: scenarios, model\.preset"),

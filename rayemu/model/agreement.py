@@ -13,10 +13,11 @@ import numpy as np
 import xxhash
 
 from rayemu.model.expert import Expert, expert_forward
-from rayemu.numerics import Way, exact_matmul, kernels, use, way
+from rayemu.numerics import Way, denormals_kept, exact_matmul, keep_denormals, kernels, use, way
 
 _SHAPES = ((33, 77), (300, 65), (200, 768), (64, 8))  # [K, N] of the products that are compared
 _ROWS = (1, 30)
+_TINY = np.uint32(1 << 9).view(np.float32)  # 2^-140, itself and the products of such rows denormal
 
 
 class KernelsDiffer(RuntimeError):
@@ -39,6 +40,7 @@ def own_arithmetic() -> Arithmetic:
 
 def agree(driver: Arithmetic) -> None:
     """Compute like the driver from now on; raises KernelsDiffer where this process cannot."""
+    keep_denormals()
     use(driver.way)
     own = digest()
     if own != driver.digest:
@@ -49,6 +51,7 @@ def agree(driver: Arithmetic) -> None:
         )
 
 
+@denormals_kept()
 def digest() -> str:
     """A digest of products, expert outputs and random numbers as this process makes them; some 10 ms."""
     hashed = xxhash.xxh3_64()
@@ -58,6 +61,7 @@ def digest() -> str:
         w = rng.standard_normal((inner, columns), dtype=np.float32)
         for rows in _ROWS:
             hashed.update(exact_matmul(x[:rows], w).tobytes())
+            hashed.update(exact_matmul(x[:rows] * _TINY, w).tobytes())
     x = rng.standard_normal((20, 48), dtype=np.float32)
     up, down = (
         rng.standard_normal((48, 160), dtype=np.float32),
