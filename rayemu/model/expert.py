@@ -38,7 +38,6 @@ def expert_forward(expert: Expert, x: F32, out: F32 | None = None) -> F32:
     rows, width = len(x), expert.down.shape[1]
     if out is None:
         out = np.empty((rows, width), np.float32)
-    activate = _ACTIVATIONS[expert.activation]
     multiple = row_multiple()
     passes = max(1, -(-rows * expert.up.shape[1] // _BLOCK_ELEMENTS))
     step = max(1, -(-rows // passes))  # alike: BLAS packs the weights in each pass, a small last one too
@@ -50,10 +49,15 @@ def expert_forward(expert: Expert, x: F32, out: F32 | None = None) -> F32:
         whole = enough == len(given)
         exact_matmul(given if whole else padded(given, enough, "given"), expert.up, out=hidden)
         y = wanted if whole else scratch("output", enough, width)  # [n, D]
-        exact_matmul(activate(hidden), expert.down, out=y)
+        exact_matmul(activated(expert, hidden), expert.down, out=y)
         if not whole:
             wanted[...] = y[: len(given)]
     return out
+
+
+def activated(expert: Expert, hidden: F32) -> F32:
+    """The expert's activation of hidden [n, 2F] or [n, F], in place -> [n, F]."""
+    return _ACTIVATIONS[expert.activation](hidden)
 
 
 def _swiglu(hidden: F32) -> F32:
