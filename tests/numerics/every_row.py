@@ -89,4 +89,6 @@ if __name__ == "__main__":
     if not sys.argv[1:]:
         check_experts()
         check_runs()
-    print(json.dumps({"kernels": kernels(), "way": way().name}))
+    chosen = way()
+    facts = {"kernels": kernels(), "way": chosen.name, "multiple": chosen.multiple, "alone": chosen.alone}
+    print(json.dumps(facts))
