@@ -55,6 +55,7 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     if kept is not None:
         weights = drop_choices(weights, kept)
     choices = experts.shape[1]
+    given, weights = expert_input(layer, x, weights)
     rows = np.zeros((experts.size, x.shape[1]), np.float32)  # [T*K, D]
     order = np.argsort(experts, axis=None, kind="stable")  # rows by expert, once
     bounds = np.searchsorted(experts.reshape(-1)[order], np.arange(len(layer.experts) + 1))
@@ -63,7 +64,7 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
         if kept is not None:
             flat = flat[kept.reshape(-1)[flat]]
         tokens, choice = np.divmod(flat, choices)
-        sent = x[tokens]  # [n, D]
+        sent = given[tokens]  # [n, D]
         if replay is not None:
             sent = replay.dispatch(layer.index, tokens, choice, sent)
         reply = expert_forward(layer.experts[e], sent)
@@ -93,6 +94,16 @@ def route(layer: Layer, x: F32) -> Routing:
     if layer.gate is None:
         raise ValueError(f"layer {layer.index} is dense: it has no gate to route with")
     return layer.router.route(x, layer.gate)
+
+
+def expert_input(layer: Layer, x: F32, weights: F32) -> tuple[F32, F32]:
+    """What the experts are given of rows x [T, D], and the weights [T, K] of what they return.
+
+    These are x and `weights`, or x * weights and ones where the layer weighs inputs (it has K = 1).
+    """
+    if not layer.spec.weigh_input:
+        return x, weights
+    return x * weights, np.ones_like(weights)
 
 
 def shared_forward(layer: Layer, x: F32) -> F32 | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-ACTIVATIONS = ("swiglu", "gelu", "relu")
+ACTIVATIONS = ("swiglu", "gelu", "relu", "clamped_swiglu")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class ModelSpec:
     `dense_layers` counts leading layers whose FFN is dense (`dense_d_ff` wide) instead of routed.
     `shared_d_ff` is the width of the shared expert (all shared experts side by side), 0 for none;
     `shared_gate` scales its output by a sigmoid gate of the token.
+    `biases` gives gate and FFNs biases. `weigh_input` multiplies the rows that go to an expert by their weights
+    instead of those that come back; with one choice per token only, since all its choices share one row.
     All widths here are the model's own divided by `scale`; `full_d_model` and `full_d_ff` (derived, not to be
     given) are D and F before that, for pricing.
     `checkpoint` is a directory to read the weights from; otherwise they are drawn from `seed`.
@@ -37,6 +39,8 @@ class ModelSpec:
     top_k: int
     layers: int = 1
     activation: str = "swiglu"
+    biases: bool = False
+    weigh_input: bool = False
     shared_d_ff: int = 0
     shared_gate: bool = False
     dense_layers: int = 0
@@ -62,15 +66,26 @@ class ModelSpec:
         _require(self, "dense_layers", self.dense_layers <= self.layers, f"at most layers = {self.layers}")
         _require(self, "dense_d_ff", not self.dense_layers or self.dense_d_ff > 0, ">= 1 with dense_layers")
         _require(self, "shared_gate", not self.shared_gate or self.shared_d_ff > 0, "with shared_d_ff only")
+        _require(self, "weigh_input", not self.weigh_input or self.top_k == 1, "with top_k = 1 only")
         _require(self, "norm_eps", self.norm_eps > 0, "a number > 0")
         # Always derived, whatever was passed: `replace(spec, d_model=...)` must not keep a stale one.
         object.__setattr__(self, "full_d_model", self.d_model * self.scale)
         object.__setattr__(self, "full_d_ff", self.d_ff * self.scale)
 
     @property
+    def gated(self) -> bool:
+        """Whether an expert has a gate beside its up projection."""
+        return self.activation in ("swiglu", "clamped_swiglu")
+
+    @property
     def matrices(self) -> int:
         """Weight matrices of an expert: gate, up and down for SwiGLU, otherwise up and down."""
-        return 3 if self.activation == "swiglu" else 2
+        return 3 if self.gated else 2
+
+    @property
+    def selection_bias(self) -> bool:
+        """Whether gates have a bias to choose by: those of DeepSeek-V3's kind, if they weigh outputs."""
+        return self.router == "sigmoid_group_topk" and not self.weigh_input
 
     @property
     def moe_layers(self) -> int:
@@ -99,7 +114,8 @@ class ModelSpec:
 
     def ffn_parameters(self, width: int) -> int:
         """Parameters of one FFN of D x `width`."""
-        return self.matrices * self.d_model * width
+        biases = (self.matrices - 1) * width + self.d_model if self.biases and width else 0
+        return self.matrices * self.d_model * width + biases
 
     def expert_parameters(self) -> int:
         """Parameters of one routed expert in one layer."""
@@ -110,8 +126,8 @@ class ModelSpec:
         return self.expert_parameters() * bits // 8
 
     def router_parameters(self) -> int:
-        """Parameters of one layer's gate, with its selection bias where the router uses one."""
-        return self.experts * (self.d_model + (self.router == "sigmoid_group_topk"))
+        """Parameters of one layer's gate, with its biases, also for selection where the router uses one."""
+        return self.experts * (self.d_model + self.selection_bias + self.biases)
 
     def shared_parameters(self) -> int:
         """Parameters of one layer's shared expert and its gate."""
@@ -136,7 +152,7 @@ class ModelSpec:
         return self.parameters() * bits // 8
 
     def flops_per_row(self) -> int:
-        """Floating-point operations of one row through one routed expert (two per multiply-add)."""
+        """Floating-point operations of one row through one routed expert (two per parameter)."""
         return 2 * self.expert_parameters()
 
     def flops_per_token(self) -> int:
@@ -150,7 +166,7 @@ class ModelSpec:
 
         Input, normalised rows, K reply rows per token, output, and the scratch of the widest expert GEMM.
         """
-        wide = self.d_ff * (2 if self.activation == "swiglu" else 1)
+        wide = self.d_ff * (self.matrices - 1)
         return 4 * tokens * (self.d_model * (3 + self.top_k) + wide)
 
 

@@ -42,7 +42,9 @@ class Model(Section):
     d_ff: int | None = Field(default=None, ge=1)
     experts: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
-    activation: Literal["swiglu", "gelu", "relu"] | None = None
+    activation: Literal["swiglu", "gelu", "relu", "clamped_swiglu"] | None = None
+    biases: bool | None = None
+    weigh_input: bool | None = None
     shared_d_ff: int | None = Field(default=None, ge=0)
     shared_gate: bool | None = None
     dense_layers: int | None = Field(default=None, ge=0)
