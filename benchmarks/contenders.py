@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from rayemu.emulator import Emulator
 from rayemu.model.reference import reference_forward
+from rayemu.report.machine import cores
 
-from .gemms import Gemms, cores, gemm_processes
+from .gemms import Gemms, gemm_processes
 from .plain_ray import plain_ray
 from .torch_block import torch_process
 from .workload import F32, Workload

@@ -7,7 +7,6 @@ gives it; the activation, the gate and the combination are left out.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +16,6 @@ from threadpoolctl import threadpool_limits
 
 from rayemu.model.model import Model
 from rayemu.model.spec import ModelSpec
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Gemms:

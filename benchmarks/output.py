@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rayemu.model.blas import blas_info, row_invariant
-
-from .gemms import cores
+from rayemu.numerics import blas_info, cost, way
+from rayemu.report.machine import cores
 
 
 def machine() -> dict[str, Any]:
@@ -31,7 +30,7 @@ def machine() -> dict[str, Any]:
         "load_average": list(os.getloadavg()),
         "busy_share": busy_share(),
         "blas": blas,
-        "blas_row_invariant": row_invariant(),
+        "products": {"way": way().name, "time_against_plain": cost()},
         "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
         "versions": versions,
     }
@@ -71,6 +70,7 @@ def results_file(benchmark: str) -> Path:
 
 def write(path: Path, data: dict[str, Any]) -> None:
     """Write results as JSON, by a rename, so that no half file is ever seen."""
+    path = path.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(data, indent=1, allow_nan=False, default=float) + "\n", encoding="utf-8")

@@ -80,11 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if warning := noise_warning(data["machine"]):
         progress.print(warning)
-    if not data["machine"]["blas_row_invariant"]:
-        progress.print(
-            "This BLAS rounds a row differently in different company, so outputs will not be exact; "
-            "set OPENBLAS_CORETYPE=Sandybridge (the bare GEMMs then run slower, too)."
-        )
+    made = data["machine"]["products"]
+    progress.print(
+        f"Exact products by {made['way']}: {made['time_against_plain']:.2f} times as long as plain ones here."
+    )
     right = True
     for name in sizes:
         workload = Workload(SIZES[name], args.seed, 2 if name == "large" else 4, args.transport)

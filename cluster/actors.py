@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import replace
@@ -10,13 +9,16 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from threadpoolctl import threadpool_limits
 
 from rayemu.cluster import local_ray
-from rayemu.cluster.coordinator import CoordinatorRuntime
+from rayemu.cluster.coordinator import CoordinatorRuntime, last_line
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.runtime import ModuleRuntime
 from rayemu.cluster.setup import ANY_MACHINE, Setup
+from rayemu.model.agreement import agree
+from rayemu.numerics import keep_denormals
 from rayemu.protocol.messages import Epoch
 
 COORDINATOR_NAME = "coordinator"
@@ -72,8 +74,13 @@ class ModuleActor:
     """
 
     def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch) -> None:
+        setup = setup.fitted(module)
+        if keep_denormals():  # BLAS's own threads may be in the mode that this one was in
+            setup = replace(setup, blas_threads=1)
+        with threadpool_limits(setup.blas_threads):
+            agree(setup.arithmetic)
         self.link = open_link(setup, module_name(module, incarnation))
-        self.runtime = ModuleRuntime(setup.fitted(module), module, incarnation, epoch, self.link)
+        self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until stopped."""
@@ -93,6 +100,9 @@ class CoordinatorActor:
     """
 
     def __init__(self, setup: Setup, group: Any) -> None:
+        if keep_denormals():
+            setup = replace(setup, blas_threads=1)
+        agree(setup.arithmetic)
         self.setup, self.group = setup, group
         self.link = open_link(setup, COORDINATOR_NAME)
         self.runtime = CoordinatorRuntime(setup, self.link, self._replace, self._kill)
@@ -136,8 +146,14 @@ class CoordinatorActor:
         pending = handle.serve.remote(self.link.endpoint, self.client, own_host())
 
         def wait() -> None:
-            ray.wait([pending])
-            self.runtime.post_down(module, incarnation, "actor")
+            reason = ""
+            try:
+                ray.get(pending)
+            except ray.exceptions.RayTaskError as error:  # it failed by itself; else it was killed
+                reason = last_line(error)
+            except Exception:
+                pass
+            self.runtime.post_down(module, incarnation, "actor", reason)
 
         threading.Thread(target=wait, name=f"watch-{module}.{incarnation}", daemon=True).start()
 
@@ -153,9 +169,9 @@ class CoordinatorActor:
             ray.kill(handle)
 
 
-def _environment() -> dict[str, Any]:
-    """Give workers of other machines the BLAS kernels that were chosen here: rows must agree to the bit."""
-    kernels = os.environ.get("OPENBLAS_CORETYPE")
+def _environment(setup: Setup) -> dict[str, Any]:
+    """Give workers the BLAS kernels of the driver, before they import NumPy: rows must agree to the bit."""
+    kernels = setup.coretype
     return {"runtime_env": {"env_vars": {"OPENBLAS_CORETYPE": kernels}}} if kernels else {}
 
 
@@ -168,7 +184,7 @@ def start_module(setup: Setup, group: Any, module: int, incarnation: int, epoch:
         num_cpus=1,
         max_concurrency=8 if setup.zmq is None else 1,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node),
-        **_environment(),
+        **_environment(setup),
     ).remote(setup, module, incarnation, epoch)
 
 
@@ -180,5 +196,5 @@ def start_coordinator(setup: Setup, group: Any) -> Any:
         num_cpus=0,
         max_concurrency=16 if setup.zmq is None else 1,
         scheduling_strategy=NodeAffinitySchedulingStrategy(local_ray.own_machine(), soft=False),
-        **_environment(),
+        **_environment(setup),
     ).remote(setup, group)

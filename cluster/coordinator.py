@@ -11,20 +11,29 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import MESSAGE_FAULTS, Weather
+from rayemu.cluster.faults import Weather
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, ZmqLink
 from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_death
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
+from rayemu.numerics import keep_denormals
+from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.membership import Change
-from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Notice, Send
+from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Send
 from rayemu.protocol.wire import Wire
 
 REPORT_EVERY_S = 0.25
+MOST_LETTERS = 500  # of a reason
 LATE_BEATS = 1.1  # heartbeat intervals without a beat before the process is looked at
+
+
+def last_line(error: BaseException) -> str:
+    """Return what an error of Ray says in the end: before it is the traceback of another process."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:MOST_LETTERS]
 
 
 class CoordinatorRuntime:
@@ -42,21 +51,22 @@ class CoordinatorRuntime:
         self.machine = CoordinatorMachine(
             setup.config, Model(setup.spec), setup.placement, setup.module_to_node
         )
-        self.wire = Wire(setup.config.codecs)
+        self.wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
         self.weather = Weather(link, [setup.seed, 2, 1 << 20])
-        self.posted: deque[tuple[int, int, str]] = deque()
+        self.posted: deque[tuple[int, int, str, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
         self.reported_at, self.reported_reissued = 0.0, 0
         self.pulses = Pulses(setup.scratch(), setup.modules)
         self.nearby: set[int] = set()  # modules whose heartbeats come through shared memory
 
-    def post_down(self, module: int, incarnation: int, signal: str) -> None:
+    def post_down(self, module: int, incarnation: int, signal: str, reason: str = "") -> None:
         """Tell of a dead process; any thread may call it."""
-        self.posted.append((module, incarnation, signal))
+        self.posted.append((module, incarnation, signal, reason))
         self.link.wake()
 
     def run(self, client: str) -> None:
         """Run until the process is killed."""
+        keep_denormals()  # Ray need not call from the thread that made this object
         self.link.connect(CLIENT, client)
         try:
             with threadpool_limits(self.setup.blas_threads or 1):
@@ -74,17 +84,19 @@ class CoordinatorRuntime:
             for frame in frames:
                 self._on_frame(frame)
             while self.posted:
-                self._emit(machine.down(*self.posted.popleft(), clock()))
+                module, incarnation, signal, reason = self.posted.popleft()
+                self._emit(machine.down(module, incarnation, signal, clock(), reason))
             self._check_broken()
             now = clock()
-            if not frames and now >= tick_at:
-                self._feel_pulses(now)
-                self._emit(machine.tick(now))
+            # What waits may be a heartbeat, so that goes first; but some message always waits under load.
+            if now >= tick_at + (machine.membership.tick_every if frames else 0.0):
+                running = self._feel_pulses(now)
+                self._emit(machine.tick(now, running))
                 tick_at = min(machine.deadline(now), next_look(now, self.setup.heartbeat))
             reissued = machine.ledger.reissued
             if now - self.reported_at > REPORT_EVERY_S or reissued != self.reported_reissued:
                 self.reported_at, self.reported_reissued = now, reissued
-                self._report(now)
+                self._report()
 
     def _on_frame(self, frame: Any) -> None:
         try:
@@ -99,8 +111,12 @@ class CoordinatorRuntime:
             self._connect(message)
         self._emit(self.machine.receive(message, time.monotonic()))
 
-    def _feel_pulses(self, now: float) -> None:
-        """Take the heartbeats of the modules on this machine; see whether those that are late are stopped."""
+    def _feel_pulses(self, now: float) -> set[int]:
+        """Take the heartbeats of the modules on this machine; see whether those that are late are stopped.
+
+        Return those that are late and are not: they wait for a core.
+        """
+        running: set[int] = set()
         machine, membership = self.machine, self.machine.membership
         late, current = now - LATE_BEATS * self.setup.heartbeat, membership.view.epoch
         states = membership.view.state.tolist()
@@ -111,9 +127,15 @@ class CoordinatorRuntime:
                 membership.heard(module, incarnation, at)
             else:  # it is welcome back, or must be told again of the epoch
                 self._emit(machine.receive(Heartbeat(module, incarnation, epoch), at))
-            if at < late and process_state(machine.processes[module][0]) == "T":
+            if at >= late:
+                continue
+            process = process_state(machine.processes[module][0])
+            if process == "T":
                 changes = membership.suspect(module, incarnation, "process state", now)
                 self._emit(machine.apply(changes, now))
+            elif process not in ("", "Z", "X"):
+                running.add(module)
+        return running
 
     def _connect(self, join: Join) -> None:
         (self.nearby.add if join.host == own_host() else self.nearby.discard)(join.module)
@@ -138,21 +160,28 @@ class CoordinatorRuntime:
             self._emit(self.machine.apply(changes, now))
 
     def _emit(self, sends: list[Send]) -> None:
+        last: object = None
         for send in sends:
-            self.weather.send(send.to, self.wire.encode_pieces(send.message), time.monotonic())
+            if send.message is not last:  # an epoch goes to everyone
+                last, pieces = send.message, self.wire.encode_pieces(send.message)
+            self.weather.send(send.to, pieces, time.monotonic())
         changes, self.machine.changes = self.machine.changes, []
         for change in changes:
-            self._act(change)
+            if change.kind in ("dead", "replacement_failed"):
+                self._in_thread(self.kill, change)
+            elif change.kind == "replace":
+                self._in_thread(self._replace, change)
 
-    def _act(self, change: Change) -> None:
-        if change.kind == "dead":
-            threading.Thread(target=self.kill, args=(change.module, change.incarnation), daemon=True).start()
-        elif change.kind == "replace":
-            threading.Thread(
-                target=self.replace, args=(change.module, change.incarnation), daemon=True
-            ).start()
+    def _in_thread(self, act: Callable[[int, int], None], change: Change) -> None:
+        threading.Thread(target=act, args=(change.module, change.incarnation), daemon=True).start()
 
-    def _report(self, now: float) -> None:
+    def _replace(self, module: int, incarnation: int) -> None:
+        try:
+            self.replace(module, incarnation)
+        except Exception as error:
+            self.post_down(module, incarnation, "start", f"{type(error).__name__}: {last_line(error)}")
+
+    def _report(self) -> None:
         for module in self.nearby:
             self.machine.totals[module] = self.pulses.totals(module)
-        self._emit([Send(CLIENT, Notice("totals", now, self.machine.report()))])
+        self._emit([Send(CLIENT, self.machine.report())])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import heapq
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rayemu.cluster.link import Link
+from rayemu.cluster.resume import resume_after
+from rayemu.protocol.faults import MessageFaults
 
 FOREVER_S = 1e6  # a hang of at least this long ends with the run
-MESSAGE_FAULTS = ("drop", "delay", "duplicate", "corrupt", "reorder")
 
 
 class Weather:
@@ -31,39 +31,18 @@ class Weather:
         self.pace = pace
         self.free_at: dict[int, float] = {}  # level -> when its port has sent all
         self.endpoint = link.endpoint
-        self.rng = np.random.default_rng(seed)
-        self.active: list[tuple[float, dict[str, Any]]] = []  # (until, fault)
+        self.faults = MessageFaults(np.random.default_rng(seed))
         self.held: list[tuple[float, int, int, list[np.ndarray]]] = []  # (due, order, address, frame)
         self.order = 0
-        self.counts: dict[str, int] = {}
 
     def begin(self, fault: dict[str, Any], now: float) -> None:
         """Let a message fault act from now for its duration."""
-        self.active.append((now + float(fault["for"]), fault))
+        self.faults.begin(fault, now)
 
     def send(self, address: int, frame: list[np.ndarray], now: float) -> None:
         """Send a frame through whatever faults act now."""
-        if not self.active:
-            self._leave(address, frame, now, now)
-            return
-        self.active = [(until, f) for until, f in self.active if until > now]
-        copies, delay = 1, 0.0
-        for _, fault in self.active:
-            if self.rng.random() >= fault["rate"]:
-                continue
-            kind = fault["kind"]
-            self.counts[kind] = self.counts.get(kind, 0) + 1
-            if kind == "drop":
-                return
-            if kind == "duplicate":
-                copies += 1
-            elif kind == "corrupt":
-                frame = [np.array(piece) for piece in frame]
-                piece = frame[self.rng.integers(len(frame))]
-                piece[self.rng.integers(len(piece))] ^= np.uint8(1 << self.rng.integers(8))
-            else:  # delay holds all alike; reorder lets later frames overtake
-                delay += fault["delay"] * (1.0 if kind == "delay" else self.rng.random())
-        for _ in range(copies):
+        frame, delays = self.faults.through(frame, now)
+        for delay in delays:
             self._leave(address, frame, now, now + delay)
 
     def _leave(self, address: int, frame: list[np.ndarray], now: float, due: float) -> None:
@@ -88,12 +67,9 @@ class Weather:
 
 
 def hang(pid: int, seconds: float) -> None:
-    """Stop a process with SIGSTOP; a detached shell continues it later (it cannot do so itself)."""
+    """Stop a process with SIGSTOP; it is continued after `seconds`, or ends with its run."""
     if seconds < FOREVER_S:
-        script = f"sleep {seconds:.3f}; kill -CONT {pid} 2>/dev/null"
-        null = subprocess.DEVNULL
-        shell = ["/bin/sh", "-c", script]
-        subprocess.Popen(shell, start_new_session=True, stdin=null, stdout=null, stderr=null)
+        resume_after(pid, seconds)
     os.kill(pid, signal.SIGSTOP)
 
 

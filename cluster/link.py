@@ -10,6 +10,7 @@ called from any thread, everything else from the owner's.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import socket
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
 
 from rayemu.cluster.host import own_host
 from rayemu.cluster.shelf import Readers, new_shelf
@@ -34,7 +36,13 @@ class Link(Protocol):
     endpoint: str
 
     def connect(self, address: int, endpoint: str) -> None:
-        """Send what is for `address` to this endpoint from now on; an empty one closes the channel."""
+        """Send what is for `address` to this endpoint from now on; an empty one closes the channel.
+
+        What comes from there is taken too, as after `admit`.
+        """
+
+    def admit(self, address: int, endpoint: str) -> None:
+        """Take what `address` sends from this endpoint through shared memory; an empty one ends that."""
 
     def new_rows(self, rows: int, width: int) -> np.ndarray:
         """Memory for rows [n, D] float32 that will be sent, so that sending need not copy them. Any thread.
@@ -71,10 +79,21 @@ def _place(endpoint: str) -> str:
     return near if near and (host == own_host() or not far) else far
 
 
+class _Keys:
+    """Lets in who has the run's client keys (for pyzmq's authenticator)."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return hmac.compare_digest(key, self.key)
+
+
 class ZmqLink:
     """ZeroMQ push-pull: ipc and shared memory within a machine, encrypted tcp between machines.
 
-    Where it has both kinds of socket, a sender on the same machine takes the first.
+    Where it has both kinds of socket, a sender on the same machine takes the first. Over tcp only the run's
+    own keys are let in; through shared memory only peers that `connect` or `admit` told of.
     """
 
     def __init__(self, name: str, settings: ZmqSettings) -> None:
@@ -89,7 +108,11 @@ class ZmqLink:
             self.inbox.bind(near)  # before there are keys: it needs none
             self._shelf = new_shelf()
             near += f"#{self._shelf.token}" if self._shelf else ""
+        self._doorkeeper: ThreadAuthenticator | None = None
         if settings.tcp_host:
+            self._doorkeeper = ThreadAuthenticator(self.context)
+            self._doorkeeper.start()
+            self._doorkeeper.configure_curve_callback("*", _Keys(settings.client_keys[0]))
             self.inbox.curve_server = True
             self.inbox.curve_publickey, self.inbox.curve_secretkey = settings.server_keys
             address = f"tcp://{settings.tcp_host}"
@@ -101,6 +124,7 @@ class ZmqLink:
         self._poller = zmq.Poller()
         self._poller.register(self.inbox, zmq.POLLIN)
         self._poller.register(self._waker_out.fileno(), zmq.POLLIN)
+        self._admitted: dict[int, str] = {}  # address -> its shelf
         # address -> (endpoint, channel, process if it reads shelves)
         self._peers: dict[int, tuple[str, Any, int | None]] = {}
         self._monitors: dict[Any, int] = {}  # monitor socket -> address
@@ -117,9 +141,22 @@ class ZmqLink:
                 self._poller.unregister(monitor)
                 monitor.close(linger=0)
             self._peers.pop(address)[1].close(linger=0)
+        reader = self._admit(address, endpoint)
         if endpoint:
-            reader = self._readers.open(_place(endpoint).partition("#")[2]) if self._shelf else None
             self._peers[address] = (endpoint, self.pusher(endpoint), reader)
+
+    def admit(self, address: int, endpoint: str) -> None:
+        self._admit(address, endpoint)
+
+    def _admit(self, address: int, endpoint: str) -> int | None:
+        """Open the shelf of an endpoint, if there is one, in place of the one before; return its process."""
+        shelf = _place(endpoint).partition("#")[2] if endpoint and self._shelf else ""
+        if self._admitted.get(address, "") == shelf:
+            return self._readers.process(shelf)
+        self._readers.close(self._admitted.pop(address, ""))
+        if shelf:
+            self._admitted[address] = shelf
+        return self._readers.open(shelf)
 
     def pusher(self, endpoint: str) -> Any:
         """Open a further outgoing channel, for another thread to own."""
@@ -175,7 +212,10 @@ class ZmqLink:
     def _drain(self) -> list[Any]:
         frames: list[Any] = []
         while len(frames) < 256 and int(self.inbox.get(_EVENTS)) & _READABLE:  # cheaper than an exception
-            part = self.inbox.recv(_NOWAIT, copy=False)
+            try:
+                part = self.inbox.recv(_NOWAIT, copy=False)
+            except zmq.Again:  # while a peer is being let in, the inbox may claim to have something
+                break
             parts = [part.buffer]
             while part.more:  # the rest of the message is here: it arrives as one
                 part = self.inbox.recv(_NOWAIT, copy=False)
@@ -199,6 +239,8 @@ class ZmqLink:
             channel.disable_monitor()
             channel.close(linger=200)  # last words, such as a final heartbeat, may still leave
         self.inbox.close(linger=0)
+        if self._doorkeeper is not None:
+            self._doorkeeper.stop()
         self.context.destroy(linger=200)
         self._waker_in.close()
         self._waker_out.close()
@@ -222,6 +264,9 @@ class QueueLink:
             self._peers[address] = endpoint
         else:
             self._peers.pop(address, None)
+
+    def admit(self, address: int, endpoint: str) -> None:
+        pass  # there is no shared memory
 
     def new_rows(self, rows: int, width: int) -> np.ndarray:
         return fresh_rows(rows, width)

@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rayemu.protocol.record import TOTALS
+from rayemu.protocol.config import TOTALS
+from rayemu.report.machine import usable_cores
 
 _SLOT = struct.Struct(f"=qqd{len(TOTALS)}d")
 _LOOK_AFTER = 0.25  # of an interval: all modules beat at its multiples, and are looked at this much later
@@ -102,11 +103,20 @@ def process_state(pid: int) -> str:
 
 
 def machine_busy_s() -> float:
-    """Seconds since the start of the machine that a core of it was busy, on average; 0 if that is unknown."""
+    """Seconds since the start of the machine that a core was busy, on average over those that this process
+    may use; 0 if that is unknown."""
+    cores = usable_cores()
+    ticks = counted = 0
     try:
         with open("/proc/stat", "rb") as file:
-            user, nice, system, _, _, interrupts, soft, stolen = map(int, file.readline().split()[1:9])
+            for line in file:
+                name, *fields = line.split()
+                if not name.startswith(b"cpu"):
+                    break
+                if name[3:].isdigit() and int(name[3:]) in cores:
+                    user, nice, system, _, _, interrupts, soft, stolen = map(int, fields[:8])
+                    ticks += user + nice + system + interrupts + soft + stolen
+                    counted += 1
     except (OSError, ValueError):
         return 0.0
-    ticks = user + nice + system + interrupts + soft + stolen
-    return ticks / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
+    return ticks / os.sysconf("SC_CLK_TCK") / max(1, counted)

@@ -7,13 +7,16 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import MESSAGE_FAULTS, Weather, strike
+from rayemu.cluster.faults import Weather, strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.pulse import Pulses, machine_busy_s, next_beat
@@ -21,6 +24,9 @@ from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
+from rayemu.numerics import keep_denormals
+from rayemu.protocol.bounds import Bounds
+from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -31,12 +37,15 @@ from rayemu.protocol.messages import (
     Join,
     Reply,
     Send,
+    endpoints_of,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.record import ModuleRecord, Recorder
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
+from rayemu.report.machine import cores
 
+RANDOM_FRAMES = 4  # what a seeded generator is for: here, which frames are timed (see `run` for others)
 GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
 TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
@@ -58,18 +67,23 @@ class ModuleRuntime:
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
         view = view_of(epoch, setup.module_to_node, model.spec.experts)
-        self.machine = ModuleMachine(module, incarnation, self.config, model, view, link.new_rows)
-        self.wire = Wire(self.config.codecs, time.time, time.thread_time)
+        rng = np.random.default_rng([setup.seed, RANDOM_FRAMES, module, incarnation])
+        self.machine = ModuleMachine(
+            module, incarnation, self.config, model, view, rng, link.new_rows, time.thread_time
+        )
+        bounds = Bounds.of(setup.spec, setup.modules)
+        self.wire = Wire(self.config.codecs, bounds, time.time, time.thread_time)
         self.link = link
         pace = self._port if setup.links else None
         self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
         recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
         self.record = ModuleRecord(recorder, self.machine, time.time)
-        self.stopping = False
+        self.refused = 0  # frames
+        self.failed: tuple[str, BaseException] | None = None  # a thread, and what went wrong in it
         self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         shared = self.config.modules_per_core > 1
-        self.turns = Turns(Path(setup.scratch()), (os.cpu_count() or 1) if shared else 0)
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.turns = Turns(Path(setup.scratch()), cores() if shared else 0)
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
         self.busy = False
         self.unfilled: Job | None = None  # what has its turn and waits for the loop to fill it
@@ -77,26 +91,32 @@ class ModuleRuntime:
         self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
-        """Run until the process is killed; a failure of this call is another sign of the module's end.
+        """Run until the process is killed. Raises whatever goes wrong in any of the module's threads.
 
+        That tells the coordinator, which then kills the process: until then the heartbeat goes on, whose end
+        would be seen first, as a death without a reason.
         `host` is the coordinator's: on the same one, shared memory carries the heartbeats.
         """
+        keep_denormals()  # Ray need not call from the thread that made this object
         self.link.connect(COORDINATOR, coordinator)
         self.link.connect(CLIENT, client)
-        compute = threading.Thread(target=self._compute, name="compute", daemon=True)
-        beat = threading.Thread(target=self._beat, args=(coordinator, host), name="heartbeat", daemon=True)
-        compute.start()
-        beat.start()
-        try:
-            with threadpool_limits(self.setup.blas_threads):
-                self._loop()
-        finally:
-            self.stopping = True
-            self.jobs.put(None)
-            self.filled.set()
-            compute.join(timeout=5)
-            beat.join(timeout=1)
-            self.link.close()
+        self._start_thread("compute", self._compute)
+        self._start_thread("heartbeat", partial(self._beat, coordinator, host))
+        with threadpool_limits(self.setup.blas_threads):
+            self._loop()
+
+    def _start_thread(self, name: str, work: Callable[[], None]) -> None:
+        """Start a thread whose failure is the module's."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self.failed = name, error
+                self.link.wake()
+                threading.Event().wait()  # until the process is killed: see `serve`
+
+        threading.Thread(target=run, name=name, daemon=True).start()
 
     def _port(self, to: int) -> tuple[int, float] | None:
         level = self.machine.level(to)
@@ -108,6 +128,9 @@ class ModuleRuntime:
         machine, clock = self.machine, time.monotonic
         while True:
             now = clock()
+            if self.failed is not None:
+                name, error = self.failed
+                raise RuntimeError(f"its {name} thread failed: {type(error).__name__}: {error}") from error
             due = self.weather.release(now)
             wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)
             if machine.gauges and now - self.gauged[0] > GAUGE_EVERY_S:
@@ -135,7 +158,7 @@ class ModuleRuntime:
         try:
             message = self.wire.decode(frame)
         except WireError:
-            self.weather.counts["refused"] = self.weather.counts.get("refused", 0) + 1
+            self.refused += 1
             return
         if isinstance(message, Inject):
             self._inject(message.fault)
@@ -146,11 +169,16 @@ class ModuleRuntime:
             if self.wire.decoded_by:
                 self._note_coder(self.wire.decoded_by, message, True)
                 self.record.decoded(message, self.wire.decoded_by, start)
-        if isinstance(message, Epoch):
-            for address, endpoint in enumerate(message.endpoints):
+        if isinstance(message, Epoch) and message.epoch >= self.machine.view.epoch:
+            for address, endpoint in enumerate(endpoints_of(message)):
                 if address != self.me:
                     self.link.connect(address, endpoint if message.state[address] != DEAD else "")
-        self._emit(self.machine.receive(message, time.monotonic()), start)
+        try:
+            sends = self.machine.receive(message, time.monotonic())
+        except WireError:  # a reply to something else
+            self.refused += 1
+            return
+        self._emit(sends, start)
 
     def _gauge(self, message: Dispatch | Reply, frame: list[Any], start: float) -> None:
         """Take in what a frame with rows tells of the link."""
@@ -206,7 +234,8 @@ class ModuleRuntime:
 
     def _compute(self) -> None:
         with threadpool_limits(self.setup.blas_threads):
-            while (job := self.jobs.get()) is not None:
+            while True:
+                job = self.jobs.get()
                 if job.flops < TURN_FLOPS:
                     self.done.append((job, *self._run(job)))
                 else:
@@ -220,8 +249,7 @@ class ModuleRuntime:
         self.filled.clear()
         self.unfilled = job
         self.link.wake()
-        while not self.filled.wait(1.0) and not self.stopping:
-            pass
+        self.filled.wait()
 
     def _in_trouble(self) -> bool:
         """Tell whether a module is dead or hangs: it may hold a turn."""
@@ -253,7 +281,7 @@ class ModuleRuntime:
         thread = threading.get_native_id()
         join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host())
         known, joined, count = None, False, 0
-        while not self.stopping:
+        while True:
             view = self.machine.view
             if known is not view:
                 known = view
@@ -268,8 +296,6 @@ class ModuleRuntime:
             count += 1
             now = time.monotonic()
             time.sleep(next_beat(now, interval) - now)
-        if isinstance(self.link, ZmqLink):
-            channel.close(linger=0)
 
     def _inject(self, fault: dict[str, Any]) -> None:
         if fault["kind"] in MESSAGE_FAULTS:

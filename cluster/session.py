@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,30 +20,34 @@ import zmq
 
 from rayemu.alltoall import ALIVE
 from rayemu.cluster import local_ray
-from rayemu.cluster.faults import MESSAGE_FAULTS, strike
+from rayemu.cluster.client import ClientRuntime, ClusterError
+from rayemu.cluster.coordinator import last_line
+from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
-from rayemu.cluster.link import Link, QueueLink, ZmqSettings
+from rayemu.cluster.link import QueueLink, ZmqSettings
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
-from rayemu.compression import WireError
+from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
+from rayemu.numerics.blas import NEEDS, coretype, runnable
 from rayemu.placement import Placement
-from rayemu.protocol.client import BatchResult, ClientMachine
+from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send
-from rayemu.protocol.record import in_order, read_records
-from rayemu.protocol.wire import Wire
+from rayemu.protocol.faults import MESSAGE_FAULTS
+from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
+from rayemu.protocol.record import in_order, read_records, totals_report
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
-
-
-class ClusterError(RuntimeError):
-    """The cluster could not be started, or its coordinator died."""
 
 
 def _read_scratch(directory: str) -> tuple[str, np.ndarray]:
     """Read what the modules of this machine recorded."""
     return own_host(), read_records(Path(directory).glob("record-*"))
+
+
+def _machine_kernels() -> tuple[str, set[str]]:
+    """This machine's name, and the BLAS kernels that its processor can run."""
+    return platform.node(), runnable()
 
 
 def _remove_scratch(directory: str) -> None:
@@ -70,15 +76,12 @@ class Session:
         start_timeout_s: float = 120.0,
     ) -> None:
         self.config, self.spec = config, spec
-        self.pids: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
-        self.notices: list[Notice] = []
-        self.totals: dict[str, Any] = {}
         self._closed = False
         self._coordinator: Any = None
         self._group: Any = None
         self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
-        self._link: Link | None = None
+        self._client: ClientRuntime  # from the moment that there are modules on
         run_id = uuid.uuid4().hex[:8]
         self.directory = Path(tempfile.gettempdir()) / f"rayemu-{run_id}"
         self.directory.mkdir(mode=0o700)
@@ -107,9 +110,9 @@ class Session:
                 zmq=self._zmq_settings(sockets) if transport == "zmq" else None,
                 links=links or {},
                 directory=str(self.directory),
+                arithmetic=own_arithmetic(),
+                coretype=None if self._owns_ray else self._common_kernels(),
             )
-            self._wire = Wire(config.codecs)
-            self._client = ClientMachine(config.retry_after)
             self._start(start_timeout_s)
         except BaseException:
             self.close()
@@ -141,6 +144,24 @@ class Session:
         self._elsewhere = sorted({*names.tolist()} - {local_ray.own_machine()})
         return machine_of_node.astype(np.int32)[module_to_node]
 
+    def _common_kernels(self) -> str | None:
+        """The driver's BLAS kernels, for all processes; ClusterError where a machine cannot run them."""
+        wanted = coretype()
+        if wanted not in NEEDS:
+            return wanted
+        common, lacking = runnable(), []
+        for machine, theirs in local_ray.call_on(self._elsewhere, _machine_kernels):
+            common &= theirs
+            if wanted not in theirs:
+                lacking.append(f"{machine} runs {', '.join(name for name in NEEDS if name in theirs)}")
+        if lacking:
+            best = next(name for name in reversed(NEEDS) if name in common)
+            raise ClusterError(
+                f"this process computes with OpenBLAS's {wanted} kernels, which not all machines can run "
+                f"({'; '.join(lacking)}), and others round differently; set OPENBLAS_CORETYPE={best} here"
+            )
+        return wanted
+
     def _start(self, timeout_s: float) -> None:
         import ray
 
@@ -149,31 +170,32 @@ class Session:
         setup = self.setup
         self._coordinator = actors.start_coordinator(setup, self._group)
         empty = np.zeros(setup.modules, np.uint8), np.zeros(setup.modules, np.int32)
-        epoch = Epoch(0, 0, [], *empty, *setup.placement)
+        epoch = Epoch(0, 0, None, *empty, *setup.placement)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
-        self._link = actors.open_link(setup, actors.CLIENT_NAME)
+        link = actors.open_link(setup, actors.CLIENT_NAME)
+        client = self._client = ClientRuntime(setup.config, setup.spec, setup.modules, link)
         self._await_modules(timeout_s)
         try:
             endpoint = ray.get(
-                self._coordinator.begin.remote(self._link.endpoint, self._modules), timeout=timeout_s
+                self._coordinator.begin.remote(link.endpoint, self._modules), timeout=timeout_s
             )
         except ray.exceptions.RayError as error:
             raise ClusterError(f"the coordinator did not start: {error}") from error
-        self._link.connect(COORDINATOR, endpoint)
-        self._running = self._coordinator.run.remote()
-        threading.Thread(target=self._watch, args=(self._running,), daemon=True).start()
-        if isinstance(self._link, QueueLink):
-            threading.Thread(target=self._collect, daemon=True).start()
-        self._coordinator_dead = False
-        deadline = time.monotonic() + timeout_s
-        while (
-            self._client.epoch is None
-            or not (self._client.epoch.state == ALIVE).all()
-            or len(self.pids) < setup.modules  # the last one's notice follows its epoch
-        ):
-            if time.monotonic() > deadline:
+        link.connect(COORDINATOR, endpoint)
+        client.start()
+        running = self._coordinator.run.remote()
+        threading.Thread(target=self._watch, args=(running,), name="watch", daemon=True).start()
+        if isinstance(link, QueueLink):
+            threading.Thread(target=self._collect, args=(link,), name="collect", daemon=True).start()
+
+        def complete() -> bool:
+            epoch = client.machine.epoch
+            alive = epoch is not None and bool((epoch.state == ALIVE).all())
+            return alive and len(client.pids) == setup.modules  # the last one's notice follows its epoch
+
+        with client.changed:
+            if not client.wait(complete, timeout_s):
                 raise ClusterError(f"not all modules joined within {timeout_s:g} s; see `rayemu doctor`")
-            self._step(0.2)
 
     def _await_modules(self, timeout_s: float) -> None:
         """Wait until the modules' processes are up; where one is not, raise ClusterError with its reason."""
@@ -182,29 +204,30 @@ class Session:
         try:
             ray.get([handle.__ray_ready__.remote() for handle in self._modules], timeout=timeout_s)
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ClusterError(f"a module did not start: {reason}; see `rayemu doctor`") from error
+            raise ClusterError(f"a module did not start: {last_line(error)}; see `rayemu doctor`") from error
 
     def _watch(self, running: Any) -> None:
         import ray
 
-        with contextlib.suppress(Exception):
-            ray.wait([running])
-        self._coordinator_dead = True
-        if self._link is not None:
-            self._link.wake()
+        reason = ""
+        try:
+            ray.get(running)
+        except Exception as error:
+            reason = last_line(error)
+        self._client.fail(
+            f"the coordinator died ({reason}); its ledger is lost and the batches in flight with it. "
+            "Run again"
+        )
 
-    def _collect(self) -> None:
+    def _collect(self, link: QueueLink) -> None:
         import ray
 
-        link = self._link
-        assert isinstance(link, QueueLink)
         while not self._closed:
             try:
                 for frame in ray.get(self._coordinator.collect.remote()):
                     link.post(frame)
             except Exception:
-                return
+                return  # it is gone: `_watch` tells
 
     def close(self) -> None:
         """Stop the actors, Ray if it was started here, and remove every file. Safe to call twice."""
@@ -212,8 +235,8 @@ class Session:
             return
         self._closed = True
         with local_ray.interrupts_held():
-            if self._link is not None:
-                self._link.close()
+            if hasattr(self, "_client"):
+                self._client.close()
             local_ray.stop(self._coordinator, self._modules, self._group, getattr(self, "_owns_ray", False))
             local_ray.call_on(self._elsewhere, _remove_scratch, str(self.directory))
             _remove_scratch(str(self.directory))
@@ -232,32 +255,45 @@ class Session:
     # -- batches ----------------------------------------------------------------------------------------
     def new_rows(self, rows: int, width: int) -> np.ndarray:
         """Memory for a batch."""
-        assert self._link is not None
-        return self._link.new_rows(rows, width)
+        return self._client.link.new_rows(rows, width)
 
     def submit(self, x: np.ndarray) -> int:
         """Submit a batch x [T, D] float32, T > 0; return its number."""
-        number, sends = self._client.submit(x, self.spec.layers, self.spec.experts, time.monotonic())
-        self._send(sends)
-        return number
+        return self._client.submit(x)
 
-    def next_result(self, timeout_s: float = float("inf")) -> BatchResult:
-        """Wait for the next batch in order."""
-        deadline = time.monotonic() + timeout_s
-        while (result := self._client.take()) is None:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"batch {self._client.next_out} was not finished within {timeout_s:g} s")
-            self._step(0.5)
-        return result
+    def result(self, number: int, timeout_s: float = float("inf")) -> BatchResult:
+        """Wait for a batch, whose result can be had once.
 
-    def poll(self, wait_s: float = 0.0) -> None:
-        """Handle what has arrived, without waiting for a batch."""
-        self._step(wait_s)
+        Raises StalledError where nothing goes on, TimeoutError, and ClusterError where the cluster is lost.
+        """
+        return self._client.result(number, timeout_s)
+
+    def abandon(self, numbers: Iterable[int]) -> None:
+        """Forget batches that nobody waits for any more."""
+        self._client.abandon(numbers)
+
+    def take_notices(self) -> list[Notice]:
+        """Return and forget what the coordinator reported."""
+        return self._client.take_notices()
+
+    def poll(self) -> None:
+        """Raise ClusterError if the cluster is lost; what arrives is handled as it comes."""
+        self._client.check()
+
+    @property
+    def pids(self) -> dict[int, tuple[int, str]]:
+        """Process and host of each module."""
+        return self._client.pids
 
     @property
     def duplicate_results(self) -> int:
         """Shard results that came again and were not taken."""
-        return self._client.duplicate_results
+        return self._client.machine.duplicate_results
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Running totals, as last reported."""
+        return totals_report(self._client.machine.totals)
 
     @property
     def now(self) -> float:
@@ -267,42 +303,9 @@ class Session:
     @property
     def epoch(self) -> Epoch:
         """The membership as last heard."""
-        assert self._client.epoch is not None
-        return self._client.epoch
-
-    def _step(self, wait_s: float) -> None:
-        assert self._link is not None
-        now = time.monotonic()
-        frames = self._link.receive(min(wait_s, max(0.0, self._client.deadline() - now)))
-        if not frames and self._coordinator_dead:
-            raise ClusterError(
-                "the coordinator died; its ledger is lost and the batches in flight with it. Run again"
-            )
-        now = time.monotonic()
-        for frame in frames:
-            try:
-                message = self._wire.decode(frame)
-            except WireError:
-                continue
-            self._send(self._client.receive(message, now))
-        if self._client.deadline() <= now:
-            self._send(self._client.tick(now))
-        for notice in self._client.notices:
-            if notice.kind == "totals":
-                self.totals = notice.facts
-            else:
-                if notice.kind == "joined":
-                    self.pids[int(str(notice.facts["module"]))] = (
-                        int(str(notice.facts["pid"])),
-                        str(notice.facts["host"]),
-                    )
-                self.notices.append(notice)
-        self._client.notices.clear()
-
-    def _send(self, sends: list[Send]) -> None:
-        assert self._link is not None
-        for send in sends:
-            self._link.send(send.to, self._wire.encode_pieces(send.message))
+        epoch = self._client.machine.epoch
+        assert epoch is not None
+        return epoch
 
     # -- faults -----------------------------------------------------------------------------------------
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
@@ -313,14 +316,17 @@ class Session:
                 with contextlib.suppress(ProcessLookupError):
                     strike(pid, fault)
                 return
-        assert self._link is not None
         if module is None:
             targets = list(range(self.setup.modules))
             if fault["kind"] in MESSAGE_FAULTS:
                 targets.append(COORDINATOR)
         else:
             targets = [module]
-        for target in targets:
-            if target >= 0:
-                self._link.connect(target, self.epoch.endpoints[target])
-            self._link.send(target, self._wire.encode_pieces(Inject(fault)))
+        client = self._client
+        with client.changed:
+            client.check()
+            endpoints = endpoints_of(self.epoch)
+            for target in targets:
+                if target >= 0:
+                    client.link.connect(target, endpoints[target])
+                client.send([Send(target, Inject(fault))])

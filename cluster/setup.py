@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rayemu.cluster.link import ZmqSettings
+from rayemu.model.agreement import Arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.report.machine import cores
 
 ANY_MACHINE = "*"  # in place of a host's address: each actor listens at that of its own machine
 
@@ -31,6 +33,8 @@ class Setup:
     zmq: ZmqSettings | None  # None: frames go by actor calls
     links: dict[int, float]  # link level -> bytes per second of a module's port; others are not paced
     directory: str  # scratch of the run on each machine: sockets and record files
+    arithmetic: Arithmetic  # the driver's, like which all must compute
+    coretype: str | None = None  # the BLAS kernels to give to processes that would choose their own
 
     @property
     def modules(self) -> int:
@@ -39,10 +43,10 @@ class Setup:
 
     def fitted(self, module: int) -> Setup:
         """Return the setup as fits a module on this machine, whose cores it shares with others."""
-        cores = os.cpu_count() or 1
+        own = cores()
         neighbours = int((self.machine_of == self.machine_of[module]).sum())
-        config = replace(self.config, modules_per_core=neighbours / cores)
-        return replace(self, config=config, blas_threads=self.blas_threads or max(1, cores // neighbours))
+        config = replace(self.config, modules_per_core=neighbours / own)
+        return replace(self, config=config, blas_threads=self.blas_threads or max(1, own // neighbours))
 
     def scratch(self) -> str:
         """Make sure that the scratch directory exists on this machine, and return it."""

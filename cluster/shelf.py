@@ -166,7 +166,7 @@ class Shelf:
 
 
 class Readers:
-    """The shelves of other processes, as this one reads them."""
+    """The shelves of other processes, as this one reads them: only those that were opened."""
 
     def __init__(self) -> None:
         self._maps: dict[tuple[int, int], mmap.mmap] = {}
@@ -174,14 +174,34 @@ class Readers:
 
     def open(self, token: str) -> int | None:
         """Map the shelf that a process announced; return the process's id, None if it cannot be reached."""
-        pid, _, descriptor = token.partition(".")
-        if not pid:
+        self.close(token)  # an earlier process may have had these numbers
+        if not token:
             return None
-        self._maps.pop((int(pid), int(descriptor)), None)  # an earlier process may have had these numbers
-        return int(pid) if self._map(int(pid), int(descriptor)) is not None else None
+        pid, descriptor = _numbers(token)
+        try:
+            theirs = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._maps[pid, descriptor] = mmap.mmap(theirs, SHELF_BYTES)
+            finally:
+                os.close(theirs)
+        except (OSError, ValueError):
+            return None
+        return pid
+
+    def process(self, token: str) -> int | None:
+        """Return the process of an open shelf."""
+        return _numbers(token)[0] if token and _numbers(token) in self._maps else None
+
+    def close(self, token: str) -> None:
+        """Read no more from this shelf; what was borrowed from it stays as it is."""
+        if token:
+            self._maps.pop(_numbers(token), None)
 
     def frame(self, parts: list[Any]) -> list[Any] | None:
-        """Turn the parts of a message back into the frame's pieces; None for what no shelf's owner sent."""
+        """Turn the parts of a message back into the frame's pieces; None for what no shelf's owner sent.
+
+        So is what comes before its sender was announced: it is asked for again, as if it had been lost.
+        """
         head = parts[0]
         if bytes(head[:4]) != MARK:
             return parts
@@ -190,7 +210,7 @@ class Readers:
             end = _HEAD.size + count * _PLACE.size
             if len(head) < end:
                 return None
-            shelf, rest, pieces = self._map(pid, descriptor), iter(parts[1:]), []
+            shelf, rest, pieces = self._maps.get((pid, descriptor)), iter(parts[1:]), []
             for place in _PLACE.iter_unpack(head[_HEAD.size : end]):
                 slot, offset, size = place
                 if place == _NEXT_PART:
@@ -218,20 +238,11 @@ class Readers:
         _, shelf, slot = self._lent.pop(id(lent))
         shelf[slot] = 1
 
-    def _map(self, pid: int, descriptor: int) -> mmap.mmap | None:
-        known = self._maps.get((pid, descriptor))
-        if known is None:
-            for other in [key for key in self._maps if process_state(key[0]) in ("Z", "X")]:
-                del self._maps[other]
-            try:
-                theirs = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    known = self._maps[pid, descriptor] = mmap.mmap(theirs, SHELF_BYTES)
-                finally:
-                    os.close(theirs)
-            except (OSError, ValueError):
-                return None
-        return known
+
+def _numbers(token: str) -> tuple[int, int]:
+    """Process and descriptor of a shelf's token."""
+    pid, _, descriptor = token.partition(".")
+    return int(pid), int(descriptor)
 
 
 def _address(array: np.ndarray) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log2
-from random import random
 from typing import Any
 
 import numpy as np
@@ -115,7 +114,10 @@ class AdaptiveChooser:
 
     def _look(self, rows: np.ndarray, gauge: Gauge) -> None:
         every = gauge.every
-        self._untimed = round((every - 1) * (random() + random()))
+        if every > 1:
+            self._untimed = round((every - 1) * (gauge.rng.random() + gauge.rng.random()))
+        else:
+            self._untimed = 0
         gauge.frames += every
         gauge.offered += every * rows.nbytes
         if self._looks % EVERY == 0 and rows.size and (rate := gauge.rate) is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from collections.abc import Callable
 from operator import itemgetter
 
 import numpy as np
@@ -53,9 +53,13 @@ class Line:
 
 
 class Coders:
-    """Time and size of codecs for float32 rows: sampled at first, then as measured in use."""
+    """Time and size of codecs for float32 rows: sampled at first, then as measured in use.
 
-    def __init__(self) -> None:
+    `clock` gives the processor time of this thread in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self._times: dict[tuple[str, bool], Line] = {}  # (codec's name, decoding)
         self._ratio: dict[str, float] = {}  # encoded bytes per byte; inf for what cannot carry such rows
 
@@ -65,13 +69,13 @@ class Coders:
         try:
             for count in (SAMPLE_ROWS // 16, SAMPLE_ROWS) if first else (SAMPLE_ROWS,):
                 some = np.ascontiguousarray(rows[:: max(1, len(rows) // count)][:count])
-                began = time.thread_time()
+                began = self.clock()
                 encoded = codec.encode(some)
-                between = time.thread_time()
+                between = self.clock()
                 codec.decode(*encoded, some.shape)
                 if first and codec.name != "raw":  # whose views take no time
                     self.used(codec, some.nbytes, between - began, False)
-                    self.used(codec, some.nbytes, time.thread_time() - between, True)
+                    self.used(codec, some.nbytes, self.clock() - between, True)
             self._ratio[codec.name] = encoded.nbytes / some.nbytes
         except CodecError:
             self._ratio[codec.name] = float("inf")
@@ -95,10 +99,13 @@ class Coders:
 
 
 class Gauge:
-    """One link as a module sees it. Both directions are taken to be alike."""
+    """One link as a module sees it. Both directions are taken to be alike.
 
-    def __init__(self, coders: Coders) -> None:
-        self.coders = coders
+    `rng` draws which frames are timed.
+    """
+
+    def __init__(self, coders: Coders, rng: np.random.Generator) -> None:
+        self.coders, self.rng = coders, rng
         self._frames: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (bytes, seconds)
         self._rates: deque[float] = deque(maxlen=DOUBTS)
         self._fresh = 0

@@ -65,6 +65,13 @@ def pack_pieces(
     They must not change until all is sent. Raises CodecError as `pack` does.
     """
     head = msgpack.packb(header)
+    if (
+        len(head) > MAX_HEADER_ITEMS and _most_items(header) > MAX_HEADER_ITEMS
+    ):  # an item takes a byte or more
+        raise CodecError(
+            f"a list or dict in a frame's header holds up to {MAX_HEADER_ITEMS} items, not "
+            f"{_most_items(header)}; what is larger must travel as a segment"
+        )
     if len(head) > MAX_HEADER_BYTES or len(segments) > MAX_SEGMENTS or not isinstance(header, (list, dict)):
         raise CodecError(
             f"a frame holds a list or dict of up to {MAX_HEADER_BYTES} bytes and up to {MAX_SEGMENTS} "
@@ -138,6 +145,13 @@ def unpack(
     if len(pieces) == 1:
         return header, [view[begin:stop] for begin, stop in places]
     return header, _segments(pieces, places)
+
+
+def _most_items(header: Any) -> int:
+    """The length of the longest list or dict in a header."""
+    if isinstance(header, dict):
+        return max(len(header), *map(_most_items, header.values()), 0)
+    return max(len(header), *map(_most_items, header), 0) if isinstance(header, (list, tuple)) else 0
 
 
 def _joined(run: list[Buffer]) -> np.ndarray:

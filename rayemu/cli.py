@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ import typer
 import rayemu
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
-BENCHMARKS = ("step", "recovery", "hang", "codecs")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -24,6 +23,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _folder(path: Path | None) -> Path | None:
+    """The path with a ~ expanded, which no shell does in --out=~/x."""
+    return None if path is None else Path(os.path.expanduser(path))
 
 
 def _version(wanted: bool) -> None:
@@ -44,13 +48,16 @@ def _top(
 @app.command()
 def run(
     scenario: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a scenario that comes with rayemu.")
+        str,
+        typer.Argument(help="A YAML file, - for standard input, or the name of a scenario of rayemu's own."),
     ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.top_k=4; repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; else runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", callback=_folder, help="The run folder; else runs/NAME.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write trace.json, for ui.perfetto.dev or chrome://tracing.")
@@ -161,7 +168,8 @@ def codecs(
         int | None, typer.Option(min=1, help="Rows to measure on; else one batch of the scenario.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write codecs.json and codecs.svg here.")
+        Path | None,
+        typer.Option(metavar="DIR", callback=_folder, help="Also write codecs.json and codecs.svg here."),
     ] = None,
 ) -> None:
     """What every codec saves and spoils on a stream's real activations, layer by layer.
@@ -181,7 +189,7 @@ def codecs(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang or codecs, with the options of its --help.
+    """Benchmarks: step (the default), recovery, hang, codecs or products, with the options of its --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
@@ -219,12 +227,13 @@ def _plain_errors() -> Iterator[None]:
 
 def _expected(error: Exception) -> list[str] | None:
     """The lines that say what went wrong, or None for an error that nobody expects."""
+    from rayemu.cluster.client import ClusterError
     from rayemu.cluster.local_ray import RayUnavailable
-    from rayemu.cluster.session import ClusterError
     from rayemu.compression import CodecError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
-    from rayemu.protocol.simulator import SimulationStuck
+    from rayemu.numerics import DenormalsFlushed
+    from rayemu.protocol.client import StalledError
     from rayemu.report.folder import RunError
     from rayemu.scenario import ScenarioError
 
@@ -237,40 +246,16 @@ def _expected(error: Exception) -> list[str] | None:
         LostExpertError,
         CheckpointError,
         CodecError,
-        SimulationStuck,
+        StalledError,
+        DenormalsFlushed,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]
     return [f"out of memory: {error}"] if isinstance(error, MemoryError) else None
 
 
-def _steady_blas() -> None:
-    """Start this command again with other BLAS kernels where the usual ones would not give exact outputs.
-
-    Worker processes inherit the setting. It only acts before NumPy is loaded, hence the restart.
-    """
-    from rayemu.model.blas import row_invariant
-
-    if row_invariant():
-        return
-    from rayemu.doctor import SAFE_CORETYPE, blas_restart_helps
-
-    if not blas_restart_helps():
-        typer.echo("rayemu: with this BLAS outputs may not be exact; see rayemu doctor", err=True)
-        return
-    typer.echo(f"rayemu: uses OPENBLAS_CORETYPE={SAFE_CORETYPE}, with which outputs are exact here", err=True)
-    os.environ["OPENBLAS_CORETYPE"] = SAFE_CORETYPE
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def main() -> None:
     """The entry point of the `rayemu` command."""
-    arguments = sys.argv[1:]
-    if arguments[:1] in (["run"], ["bench"]) and not {"--help", "-h"} & set(arguments):
-        try:
-            _steady_blas()
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
     app()
 
 

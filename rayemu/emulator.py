@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
-from rayemu.protocol.client import BatchResult
+from rayemu.numerics import denormals_notice
+from rayemu.protocol.client import BatchResult, most_tokens
 from rayemu.protocol.config import MODULE, NODE, ProtocolConfig
 from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.replay import PathReplay
 from rayemu.scenario import Fault, Scenario
+from rayemu.units import format_bytes
+
+if TYPE_CHECKING:
+    from rayemu.protocol.backend import Backend
 
 F32 = npt.NDArray[np.float32]
 
@@ -33,17 +39,23 @@ class LostExpertError(RuntimeError):
         )
 
 
-def as_rows(x: Any, d_model: int, new_rows: NewRows = fresh_rows) -> F32:
+def as_rows(x: Any, d_model: int, new_rows: NewRows = fresh_rows, most: int | None = None) -> F32:
     """Check a batch and copy it to contiguous float32 [T, D]: what is sent may not change any more.
 
     float64 and non-contiguous arrays are converted. Raises TypeError for other dtypes, and ValueError for
-    a wrong shape, for NaN and for Inf (also where a float64 is too large for float32).
+    a wrong shape, for more than `most` tokens, for NaN and for Inf (also where a float64 is too large for
+    float32).
     """
     given = np.asarray(x)
     if given.dtype not in (np.float32, np.float64):
         raise TypeError(f"x has dtype {given.dtype}; give float32 or float64")
     if given.ndim != 2 or given.shape[1] != d_model:
         raise ValueError(f"x has shape {given.shape}; the model takes [tokens, {d_model}]")
+    if most is not None and len(given) > most:
+        size = format_bytes(4 * given.size)
+        raise ValueError(
+            f"x has {len(given)} tokens, {size}; a batch of this model may have {most} at most: cut it"
+        )
     rows = new_rows(*given.shape)
     with np.errstate(over="ignore"):
         np.copyto(rows, given, casting="same_kind")
@@ -57,22 +69,28 @@ def as_rows(x: Any, d_model: int, new_rows: NewRows = fresh_rows) -> F32:
 class Emulator:
     """A running emulation. Use it in a `with`, or `close` it.
 
-    `model` holds the weights (made when touched) for `reference_forward(emulator.model, x)`.
+    Several threads may call `forward` and `stream` at once, also one inside the other: each gets the results
+    of its own batches. `model` holds the weights (made when touched) for
+    `reference_forward(emulator.model, x)`.
     Raises ClusterError or RayUnavailable (RuntimeErrors) where the cluster cannot start.
     """
 
     def __init__(self, scenario: Scenario) -> None:
+        if notice := denormals_notice():
+            warnings.warn(notice, RuntimeWarning, stacklevel=2)
         self.scenario = scenario
         self.spec = scenario.spec
         self.config = ProtocolConfig.from_scenario(scenario)
         cluster = scenario.cluster
         module_to_node = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
         placement = scenario.placed()
-        self._backend: Any
+        self._most_tokens = most_tokens(self.spec)
+        self._backend: Backend
         if cluster.transport == "memory":
             from rayemu.protocol.simulator import Simulator
+            from rayemu.serial import SerialSimulator
 
-            self._backend = Simulator(
+            simulator = Simulator(
                 self.config,
                 self.model,
                 placement,
@@ -80,6 +98,7 @@ class Emulator:
                 scenario.run.seed,
                 heartbeat=cluster.heartbeat,
             )
+            self._backend = SerialSimulator(simulator)
         else:
             from rayemu.cluster.session import Session
 
@@ -122,31 +141,28 @@ class Emulator:
         """Run batches, several in flight, and yield their results in order.
 
         A bad batch (see `as_rows`) is not sent; its error is raised once all earlier batches are out. A
-        failed batch raises LostExpertError, or with `yield_failed` comes out with its `failure` set.
+        failed batch raises LostExpertError, or with `yield_failed` comes out with its `failure` set. A batch
+        without progress for `cluster.stall_after` raises StalledError. However the stream ends, what it still
+        waits for is forgotten, and the emulator can go on.
         """
         limit = in_flight or self.scenario.run.in_flight
-        waiting: deque[BatchResult | None] = deque()  # None: in the cluster; else an empty batch's result
+        waiting: deque[int | BatchResult] = deque()  # numbers of batches, and results of empty ones
         refused: Exception | None = None
         try:
             for x in batches:
                 try:
-                    rows = as_rows(x, self.spec.d_model, self._backend.new_rows)
+                    rows = as_rows(x, self.spec.d_model, self._backend.new_rows, self._most_tokens)
                 except (TypeError, ValueError) as error:
                     refused = error
                     break
-                if len(rows):
-                    self._backend.submit(rows)
-                    waiting.append(None)
-                else:
-                    waiting.append(self._empty(rows))
+                waiting.append(self._backend.submit(rows) if len(rows) else self._empty(rows))
                 while len(waiting) >= limit:
                     yield self._next(waiting, yield_failed)
             while waiting:
                 yield self._next(waiting, yield_failed)
-        except (Exception, GeneratorExit):
-            while waiting:  # abandoned: take what is still coming, so that the next call starts clean
-                self._next(waiting, True)
-            raise
+        finally:
+            if waiting:
+                self._backend.abandon([number for number in waiting if isinstance(number, int)])
         if refused is not None:
             raise refused
 
@@ -178,42 +194,39 @@ class Emulator:
     @property
     def now(self) -> float:
         """The run's clock in seconds: virtual for the `memory` transport, else the machine's monotonic."""
-        return float(self._backend.now)
+        return self._backend.now
 
     def take_notices(self) -> list[Notice]:
         """Return and forget what the coordinator reported: joins, deaths, suspicions, recoveries."""
-        notices = list(self._backend.notices)
-        self._backend.notices.clear()
-        return notices
+        return self._backend.take_notices()
 
     @property
     def totals(self) -> dict[str, Any]:
         """Running totals per module, as last reported (for live views)."""
-        return self._backend.totals  # type: ignore[no-any-return]
+        return self._backend.totals
 
     @property
     def pids(self) -> dict[int, tuple[int, str]]:
         """Process and host of each module; empty for the `memory` transport."""
-        return dict(getattr(self._backend, "pids", {}))
+        return dict(self._backend.pids)
 
     @property
     def duplicate_results(self) -> int:
         """Shard results that arrived again and were refused."""
-        return int(self._backend.duplicate_results)
+        return self._backend.duplicate_results
 
     def record(self) -> np.ndarray:
         """Return the record so far: RECORD rows, of the `memory` transport VIRTUAL_RECORD. Before `close`."""
-        return self._backend.record()  # type: ignore[no-any-return]
+        return self._backend.record()
 
     def close(self) -> None:
         """Stop everything that was started."""
         self._backend.close()
 
-    def _next(self, waiting: deque[BatchResult | None], yield_failed: bool) -> BatchResult:
-        result = waiting.popleft()
-        if result is None:
-            result = self._backend.next_result()
-        assert result is not None
+    def _next(self, waiting: deque[int | BatchResult], yield_failed: bool) -> BatchResult:
+        first = waiting[0]
+        result = self._backend.result(first) if isinstance(first, int) else first
+        waiting.popleft()
         if result.failure is not None and not yield_failed:
             raise LostExpertError(result.batch, result.failure.layer, result.failure.expert)
         return result

@@ -24,6 +24,7 @@ import xxhash
 from threadpoolctl import threadpool_limits
 
 from rayemu.emulator import Emulator
+from rayemu.numerics import ByElement, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.record import RECORD, save_columns
@@ -119,9 +120,13 @@ def refuse_too_large(scenario: Scenario) -> None:
 
 
 def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, trace: bool) -> dict[str, Any]:
+    if notice := denormals_notice():
+        journal.write("fallback", what=notice)
     if "OPENBLAS_CORETYPE" in os.environ:
         kernels = os.environ["OPENBLAS_CORETYPE"]
         journal.write("fallback", what=f"OPENBLAS_CORETYPE={kernels} chose the BLAS kernels")
+    if isinstance(way(), ByElement):
+        journal.write("fallback", what="no product of this BLAS is exact: they are made element by element")
     report(Progress("start", 0, scenario.run.batches, events=journal.take_new()))
     with Emulator(scenario) as emulator:
         measured = _measure(emulator, journal, report)

@@ -25,7 +25,7 @@ SECOND_UNITS = {
 }
 
 _QUANTITY = re.compile(
-    r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?\s*([A-Za-zµμ]*)\s*", re.IGNORECASE
+    r"\s*([0-9]{1,99}(?:\.[0-9]{0,99})?|\.[0-9]{1,99})([eE][+-]?[0-9]{1,3})?\s*([A-Za-zµμ]*)\s*"
 )
 
 
@@ -33,7 +33,14 @@ def _split(text: str) -> tuple[Fraction, str] | None:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         return None
-    return Fraction(match[1].strip(".") + (match[2] or "")), match[3]
+    return Fraction(match[1] + (match[2] or "")), match[3]
+
+
+def _exact(value: object) -> Fraction | None:
+    """An int, of any size, or a float as it is; None for anything else, NaN and Inf included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return Fraction(value) if isinstance(value, int) or math.isfinite(value) else None
 
 
 def parse_bytes(value: object) -> int:
@@ -48,10 +55,10 @@ def parse_bytes(value: object) -> int:
                 f"is not a size; write a number with one of {', '.join(BYTE_UNITS)}, like '64 MiB'"
             )
         exact = parts[0] * BYTE_UNITS[parts[1] or "B"]
-    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    elif (number := _exact(value)) is None:
         raise ValueError("is not a size; write bytes as a number, or like '64 MiB'")
     else:
-        exact = Fraction(value)
+        exact = number
     if not 0 <= exact < 2**63 or exact.denominator != 1:
         raise ValueError("is not a size; it must be a whole number of bytes, 0 or more, below 8 EiB")
     return int(exact)
@@ -84,11 +91,12 @@ def parse_seconds(value: object) -> float:
                 f"is not a time; write a number with one of {', '.join(SECOND_UNITS)}, like '10 ms'"
             )
         value = float(min(parts[0] * SECOND_UNITS[unit], Fraction(10**12)))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    seconds = _exact(value)
+    if seconds is None:
         raise ValueError("is not a time; write seconds as a number, or like '10 ms'")
-    if not 0 <= value < 1e12:
+    if not 0 <= seconds < 10**12:
         raise ValueError("is not a time; it must be 0 or more, below 1e12 s")
-    return float(value)
+    return float(seconds)
 
 
 def exact_bytes(count: int) -> str:

@@ -111,7 +111,7 @@ def test_the_cluster_does_not_reach_up(file: Path) -> None:
     assert not {name for name in names if name.split(".")[0] in set(OURS) - {"rayemu"}}
 
 
-@pytest.mark.parametrize("file", python_files("rayemu/protocol"), ids=relative)
+@pytest.mark.parametrize("file", python_files("rayemu/protocol") + python_files("compression"), ids=relative)
 def test_the_protocol_touches_no_socket_clock_thread_or_random_source(file: Path) -> None:
     outside = ("socket", "time", "random", "asyncio", "zmq", "multiprocessing", "selectors")
     names = imported_by(file)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import rayemu
 from rayemu import cli
-from rayemu.cluster.session import ClusterError
+from rayemu.cluster.client import ClusterError
 from rayemu.doctor import OK, WRONG, Finding
 
 SMALL = ["smoke", "--set", "cluster.transport=memory", "--set", "run.batches=3"]
@@ -74,6 +74,29 @@ def test_a_file_settings_and_a_trace(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "trace.json").exists()
 
 
+def test_a_scenario_from_a_pipe_and_a_tilde_in_out(tmp_path: Path) -> None:
+    text = (
+        "model: {d_model: 16, d_ff: 16, experts: 4, top_k: 2}\ncluster: {transport: memory}\n"
+        "run: {batches: 2, batch_tokens: 8}\n"
+    )
+    command = [sys.executable, "-m", "rayemu.cli", "run", "/dev/stdin", "-q", "--out=~/run"]
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=120, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith(f"; {tmp_path}/run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_tilde_is_expanded_in_the_folder_of_codecs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert invoke("codecs", "smoke", "--tokens", "8", "--codec", "raw", "--out=~/c").exit_code == 0
+    assert sorted(os.listdir(tmp_path / "c")) == ["codecs.json", "codecs.svg"]
+
+
 def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
     kill = "faults=[{kind: kill, module: 1, at: {batch: 1}}]"
     settings = ["--set", kill, "--set", "cluster.replace=false"]
@@ -102,6 +125,10 @@ def test_a_failed_check_exits_with_1(tmp_path: Path) -> None:
             r"stream\.path: '/no/text' does not",
         ),
         (["run", "smoke", "--set", "model={checkpoint: /no/model}"], r"model\.checkpoint: .*/no/model"),
+        (["run", "smoke", "--set", "run.seed=!!int x"], r"run\.seed:1:1: 'x' cannot be read as !!int"),
+        (["run", "smoke", "--set", "name=" + "9" * 5000], r"name:1:1: '999.* cannot be read as !!int"),
+        (["run", "~/no.yaml"], r"~/no\.yaml: no such file; "),
+        (["run", "/"], r"/: cannot be read: Is a directory"),
         (["run", "smoke", "--set", "top_k"], r"top_k: is not an assignment"),
         (["run", "smoke", "--out", "/proc/nope"], r"the run folder /proc/nope cannot be written: .*--out"),
         (["list", "dice"], r"dice is not a family; known: scenarios, model\.preset"),
@@ -215,25 +242,6 @@ def test_the_doctor_prints_findings_and_exits_with_1_if_one_is_wrong(monkeypatch
     assert "wrong    ports: closed [x]" in result.stdout and "open them" in result.stdout
     findings.pop()
     assert invoke("doctor").exit_code == 0
-
-
-def test_other_blas_kernels_are_chosen_by_a_restart_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
-    said: list[str] = []
-    monkeypatch.setattr("rayemu.model.blas.row_invariant", lambda: False)
-    monkeypatch.setattr("rayemu.doctor.blas_restart_helps", lambda: True)
-    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append([path, *arguments]))
-    monkeypatch.setattr(cli.typer, "echo", lambda text, err=False: said.append(text))
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "/bin/rayemu", "run", "laptop"])
-    cli._steady_blas()
-    assert started == [
-        [sys.executable, sys.executable, "-X", "dev", "/bin/rayemu", "run", "laptop"],
-    ]
-    assert os.environ["OPENBLAS_CORETYPE"] == "Sandybridge" and "Sandybridge" in said[0]
-    monkeypatch.setattr("rayemu.doctor.blas_restart_helps", lambda: False)
-    cli._steady_blas()
-    assert len(started) == 1 and "may not be exact" in said[1]
 
 
 @pytest.mark.timeout(120)

@@ -14,6 +14,7 @@ import pytest
 from rayemu import doctor
 from rayemu.doctor import OK, WARNING, WRONG
 from rayemu.emulator import Emulator
+from rayemu.numerics import ByElement, MendedEdges, products
 from rayemu.scenario import Scenario
 
 
@@ -92,20 +93,14 @@ def test_a_niced_process_is_warned_of() -> None:
     assert doctor.check_niceness(5).state == WARNING
 
 
-def test_blas_that_is_not_exact_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayemu.model.blas.row_invariant", lambda: False)
-    monkeypatch.setattr(doctor, "blas_restart_helps", lambda: True)
+def test_the_way_of_products_is_named_with_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_way", MendedEdges(320))
+    monkeypatch.setattr("rayemu.numerics.cost", lambda: 1.25)
     finding = doctor.check_blas()
-    assert finding.state == WARNING and "OPENBLAS_CORETYPE=Sandybridge" in finding.text
-    monkeypatch.setattr(doctor, "blas_restart_helps", lambda: False)
-    assert doctor.check_blas().state == WRONG
-    monkeypatch.setattr("rayemu.model.blas.row_invariant", lambda: True)
-    assert doctor.check_blas().state == OK
-
-
-def test_a_setting_that_is_there_already_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    assert doctor.blas_restart_helps() is False
+    assert finding.state == OK and "by mended edges" in finding.text and "1.25 times" in finding.text
+    monkeypatch.setattr(products, "_way", ByElement())
+    finding = doctor.check_blas()
+    assert finding.state == WARNING and "install NumPy from PyPI" in finding.remedy
 
 
 def in_memory(scenario: Scenario) -> Emulator:

@@ -36,6 +36,10 @@ from rayemu.units import (
         ("2 TiB", 2_199_023_255_552),
         ("1e3 B", 1000),
         ("1e6", 1_000_000),
+        (".5 kB", 500),  # the point counts, wherever it stands
+        ("5. kB", 5000),
+        (".5e1 B", 5),
+        ("1E3 B", 1000),
     ],
 )
 def test_bytes_are_read(text: object, count: int) -> None:
@@ -45,7 +49,23 @@ def test_bytes_are_read(text: object, count: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "MiB", "64 Mb", "64 mib", "-1 B", "1.5 B", -1, 1.5, True, None, [1], "64 MiB x", "nan", "1 s"],
+    [
+        "",
+        "MiB",
+        "64 Mb",
+        "64 mib",
+        "-1 B",
+        "1.5 B",
+        -1,
+        1.5,
+        True,
+        None,
+        [1],
+        "64 MiB x",
+        "nan",
+        "1 s",
+        10**400,
+    ],
 )
 def test_what_is_no_size_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="is not a size"):
@@ -75,6 +95,9 @@ def test_sizes_and_times_are_finite(value: float) -> None:
         ("1 h", 3600.0),
         ("1e-3 s", 0.001),
         ("5", 5.0),
+        (".5 s", 0.5),
+        ("5. s", 5.0),
+        (".25e1 s", 2.5),
     ],
 )
 def test_seconds_are_read(text: object, seconds: float) -> None:
@@ -82,7 +105,9 @@ def test_seconds_are_read(text: object, seconds: float) -> None:
     assert type(parse_seconds(text)) is float
 
 
-@pytest.mark.parametrize("value", ["", "ms", "10 sec", "10 MS", "-1 s", -1, True, None, {}, "1 MiB", "1:30"])
+@pytest.mark.parametrize(
+    "value", ["", "ms", "10 sec", "10 MS", "-1 s", -1, True, None, {}, "1 MiB", "1:30", 10**400, "9" * 5000]
+)
 def test_what_is_no_time_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="is not a time"):
         parse_seconds(value)
@@ -100,7 +125,14 @@ def test_written_times_read_back(seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "rate"),
-    [(5, 5), ("200 MB/s", 2 * 10**8), ("1 GiB / s", 1 << 30), ("3 kB", 3000), (2e6, 2000000)],
+    [
+        (5, 5),
+        ("200 MB/s", 2 * 10**8),
+        ("1 GiB / s", 1 << 30),
+        ("3 kB", 3000),
+        (2e6, 2000000),
+        (".5 GB/s", 5 * 10**8),
+    ],
 )
 def test_rates_are_read(text: object, rate: int) -> None:
     assert parse_rate(text) == rate == parse_rate(exact_rate(rate))

@@ -38,9 +38,10 @@ class View:
     @cached_property
     def copies(self) -> list[np.ndarray]:
         """Usable slots of each expert: on live modules; where none is live, on suspected ones."""
+        order = np.argsort(self.placement.slot_to_expert, kind="stable")
+        ends = np.searchsorted(self.placement.slot_to_expert[order], np.arange(1, self.experts))
         table = []
-        for expert in range(self.experts):
-            slots = np.flatnonzero(self.placement.slot_to_expert == expert)
+        for slots in np.split(order, ends):
             states = self.state[self.placement.slot_to_module[slots]]
             best = states.max(initial=DEAD)
             table.append(slots[states == best] if best != DEAD else slots[:0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rayemu.model.blas import blas_info, exact_matmul, row_invariant
 from rayemu.model.checkpoint import checkpoint_spec, load_checkpoint
 from rayemu.model.expert import Expert, expert_forward
 from rayemu.model.model import Experts, Layer, Model
@@ -34,11 +33,9 @@ __all__ = [
     "ModelSpec",
     "Replay",
     "Routing",
-    "blas_info",
     "checkpoint_spec",
     "combine",
     "drop_choices",
-    "exact_matmul",
     "expert_forward",
     "finish",
     "load_checkpoint",
@@ -47,6 +44,5 @@ __all__ = [
     "preset",
     "reference_forward",
     "route",
-    "row_invariant",
     "shared_forward",
 ]

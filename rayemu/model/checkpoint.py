@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rayemu.model.blas import F32
 from rayemu.model.checkpoint_config import Config, Quantisation, read_config
 from rayemu.model.checkpoint_families import (
     Family,
@@ -30,6 +29,7 @@ from rayemu.model.expert import Expert
 from rayemu.model.model import Model
 from rayemu.model.spec import ModelSpec
 from rayemu.model.tensor_files import CheckpointError, TensorFiles
+from rayemu.numerics import F32
 from rayemu.routing.gate import Gate
 
 _USUAL = ("gate_proj", "up_proj", "down_proj")

@@ -6,12 +6,11 @@ matrix product makes both.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.model.blas import F32, exact_matmul
+from rayemu.numerics import F32, exact_matmul, padded, row_multiple, scratch
 
 _BLOCK_ELEMENTS = 1 << 24  # hidden values (64 MiB) per pass: bounds the scratch memory of a thread
 _CHUNK_ELEMENTS = 1 << 17  # elements (512 KiB) per step of the activation: stays in the second-level cache
@@ -46,19 +45,30 @@ def expert_forward(expert: Expert, x: F32, out: F32 | None = None) -> F32:
     rows, width = len(x), expert.down.shape[1]
     if out is None:
         out = np.empty((rows, width), np.float32)
-    activate = _ACTIVATIONS[expert.activation]
+    multiple = row_multiple()
     passes = max(1, -(-rows * expert.up.shape[1] // _BLOCK_ELEMENTS))
     step = max(1, -(-rows // passes))  # alike: BLAS packs the weights in each pass, a small last one too
+    step = -(-step // multiple) * multiple
     for start in range(0, rows, step):
-        block = slice(start, min(start + step, rows))
-        hidden = scratch("hidden", block.stop - start, expert.up.shape[1])  # [n, 2F] or [n, F]
-        exact_matmul(x[block], expert.up, out=hidden)
+        given, wanted = x[start : start + step], out[start : start + step]
+        enough = -(-len(given) // multiple) * multiple
+        hidden = scratch("hidden", enough, expert.up.shape[1])  # [n, 2F] or [n, F]
+        whole = enough == len(given)
+        exact_matmul(given if whole else padded(given, enough, "given"), expert.up, out=hidden)
         if expert.up_bias is not None:
-            hidden += expert.up_bias
-        exact_matmul(activate(hidden), expert.down, out=out[block])
+            np.add(hidden, expert.up_bias, out=hidden)
+        y = wanted if whole else scratch("output", enough, width)  # [n, D]
+        exact_matmul(activated(expert, hidden), expert.down, out=y)
         if expert.down_bias is not None:
-            out[block] += expert.down_bias
+            np.add(y, expert.down_bias, out=y)
+        if not whole:
+            wanted[...] = y[: len(given)]
     return out
+
+
+def activated(expert: Expert, hidden: F32) -> F32:
+    """The expert's activation of hidden [n, 2F] or [n, F], in place -> [n, F]."""
+    return _ACTIVATIONS[expert.activation](hidden)
 
 
 def _swiglu(hidden: F32, clamped: bool = False) -> F32:
@@ -130,18 +140,3 @@ def _relu(hidden: F32) -> F32:
 # Half of each coefficient of p, highest power first.
 _ERFC = tuple(c / 2 for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
 _ACTIVATIONS = {"swiglu": _swiglu, "clamped_swiglu": _clamped_swiglu, "gelu": _gelu, "relu": _relu}
-_local = threading.local()
-
-
-def scratch(name: str, rows: int, columns: int) -> F32:
-    """A float32 buffer [rows, columns] of this thread; its content is whatever was left there.
-
-    Only the part that was ever used takes memory, so it has its full size from the beginning: fresh pages at
-    each growth cost more than the rest of a pass.
-    """
-    needed = rows * columns
-    buffer = getattr(_local, name, None)
-    if buffer is None or buffer.size < needed:
-        buffer = np.empty(max(needed, _BLOCK_ELEMENTS), np.float32)
-        setattr(_local, name, buffer)
-    return buffer[:needed].reshape(rows, columns)

@@ -16,9 +16,9 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 import rayemu.routing as routing
-from rayemu.model.blas import F32
 from rayemu.model.expert import Expert
 from rayemu.model.spec import ModelSpec
+from rayemu.numerics import F32
 
 # What a stream of random weights is for: part of its seed.
 _EXPERT, _SHARED, _GATE, _NORM, _SHARED_GATE, _BIAS, _GATE_BIAS = range(7)

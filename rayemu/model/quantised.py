@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayemu.model.blas import F32
+from rayemu.numerics import F32
 
 
 def _e4m3() -> F32:

@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rayemu.model.blas import F32
 from rayemu.model.expert import expert_forward
 from rayemu.model.model import Layer, Model
+from rayemu.numerics import F32, denormals_kept
 from rayemu.routing.gate import Routing
 
 _CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: stays in the cache
@@ -39,6 +39,7 @@ class Replay(Protocol):
         """Expert outputs [n, D] as the home received them."""
 
 
+@denormals_kept()
 def reference_forward(model: Model, x: F32, replay: Replay | None = None) -> F32:
     """All layers of `model` on x [T, D], with norms and residuals."""
     for layer in model.layers:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rayemu.model.blas import F32
 from rayemu.model.quantised import E4M3, scaled_blocks
+from rayemu.numerics import F32
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _CODES = {"F8_E4M3": "u1", "U8": "u1"}  # what only quantised checkpoints hold

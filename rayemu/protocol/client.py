@@ -1,11 +1,17 @@
-"""The client's protocol: submits batches, takes each row's result once, in batch order. Sans-IO."""
+"""The client's protocol: submits batches, takes each row's result once, and keeps them by number. Sans-IO."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from rayemu.compression import WireError
+from rayemu.compression.wire import MAX_FRAME_BYTES
+from rayemu.model.spec import ModelSpec
+from rayemu.protocol.config import TOTALS
 from rayemu.protocol.messages import (
     COORDINATOR,
     Accepted,
@@ -17,7 +23,26 @@ from rayemu.protocol.messages import (
     Result,
     Send,
     Submit,
+    Totals,
 )
+
+MOST_NOTICES = 4096  # that wait to be taken; then the oldest go
+REPEATS = 4  # times that the rows of the batches under way may be computed before that is no progress
+_FRAME_SLACK = 1 << 20  # bytes of a frame that are not rows
+
+
+class StalledError(RuntimeError):
+    """A batch makes no progress: says which, for how long, and what waits for whom."""
+
+
+def most_tokens(spec: ModelSpec) -> int:
+    """Return how many tokens a batch may have: its frames must hold the rows and what goes with each.
+
+    A shard brings K choices and weights per row, its result two bytes per layer and choice.
+    """
+    fixed = _FRAME_SLACK + 4 * spec.layers * spec.experts
+    per_token = 4 * spec.d_model + spec.top_k * max(8, 2 * spec.layers)
+    return max(1, (MAX_FRAME_BYTES - fixed) // per_token)
 
 
 @dataclass(slots=True, eq=False)
@@ -46,52 +71,69 @@ class _Pending:
 
 
 class ClientMachine:
-    """State machine of the client: one per emulator."""
+    """State machine of the client: one per emulator. `receive` raises WireError for rows of no batch."""
 
-    def __init__(self, retry_after: float) -> None:
-        self.retry_after = retry_after
+    def __init__(self, spec: ModelSpec, retry_after: float, stall_after: float = float("inf")) -> None:
+        self.spec = spec
+        self.retry_after, self.stall_after = retry_after, stall_after
         self.pending: dict[int, _Pending] = {}
         self.finished: dict[int, BatchResult] = {}
         self.next_batch = 0
-        self.next_out = 0
         self.duplicate_results = 0
         self.epoch: Epoch | None = None
-        self.notices: list[Notice] = []
+        self.totals: Totals | None = None  # as last reported
+        self.notices: deque[Notice] = deque()
+        self.notices_dropped = 0
+        self._abandoned: set[int] = set()
+        self._heard_at = self._progress_at = float("-inf")
+        self._rows = 0.0  # that the modules had computed, as last reported
+        self._rows_to_come = 0.0  # computing more than these without a result is no progress
 
-    def submit(self, rows: np.ndarray, layers: int, experts: int, now: float) -> tuple[int, list[Send]]:
+    def submit(self, rows: np.ndarray, now: float) -> tuple[int, list[Send]]:
         """Submit a batch x [T, D], T > 0; return its number."""
         number = self.next_batch
         self.next_batch += 1
         result = BatchResult(
             number,
             np.empty(rows.shape, np.float32),
-            np.zeros((layers, experts), np.int64),
+            np.zeros((self.spec.layers, self.spec.experts), np.int64),
             np.zeros(len(rows), np.int32),
             submitted_at=now,
         )
+        if not self.pending:
+            self._heard_at = now
         self.pending[number] = _Pending(rows, result, now + 4 * self.retry_after, left=len(rows))
+        self._advanced(now)
         return number, [Send(COORDINATOR, Submit(number, rows))]
 
     def receive(self, message: Message, now: float) -> list[Send]:
         """Handle one message."""
+        self._heard_at = now
         if isinstance(message, Result):
             return self._on_result(message, now)
         if isinstance(message, Accepted) and message.batch in self.pending:
-            self.pending[message.batch].accepted = True
+            if not self.pending[message.batch].accepted:
+                self.pending[message.batch].accepted = True
+                self._advanced(now)
         elif isinstance(message, Failure):
             return self._on_failure(message, now)
         elif isinstance(message, Epoch):
             if self.epoch is None or message.epoch > self.epoch.epoch:
                 self.epoch = message
+        elif isinstance(message, Totals):
+            self._on_totals(message, now)
         elif isinstance(message, Notice):
             self.notices.append(message)
+            if len(self.notices) > MOST_NOTICES:
+                self.notices.popleft()
+                self.notices_dropped += 1
         return []
 
     def tick(self, now: float) -> list[Send]:
         """Submit again what the coordinator has not accepted."""
         sends = []
         for number, p in self.pending.items():
-            if not p.accepted and not p.shards and p.retry_at <= now:
+            if not p.accepted and p.retry_at <= now:
                 p.retry_at = now + 4 * self.retry_after
                 sends.append(Send(COORDINATOR, Submit(number, p.rows)))
         return sends
@@ -100,21 +142,82 @@ class ClientMachine:
         """When `tick` is due."""
         return min((p.retry_at for p in self.pending.values() if not p.accepted), default=float("inf"))
 
-    def take(self) -> BatchResult | None:
-        """Return the next batch in order, if it is finished."""
-        result = self.finished.pop(self.next_out, None)
-        if result is not None:
-            self.next_out += 1
-        return result
+    def take(self, number: int) -> BatchResult | None:
+        """Return a batch's result if it is finished, once."""
+        return self.finished.pop(number, None)
+
+    def abandon(self, numbers: Iterable[int]) -> list[Send]:
+        """Forget batches that nobody waits for any more; the coordinator shall do so too."""
+        sends = []
+        for number in numbers:
+            self.finished.pop(number, None)
+            if self.pending.pop(number, None) is not None:
+                self._abandoned.add(number)
+                sends.append(Send(COORDINATOR, Ack(number, -1)))
+        return sends
+
+    def take_notices(self) -> list[Notice]:
+        """Return and forget what was reported; of very many the oldest are gone, which is said."""
+        notices = list(self.notices)
+        self.notices.clear()
+        if self.notices_dropped and notices:
+            what = f"{self.notices_dropped} earlier notices were dropped: nobody took them"
+            notices.insert(0, Notice("fallback", notices[0].wall_s, {"what": what}))
+        self.notices_dropped = 0
+        return notices
+
+    def stalled(self, number: int, now: float) -> StalledError | None:
+        """Return the error for a batch if nothing has gone on for `stall_after` seconds.
+
+        Progress is what brings a batch nearer its end: it is accepted, a shard of any batch arrives, or
+        modules compute rows, as long as these are not more than the batches under way can need.
+        """
+        p = self.pending.get(number)
+        if p is None or now - max(self._progress_at, p.result.submitted_at) <= self.stall_after:
+            return None
+        return StalledError(
+            f"batch {number} made no progress for {self.stall_after:g} s (cluster.stall_after): "
+            f"{self.waits_for(number, now)}"
+        )
+
+    def waits_for(self, number: int, now: float) -> str:
+        """Say what an unfinished batch waits for, as far as is known here."""
+        p = self.pending[number]
+        silent = f"nothing was heard from the coordinator for {now - self._heard_at:.1f} s"
+        if not p.accepted:
+            return f"the coordinator has not accepted it; {silent}"
+        open_shards = [
+            f"shard {shard} for {f'module {home}' if home >= 0 else 'any live module'}"
+            for batch, shard, home in (self.totals.waiting if self.totals is not None else [])
+            if batch == number and shard not in p.shards
+        ]
+        rows = f"{p.left} of its {len(p.rows)} rows have not come back"
+        return f"{rows}; it waits with {', '.join(open_shards)}" if open_shards else f"{rows}; {silent}"
+
+    def _advanced(self, now: float) -> None:
+        self._progress_at = now
+        tokens = sum(p.left for p in self.pending.values())
+        self._rows_to_come = float(REPEATS * tokens * self.spec.layers * (self.spec.top_k + 1))
+
+    def _on_totals(self, totals: Totals, now: float) -> None:
+        self.totals = totals
+        rows = float(totals.counts[:, TOTALS.index("rows")].sum())
+        new, self._rows = max(0.0, rows - self._rows), rows
+        if new and self._rows_to_come > 0:
+            self._rows_to_come -= new
+            self._progress_at = now
 
     def _on_result(self, m: Result, now: float) -> list[Send]:
         ack = Send(COORDINATOR, Ack(m.batch, m.shard))
         p = self.pending.get(m.batch)
         if p is None or m.shard in p.shards:
-            self.duplicate_results += 1
+            self.duplicate_results += m.batch not in self._abandoned
             return [ack]
-        p.shards.add(m.shard)
         rows = slice(m.start, m.start + len(m.rows))
+        if not 0 <= rows.start <= rows.stop <= len(p.rows):
+            raise WireError(f"result: rows {rows.start} to {rows.stop} of a batch of {len(p.rows)}")
+        p.shards.add(m.shard)
+        p.accepted = True  # or there would be no result
         r = p.result
         r.y[rows] = m.rows
         r.delivered[rows] += 1
@@ -127,6 +230,7 @@ class ClientMachine:
             r.dispatch_paths[:, rows] = m.dispatch_paths
             r.combine_paths[:, rows] = m.combine_paths
         p.left -= len(m.rows)
+        self._advanced(now)
         if p.left == 0:
             self._finish(m.batch, now)
         return [ack]

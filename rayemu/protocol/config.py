@@ -11,6 +11,8 @@ from rayemu.protocol.messages import MOST_CODECS
 
 LOCAL, MODULE, NODE = 0, 1, 2  # link levels: same module, same node, across nodes
 LEVELS = ("local", "module", "node")
+# What a module counts, from its start on.
+TOTALS = ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{level}" for level in LEVELS))
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class ProtocolConfig:
     evict_after: float = 5.0
     replace_after: float = 0.3
     replace: bool = True
+    stall_after: float = 60.0
 
     def __post_init__(self) -> None:
         self.codecs  # noqa: B018  too many are refused here, not by an actor
@@ -71,4 +74,5 @@ class ProtocolConfig:
             evict_after=cluster.evict_after,
             replace_after=cluster.replace_after,
             replace=cluster.replace,
+            stall_after=cluster.stall_after,
         )

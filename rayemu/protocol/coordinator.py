@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
+from itertools import islice
+
 import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
-from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.config import TOTALS, ProtocolConfig
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import Change, Membership
 from rayemu.protocol.messages import (
@@ -28,13 +31,22 @@ from rayemu.protocol.messages import (
     ShardStatus,
     Submit,
     Suspect,
+    Totals,
+    text_of,
 )
 
+UNSEEN = ("replace", "replacement_failed")  # changes that are no other module's business
+MOST_WAITING = 8  # overdue shards that a report names
 ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 
 
 class CoordinatorMachine:
-    """State machine of the coordinator. Batches wait in the ledger until every module has joined."""
+    """State machine of the coordinator. Batches wait in the ledger until every module has joined.
+
+    Bad news is announced at once, to everyone. Joins and recoveries can wait for the next tick, so that many
+    of them are one announcement; and until all have joined for the first time only the one who joins is told,
+    without the others' endpoints: M modules start with some 2 M announcements.
+    """
 
     def __init__(
         self, config: ProtocolConfig, model: Model, placement: Placement, module_to_node: np.ndarray
@@ -55,6 +67,8 @@ class CoordinatorMachine:
         self.totals: dict[int, dict[str, float]] = {}  # module -> its running totals
         self.processes: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
         self.announced_at: dict[int, float] = {}
+        self.announced = 0  # the last epoch that everyone was told of
+        self.complete = False  # all have joined, be it that some are dead now
 
     def receive(self, message: Message, now: float) -> list[Send]:
         """Handle one message."""
@@ -86,55 +100,68 @@ class CoordinatorMachine:
                 return self._announce([message.home], now)  # the home's view is old
             return [Send(message.home if self.config.drop_lost_experts else CLIENT, message)]
         if isinstance(message, Join):
-            self.processes[message.module] = (message.pid, message.host)
-            return self.apply(
-                self.membership.join(message.module, message.incarnation, message.endpoint, now), now
-            )
+            return self._on_join(message, now)
         return []
 
-    def down(self, module: int, incarnation: int, signal: str, now: float) -> list[Send]:
+    def down(self, module: int, incarnation: int, signal: str, now: float, reason: str = "") -> list[Send]:
         """Handle the death of a module's process, as seen by `signal`."""
-        return self.apply(self.membership.down(module, incarnation, signal, now), now)
+        return self.apply(self.membership.down(module, incarnation, signal, now, reason), now)
 
-    def tick(self, now: float) -> list[Send]:
-        """Handle the passing of time; to be called when no message waits."""
-        return self.apply(self.membership.tick(now), now) + self.ledger.tick(self.membership.view, now)
+    def tick(self, now: float, running: Container[int] = ()) -> list[Send]:
+        """Handle the passing of time; to be called when no message waits. `running`: see the membership."""
+        sends = self.apply(self.membership.tick(now, running), now)
+        if self.complete and self.announced < self.membership.view.epoch:
+            sends += self._publish(now)
+        return sends + self.ledger.tick(self.membership.view, now)
 
     def deadline(self, now: float) -> float:
         """When `tick` is due."""
         return min(self.ledger.deadline(), now + self.membership.tick_every)
 
-    def epoch(self) -> Epoch:
-        """Return the current membership and placement as a message."""
+    def epoch(self, endpoints: bool = True) -> Epoch:
+        """Return the current membership and placement as a message, with or without the endpoints."""
         view = self.membership.view
         return Epoch(
             view.epoch,
             self.ledger.complete_below,
-            list(self.membership.endpoints),
+            text_of(self.membership.endpoints) if endpoints else None,
             view.state,
             view.incarnations,
             view.placement.slot_to_expert,
             view.placement.slot_to_module,
         )
 
-    def report(self) -> dict[str, object]:
-        """Return the facts of a notice of running totals."""
-        return {
-            "modules": {str(m): t for m, t in self.totals.items() if t},
-            "live": int((self.membership.view.state != DEAD).sum()),
-            "reissued": self.ledger.reissued,
-            "open_batches": len(self.ledger.batches),
-        }
+    def report(self) -> Totals:
+        """Return the running totals."""
+        known = sorted(module for module, totals in self.totals.items() if totals)
+        counts = [[self.totals[module].get(name, 0.0) for name in TOTALS] for module in known]
+        return Totals(
+            int((self.membership.view.state != DEAD).sum()),
+            self.ledger.reissued,
+            len(self.ledger.batches),
+            np.array(known, np.int32),
+            np.array(counts, np.float64).reshape(len(known), len(TOTALS)),
+            self._waiting(),
+        )
+
+    def _waiting(self) -> list[list[int]]:
+        """Return [batch, shard, home] of some shards that are overdue or have no home (-1)."""
+        overdue = (
+            [number, entry.shard, entry.home]
+            for number, batch in self.ledger.batches.items()
+            for entry in batch.open.values()
+            if entry.probes or entry.home < 0
+        )
+        return list(islice(overdue, MOST_WAITING))
 
     def apply(self, changes: list[Change], now: float) -> list[Send]:
-        """Publish membership changes and give away the shards of lost homes."""
+        """Publish membership changes, good news with the next tick, and tell the client of them."""
         if not changes:
             return []
         self.changes += changes
         sends: list[Send] = []
-        if any(c.kind != "replace" for c in changes):
-            sends += self._announce(range(self.membership.view.modules), now)
-            sends += self._with_routing(self.ledger.on_view(self.membership.view, now))
+        if any(c.kind in ("suspected", "dead") for c in changes):
+            sends += self._publish(now)
         for c in changes:
             facts: dict[str, object] = {
                 "module": c.module,
@@ -142,23 +169,50 @@ class CoordinatorMachine:
                 "signal": c.signal,
                 "epoch": self.membership.view.epoch,
             }
+            if c.reason:
+                facts["reason"] = c.reason
             if c.kind == "joined":
                 facts["pid"], facts["host"] = self.processes[c.module]
             sends.append(Send(CLIENT, Notice(c.kind, now, facts)))
         return sends
 
-    def _announce(self, modules: object, now: float) -> list[Send]:
+    def _on_join(self, m: Join, now: float) -> list[Send]:
+        membership = self.membership
+        if m.incarnation < membership.view.incarnations[m.module]:
+            return []  # late news of the one before
+        self.processes[m.module] = (m.pid, m.host)
+        changes = membership.join(m.module, m.incarnation, m.endpoint, now)
+        sends = self.apply(changes or membership.heard(m.module, m.incarnation, now), now)
+        if not self.complete and (membership.view.state != DEAD).all():
+            self.complete = True
+            return self._publish(now) + sends
+        if changes and not self.complete:
+            self.announced_at[m.module] = now
+            return [Send(m.module, self.epoch(endpoints=False)), *sends]
+        if not changes and self._late(m, now):
+            return self._announce([m.module], now) + sends  # it does not know yet that it has joined
+        return sends
+
+    def _publish(self, now: float) -> list[Send]:
+        """Tell everyone of the membership, and give away the shards of lost homes."""
+        self.announced = self.membership.view.epoch
+        sends = self._announce(range(self.membership.view.modules), now)
+        return sends + self._with_routing(self.ledger.on_view(self.membership.view, now))
+
+    def _announce(self, modules: Iterable[int], now: float) -> list[Send]:
         epoch = self.epoch()
         state = self.membership.view.state
-        live = [m for m in modules if state[m] != 0]  # type: ignore[attr-defined]
+        live = [m for m in modules if state[m] != DEAD]
         for m in live:
             self.announced_at[m] = now
         return [Send(CLIENT, epoch), *(Send(m, epoch) for m in live)]
 
+    def _late(self, m: Join | Heartbeat, now: float) -> bool:
+        return now - self.announced_at.get(m.module, now) > ANNOUNCE_AGAIN * self.config.retry_after
+
     def _announce_to_laggard(self, beat: Heartbeat, now: float) -> list[Send]:
         """Repeat the epoch to a member whose heartbeat shows an older one: its frame was lost."""
-        late = now - self.announced_at.get(beat.module, now) > ANNOUNCE_AGAIN * self.config.retry_after
-        if beat.epoch >= self.membership.view.epoch or not late:
+        if beat.epoch >= self.announced or not self._late(beat, now):
             return []
         return self._announce([beat.module], now)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from rayemu.alltoall import Parcel, View, plan_parcels
+from rayemu.compression import WireError
 from rayemu.model.model import Model
 from rayemu.model.reference import combine, drop_choices, expert_input, finish, prepare, route
 from rayemu.protocol.config import ProtocolConfig
@@ -200,15 +201,31 @@ class Home:
 
     def on_failure(self, m: Failure, now: float) -> None:
         """The expert is lost and the scenario says to go on without it: drop its choices, and note it."""
-        for parked in [p for p in self.parked if p.expert == m.expert]:
-            self.parked.remove(parked)
-            unit = parked.unit
-            assert unit.rows is not None and unit.have is not None
-            unit.rows[parked.pairs] = 0
-            unit.have[parked.pairs] = True
-            unit.left -= len(parked.pairs)
-            unit.shard.note(unit, parked.pairs, DROPPED, 0)
+        lost = [p for p in self.parked if p.expert == m.expert]
+        for parked in lost:
+            nothing = np.zeros((len(parked.pairs), parked.unit.h.shape[1]), np.float32)
+            self._settle(parked.unit, parked.pairs, nothing, DROPPED, 0)
+        for unit in {id(p.unit): p.unit for p in lost}.values():
             self._advance(unit, now)
+
+    def _settle(
+        self, unit: Unit, pairs: np.ndarray, rows: np.ndarray, dispatch_path: int, combine_path: int
+    ) -> None:
+        """Take the rows [n, D] that came for pairs [n], or in place of them.
+
+        Each pair is settled once: whatever comes for it later, as late replies do, changes nothing.
+        """
+        assert unit.rows is not None and unit.have is not None
+        had = unit.have[pairs]
+        if had.any():
+            pairs, rows = pairs[~had], rows[~had]
+        unit.rows[pairs] = rows
+        unit.have[pairs] = True
+        unit.left -= len(pairs)
+        if dispatch_path or combine_path:
+            unit.shard.note(unit, pairs, dispatch_path, combine_path)
+        if self.parked:
+            self.parked = [p for p in self.parked if p.unit is not unit or not unit.have[p.pairs].all()]
 
     # -- requests -------------------------------------------------------------------------------------
     def _open(self, unit: Unit, parcel: Parcel, now: float) -> None:
@@ -241,25 +258,17 @@ class Home:
         self.requests.add(number, request, now)
 
     def on_reply(self, m: Reply, now: float) -> None:
-        """Take the rows that are still missing; repeated and late ones change nothing."""
+        """Take the rows that are still missing. Raises WireError if they are not of the request."""
         request = self.requests.by_number.get(m.request)
         if request is None:
             return
-        unit = request.unit
-        assert unit.rows is not None and unit.have is not None
+        unit, asked = request.unit, request.parcel.pairs
+        if any(start + count > len(asked) for start, count, *_ in m.spans):
+            raise WireError(f"reply: spans {m.spans} of a request for {len(asked)} pairs")
         low = 0
-        for start, count, dispatch_path, combine_path in m.spans:
-            pairs = request.parcel.pairs[start : start + count]
-            rows = m.rows[low : low + count]
+        for start, count, *paths in m.spans:
+            self._settle(unit, asked[start : start + count], m.rows[low : low + count], *paths)
             low += count
-            had = unit.have[pairs]
-            if had.any():
-                pairs, rows = pairs[~had], rows[~had]
-            unit.rows[pairs] = rows
-            unit.have[pairs] = True
-            unit.left -= len(pairs)
-            if dispatch_path or combine_path:
-                unit.shard.note(unit, pairs, dispatch_path, combine_path)
         self.requests.answered(m.request, now)
         if unit.left == 0:
             self._advance(unit, now)

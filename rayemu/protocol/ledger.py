@@ -97,8 +97,9 @@ class Ledger:
         return sends
 
     def deadline(self) -> float:
-        """When the next shard is overdue."""
-        return min((e.deadline for b in self.batches.values() for e in b.open.values()), default=float("inf"))
+        """When `tick` has something to do: a shard without a home is no one's to be probed."""
+        entries = (e for b in self.batches.values() for e in b.open.values())
+        return min((e.deadline for e in entries if e.home >= 0), default=float("inf"))
 
     def _assign(
         self, number: int, batch: _Batch, entries: list[_Entry], view: View, now: float

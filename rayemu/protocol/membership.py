@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,10 @@ from rayemu.placement import Placement
 
 MOST_BACKOFF = 3  # doublings of the wait before a module that keeps dying is replaced again
 PATIENCE = 2.5  # false suspicions stretch the heartbeat deadline, at most to this multiple
+START_S = 120.0  # a replacement that has not joined by then is taken for dead
+# As many modules, and as large a share of the live ones, do not hang by chance in the same moment: their
+# machine paused, or we did.
+CROWD, CROWD_SHARE = 3, 1 / 3
 
 
 @dataclass(slots=True, eq=False)
@@ -19,17 +24,20 @@ class _Member:
     heard_before: float = float("-inf")
     suspected_at: float = float("inf")
     replace_at: float = float("inf")
-    joined: bool = False
+    newest: int = 0  # incarnation that was started last
+    awaited: bool = True  # it has not joined yet
+    start_by: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change of a member's state, for events and for whoever starts replacements."""
 
-    kind: str  # suspected | recovered | dead | joined | replace
+    kind: str  # suspected | recovered | dead | joined | replace | replacement_failed
     module: int
     incarnation: int
     signal: str
+    reason: str = ""
 
 
 class Membership:
@@ -37,6 +45,10 @@ class Membership:
 
     A missed heartbeat makes a module *suspected*: its work goes to replicas at once, and it is welcome
     back as it is. Only a dead process or a long silence makes it *dead* and asks for a replacement.
+
+    Every suspicion costs all modules an epoch, so silence that says little is given longer, `evict_after`:
+    that of a module whose process is known to be neither stopped nor dead (it wants a core), and that of
+    many modules at once.
     """
 
     def __init__(
@@ -65,10 +77,10 @@ class Membership:
 
     def join(self, module: int, incarnation: int, endpoint: str, now: float) -> list[Change]:
         """Take in a module that is ready; a newer incarnation replaces the older."""
-        current = int(self.view.incarnations[module])
-        if incarnation < current or (incarnation == current and self.members[module].joined):
+        member = self.members[module]
+        if incarnation < member.newest + (not member.awaited):
             return []
-        self.members[module] = _Member(now, joined=True)
+        self.members[module] = _Member(now, newest=incarnation, awaited=False)
         self.endpoints[module] = endpoint
         self._set(module, ALIVE, incarnation)
         return [Change("joined", module, incarnation, "join")]
@@ -95,19 +107,30 @@ class Membership:
         self._set(module, SUSPECTED, incarnation)
         return [Change("suspected", module, incarnation, signal)]
 
-    def down(self, module: int, incarnation: int, signal: str, now: float) -> list[Change]:
-        """Note that the process is gone; its replacement is due a little later."""
-        if incarnation != self.view.incarnations[module] or self.view.state[module] == DEAD:
-            return []
-        member = self.members[module]
-        member.joined = False
-        member.suspected_at = float("inf")
-        member.replace_at = now + self.replace_after * 2 ** min(incarnation, MOST_BACKOFF)
-        self._set(module, DEAD, incarnation)
-        return [Change("dead", module, incarnation, signal)]
+    def down(self, module: int, incarnation: int, signal: str, now: float, reason: str = "") -> list[Change]:
+        """Note that the process is gone; its replacement is due a little later.
 
-    def tick(self, now: float) -> list[Change]:
-        """Judge silences. Call it only after all messages that wait have been handled.
+        So is the next one if the process was a replacement that had not joined yet.
+        """
+        member = self.members[module]
+        if self.view.state[module] == DEAD:
+            if incarnation != member.newest or not member.awaited:
+                return []
+            kind = "replacement_failed"
+        elif incarnation != self.view.incarnations[module]:
+            return []
+        else:
+            kind = "dead"
+            self._set(module, DEAD, incarnation)
+        member.awaited = False
+        member.suspected_at = member.start_by = float("inf")
+        member.replace_at = now + self.replace_after * 2 ** min(incarnation, MOST_BACKOFF)
+        return [Change(kind, module, incarnation, signal, reason)]
+
+    def tick(self, now: float, running: Container[int] = ()) -> list[Change]:
+        """Judge silences. Call it only after all messages that wait have been handled, if that is possible.
+
+        `running` are modules whose process was just seen to be neither stopped nor dead.
 
         After a gap in our own attention (a paused machine) the others get one tick to be heard again; only
         one, because on a busy machine gaps are the rule and a silent module must not hide behind them.
@@ -121,15 +144,24 @@ class Membership:
         changes: list[Change] = []
         patience = min(self.suspect_after + 2 * self.lateness, self.most_patient)
         states, incarnations = self.view.state.tolist(), self.view.incarnations.tolist()
+        silent = [m for m, member in enumerate(self.members) if now - member.heard > patience]
+        silent = [m for m in silent if states[m] == ALIVE]
+        crowd = len(silent) >= max(CROWD, CROWD_SHARE * states.count(ALIVE))
+        for module in silent:
+            unclear = crowd or module in running
+            if not unclear or now - self.members[module].heard > max(patience, self.evict_after):
+                changes += self.suspect(module, incarnations[module], "heartbeat", now)
         for module, member in enumerate(self.members):
             state, incarnation = states[module], incarnations[module]
-            if state == ALIVE and now - member.heard > patience:
-                changes += self.suspect(module, incarnation, "heartbeat", now)
-            elif state == SUSPECTED and now - member.suspected_at > self.evict_after:
+            if state == SUSPECTED and now - member.suspected_at > self.evict_after:
                 changes += self.down(module, incarnation, "evicted", now)
+            elif state == DEAD and member.start_by <= now:
+                reason = f"it did not join within {START_S:g} s"
+                changes += self.down(module, member.newest, "start", now, reason)
             elif state == DEAD and member.replace_at <= now:
-                member.replace_at = float("inf")
-                changes.append(Change("replace", module, incarnation + 1, ""))
+                member.newest, member.awaited = member.newest + 1, True
+                member.replace_at, member.start_by = float("inf"), now + START_S
+                changes.append(Change("replace", module, member.newest, ""))
         return changes
 
     def _set(self, module: int, state: int, incarnation: int) -> None:

@@ -6,6 +6,7 @@ of these, `rows` is what codecs may compress on dispatch and reply.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -197,12 +198,15 @@ class Ack:
 
 @dataclass(slots=True)
 class Epoch:
-    """Coordinator to all: the membership and placement from now on."""
+    """Coordinator to all: the membership and placement from now on.
 
-    ARRAYS: ClassVar = ("state", "incarnations", "slot_to_expert", "slot_to_module")
+    `endpoints` is the text of all, see `endpoints_of`; None where the receiver need not know them yet.
+    """
+
+    ARRAYS: ClassVar = ("endpoints", "state", "incarnations", "slot_to_expert", "slot_to_module")
     epoch: int
     complete_below: int
-    endpoints: list[str]
+    endpoints: np.ndarray | None  # [bytes] uint8
     state: np.ndarray  # [M] uint8
     incarnations: np.ndarray  # [M] int32
     slot_to_expert: np.ndarray  # [P] int32
@@ -244,6 +248,19 @@ class Suspect:
 
 
 @dataclass(slots=True)
+class Totals:
+    """Coordinator to client: running totals of the run, for live views."""
+
+    ARRAYS: ClassVar = ("modules", "counts")
+    live: int  # modules
+    reissued: int  # shards
+    open_batches: int
+    modules: np.ndarray  # [m] int32, those that have told of themselves
+    counts: np.ndarray  # [m, len(TOTALS)] float64, see `record`
+    waiting: Rows = field(default_factory=list)  # (batch, shard, home or -1) of some overdue
+
+
+@dataclass(slots=True)
 class Notice:
     """Coordinator to client: something that a person wants to know (see `kind` and `facts`)."""
 
@@ -280,6 +297,7 @@ Message = (
     | Join
     | Heartbeat
     | Suspect
+    | Totals
     | Notice
     | Inject
 )
@@ -293,3 +311,13 @@ class Send:
     message: Message
     codec: int = 0
     timed: bool = False  # whether the receiver is to learn when it was sent
+
+
+def text_of(endpoints: Sequence[str]) -> np.ndarray:
+    """Write the endpoints of all modules as one array (uint8): a line each."""
+    return np.frombuffer("\n".join(endpoints).encode(), np.uint8)
+
+
+def endpoints_of(epoch: Epoch) -> list[str]:
+    """Return the endpoint of each module [M], "" where it has none; an empty list if the epoch has none."""
+    return [] if epoch.endpoints is None else epoch.endpoints.tobytes().decode().split("\n")

@@ -36,6 +36,7 @@ from rayemu.protocol.messages import (
 )
 from rayemu.protocol.relay import Relay
 from rayemu.protocol.server import SHARED, ExpertServer, Job
+from rayemu.protocol.wire import Clock, no_clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,10 @@ def view_of(epoch: Epoch, module_to_node: np.ndarray, experts: int) -> View:
 
 
 class ModuleMachine:
-    """State machine of one module."""
+    """State machine of one module.
+
+    What policies measure and draw, they do with the clock `processor_s` and with `rng`.
+    """
 
     def __init__(
         self,
@@ -65,7 +69,9 @@ class ModuleMachine:
         config: ProtocolConfig,
         model: Model,
         view: View,
+        rng: np.random.Generator,
         new_rows: NewRows = fresh_rows,
+        processor_s: Clock = no_clock,
     ) -> None:
         self.me = me
         self.incarnation = incarnation
@@ -76,8 +82,8 @@ class ModuleMachine:
         self.relay = Relay(me, new_rows)
         self.home = Home(me, incarnation, config, model, self.server, view)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
-        self.coders = Coders()
-        gauges = {level: Gauge(self.coders) for level in (MODULE, NODE)}
+        self.coders = Coders(processor_s)
+        gauges = {level: Gauge(self.coders, rng) for level in (MODULE, NODE)}
         self._links = {
             (kind, level): (policy.chooser(gauges[level]), [numbers[c] for c in policy.codecs])
             for kind, policies in ((Dispatch, config.dispatch), (Reply, config.combine))
@@ -87,13 +93,13 @@ class ModuleMachine:
         self.gauges = {
             level: gauges[level] for (_, level), (chooser, _) in self._links.items() if chooser.learns
         }
-        nodes = view.module_to_node.tolist()
-        self._levels = [MODULE if node == nodes[me] else NODE for node in nodes]
-        self._levels[me] = LOCAL
+        self._nodes = view.module_to_node
 
     def level(self, to: int) -> int:
         """Return the link level between this module and another address."""
-        return self._levels[to] if to >= 0 else LOCAL
+        if to < 0 or to == self.me:
+            return LOCAL
+        return MODULE if self._nodes[to] == self._nodes[self.me] else NODE
 
     def receive(self, message: Message, now: float) -> list[Send]:
         """Handle one message."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.protocol.config import LEVELS
-from rayemu.protocol.messages import Dispatch, Reply
+from rayemu.protocol.config import LEVELS, TOTALS
+from rayemu.protocol.messages import Dispatch, Reply, Totals
 from rayemu.protocol.module import ModuleMachine
-from rayemu.protocol.server import SHARED, Job
+from rayemu.protocol.server import SHARED, Job, Part
 
 DISPATCH, FORWARD, GEMM, REPLY, COMBINE, ENCODE, DECODE = range(7)
 KINDS = ("dispatch", "forward", "gemm", "reply", "combine", "encode", "decode")
@@ -40,8 +40,6 @@ _FIELDS = [
 ]
 RECORD = np.dtype([*_FIELDS, ("start_wall_s", "f8"), ("end_wall_s", "f8")])  # Unix time
 VIRTUAL_RECORD = np.dtype([*_FIELDS, ("start_virtual_s", "f8"), ("end_virtual_s", "f8")])
-# What a module counts, from its start on.
-TOTALS = ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{level}" for level in LEVELS))
 _GROW = 1 << 14  # rows
 
 
@@ -172,26 +170,36 @@ class ModuleRecord:
         )
 
     def computed(self, job: Job, start_s: float, end_s: float) -> None:
-        """Note a GEMM. Batch, shard and micro-batch are those of the first of the requests merged into it."""
+        """Note a GEMM: a row for each batch in it, with the share of the time that its rows have.
+
+        Shard and micro-batch are those of the batch's first request.
+        """
         self.totals["rows"] += job.rows
         self.totals["busy_s"] += end_s - start_s
-        work = job.parts[0].work
-        first = work.dispatch if work is not None else None
-        self._append(
-            GEMM,
-            self._me,
-            self._me,
-            job.rows,
-            start_s,
-            end_s,
-            layer=job.layer,
-            micro=first.micro if first else 0,
-            batch=first.batch if first else -1,
-            shard=first.shard if first else -1,
-            expert=-1 if job.expert == SHARED else job.expert,
-            flops=job.flops,
-            raw_bytes=job.rows * self._spec.d_model * 4,
-        )
+        batches: dict[int, list[Part]] = {}
+        for part in job.parts:
+            batches.setdefault(part.work.dispatch.batch if part.work is not None else -1, []).append(part)
+        done, began_s = 0, start_s
+        for batch, parts in batches.items():
+            work, rows = parts[0].work, sum(part.count for part in parts)
+            done += rows
+            ended_s = start_s + (end_s - start_s) * done / job.rows if done < job.rows else end_s
+            self._append(
+                GEMM,
+                self._me,
+                self._me,
+                rows,
+                began_s,
+                ended_s,
+                layer=job.layer,
+                micro=work.dispatch.micro if work is not None else 0,
+                batch=batch,
+                shard=work.dispatch.shard if work is not None else -1,
+                expert=-1 if job.expert == SHARED else job.expert,
+                flops=job.flops * rows / job.rows,
+                raw_bytes=rows * self._spec.d_model * 4,
+            )
+            began_s = ended_s
 
     def _rows(self, kind: int, message: Dispatch | Reply, to: int, start_s: float, **facts: int) -> None:
         self._append(
@@ -207,6 +215,19 @@ class ModuleRecord:
             raw_bytes=message.rows.nbytes,
             **facts,
         )
+
+
+def totals_report(totals: Totals | None) -> dict[str, Any]:
+    """Return running totals as live views read them: per module, by the names in TOTALS."""
+    if totals is None:
+        return {}
+    counts = (dict(zip(TOTALS, row, strict=True)) for row in totals.counts.tolist())
+    return {
+        "modules": dict(zip(map(str, totals.modules.tolist()), counts, strict=True)),
+        "live": totals.live,
+        "reissued": totals.reissued,
+        "open_batches": totals.open_batches,
+    }
 
 
 def read_records(paths: Iterable[Path]) -> np.ndarray:

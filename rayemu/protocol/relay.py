@@ -11,6 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from rayemu.alltoall import DEAD, View
+from rayemu.compression import WireError
 from rayemu.protocol.memory import NewRows, fresh_rows, rows_at
 from rayemu.protocol.messages import Dispatch, Probe, Reply, Rows, Send
 
@@ -21,6 +22,7 @@ INCARNATION_SHIFT = 40  # a request id is incarnation << 40 | counter
 class _Gather:
     dispatch: Dispatch
     rows: np.ndarray  # [n, D] answers so far
+    parts: dict[int, int]  # start of each part -> pairs
     waiting: dict[int, int]  # start of each outstanding part -> module
     spans: Rows  # answered
     view: View  # when it was taken on
@@ -40,7 +42,7 @@ class Relay:
         if key in self.gathers:
             return []
         total = sum(lot[2] for lot in dispatch.lots)
-        gather = _Gather(dispatch, self.new_rows(total, dispatch.rows.shape[1]), {}, [], view)
+        gather = _Gather(dispatch, self.new_rows(total, dispatch.rows.shape[1]), {}, {}, [], view)
         self.gathers[key] = gather
         sends = []
         high = 0
@@ -56,7 +58,7 @@ class Relay:
                 row_of_pair=row_of_pair,
                 lots=lots,
             )
-            gather.waiting[low] = module
+            gather.parts[low], gather.waiting[low] = high - low, module
             sends.append(Send(module, part))
         return sends
 
@@ -73,6 +75,8 @@ class Relay:
         gather = self.gathers.get((reply.home, reply.request))
         if gather is None:
             return []
+        if any(gather.parts.get(start) != count for start, count, *_ in reply.spans):
+            raise WireError(f"reply: spans {reply.spans} of a request in parts of {gather.parts} pairs")
         low = 0
         for start, count, dispatch_path, combine_path in reply.spans:
             if gather.waiting.pop(start, None) is not None:

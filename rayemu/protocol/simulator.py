@@ -8,19 +8,22 @@ corruption, crashes and hangs come from a seed, so every failure can be replayed
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rayemu.alltoall import DEAD
+from rayemu.alltoall import DEAD, View
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.placement import Placement
-from rayemu.protocol.client import BatchResult, ClientMachine
+from rayemu.protocol.bounds import Bounds
+from rayemu.protocol.client import BatchResult, ClientMachine, StalledError
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
 from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import (
     CLIENT,
@@ -34,7 +37,7 @@ from rayemu.protocol.messages import (
     Send,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
-from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order
+from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order, totals_report
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 
@@ -61,21 +64,23 @@ class Counters:
     lost: int = 0
     duplicated: int = 0
     corrupted: int = 0
-    refused: int = 0  # frames that decoding refused
+    refused: int = 0  # frames that nobody could make sense of
     crashes: int = 0
     hangs: int = 0
 
 
-class SimulationStuck(RuntimeError):
-    """The virtual time limit passed before the run was done."""
+class SimulationStuck(StalledError):
+    """The virtual time limit passed before the run was done, or the simulation was closed."""
 
 
 class _Module:
-    def __init__(self, machine: ModuleMachine, record: ModuleRecord) -> None:
+    def __init__(self, machine: ModuleMachine, record: ModuleRecord, rng: np.random.Generator) -> None:
         self.machine = machine
         self.record = record
+        self.faults = MessageFaults(rng)
         self.up = True
         self.frozen_until = 0.0
+        self.slow_until, self.slow_factor = 0.0, 1.0
         self.busy = False
         self.wake_at = float("inf")
 
@@ -98,17 +103,20 @@ class Simulator:
         self.rng = np.random.default_rng(seed)
         self.network = network or Network()
         self.heartbeat, self.start_up = heartbeat, start_up
-        self.wire = Wire(config.codecs)
+        self.wire = Wire(config.codecs, Bounds.of(model.spec, len(module_to_node)))
         self.recorder = Recorder()
         self.now = 0.0
         self.counters = Counters()
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
-        self.client = ClientMachine(config.retry_after)
+        self.client = ClientMachine(model.spec, config.retry_after)
+        self.coordinator_faults, self.client_faults = MessageFaults(self.rng), MessageFaults(self.rng)
         self.modules: list[_Module | None] = [None] * len(module_to_node)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
+        self._closed = False
+        first = view_of(self.coordinator.epoch(), module_to_node, model.spec.experts)
         for module in range(len(module_to_node)):
-            self._boot(module, 0)
+            self._boot(module, 0, first)
         self.at(0.0, self._tick_coordinator)
         self._run_until(lambda: bool((self.coordinator.membership.view.state != DEAD).all()), 60.0)
 
@@ -117,23 +125,33 @@ class Simulator:
 
     def submit(self, x: np.ndarray) -> int:
         """Submit a batch x [T, D]; return its number."""
-        layers, experts = len(self.model.layers), self.model.spec.experts
-        number, sends = self.client.submit(x, layers, experts, self.now)
+        number, sends = self.client.submit(x, self.now)
         self._send(CLIENT, sends)
         return number
 
-    def next_result(self, limit: float = 600.0) -> BatchResult:
-        """Run until the next batch in order is finished; SimulationStuck after `limit` virtual seconds."""
-        self._run_until(lambda: self.client.next_out in self.client.finished, limit)
-        result = self.client.take()
+    def result(self, number: int, timeout_s: float = 600.0) -> BatchResult:
+        """Run until a batch is finished; SimulationStuck after `timeout_s` virtual seconds."""
+        try:
+            self._run_until(lambda: number in self.client.finished, timeout_s)
+        except SimulationStuck as error:
+            if number in self.client.pending:
+                waits = self.client.waits_for(number, self.now)
+                raise SimulationStuck(f"batch {number}: {error}: {waits}") from None
+            raise
+        result = self.client.take(number)
         assert result is not None
         return result
 
+    def abandon(self, numbers: Iterable[int]) -> None:
+        """Forget batches that nobody waits for any more."""
+        self._send(CLIENT, self.client.abandon(numbers))
+
     # The rest makes it the `memory` transport, in place of a cluster's session.
-    @property
-    def notices(self) -> list[Notice]:
-        """What the coordinator reported."""
-        return self.client.notices
+    pids: dict[int, tuple[int, str]] = {}  # noqa: RUF012  there are no processes
+
+    def take_notices(self) -> list[Notice]:
+        """Return and forget what the coordinator reported."""
+        return self.client.take_notices()
 
     @property
     def duplicate_results(self) -> int:
@@ -146,7 +164,7 @@ class Simulator:
         for state in self.modules:
             if state is not None:
                 self.coordinator.totals[state.machine.me] = dict(state.record.totals)
-        return self.coordinator.report()
+        return totals_report(self.coordinator.report())
 
     def poll(self) -> None:
         """Handle what is due now."""
@@ -157,21 +175,28 @@ class Simulator:
         return in_order(self.recorder.rows().view(VIRTUAL_RECORD))
 
     def close(self) -> None:
-        """Forget everything that is under way."""
-        self._queue.clear()
+        """Forget everything that is under way. Another thread's call ends with SimulationStuck."""
+        self._closed = True
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
-        """Begin a fault; slow modules are not simulated here, and message faults hit the whole network."""
+        """Begin a fault at a module, or at all; message faults without a module also hit the coordinator."""
         kind = fault["kind"]
-        if kind == "kill" and module is not None:
-            self.crash(module, noticed_after=0.006)
-        elif kind == "hang" and module is not None:
-            self.hang(module, fault["for"])
-        elif kind in ("drop", "duplicate", "corrupt", "delay", "reorder"):
-            before = self.network
-            name = {"drop": "loss", "delay": "straggle", "reorder": "straggle"}.get(kind, kind)
-            self.network = replace(before, **{name: fault["rate"]})
-            self.at(min(fault["for"], 1e6), lambda: setattr(self, "network", before))
+        if module is None and kind in MESSAGE_FAULTS:
+            self.coordinator_faults.begin(fault, self.now)
+        for number in range(len(self.modules)) if module is None else [module]:
+            state = self.modules[number]
+            if state is None or not state.up:
+                continue
+            if kind in MESSAGE_FAULTS:
+                state.faults.begin(fault, self.now)
+            elif kind == "kill":
+                self.crash(number, noticed_after=0.006)
+            elif kind == "hang":
+                self.hang(number, fault["for"])
+            elif kind == "slow":
+                state.slow_until, state.slow_factor = self.now + fault["for"], fault["factor"]
+            else:
+                raise ValueError(f"fault {kind!r} is none that the memory transport knows")
 
     def crash(self, module: int, noticed_after: float | None = None) -> None:
         """Kill a module now. Its process is seen dead after a while, or (None) only by its silence."""
@@ -200,8 +225,10 @@ class Simulator:
     def _run_until(self, done: Callable[[], bool], limit: float) -> None:
         end = self.now + limit
         while not done():
+            if self._closed:
+                raise SimulationStuck("the simulation was closed")
             if not self._queue or self._queue[0][0] > end:
-                raise SimulationStuck(f"nothing finished within {limit} virtual seconds")
+                raise SimulationStuck(f"nothing finished within {limit:g} virtual seconds")
             self.now, _, action = heapq.heappop(self._queue)
             action()
 
@@ -210,7 +237,13 @@ class Simulator:
             frame = self._encode(sender, send)
             self._note(sender, send, len(frame))
             self.counters.frames += 1
-            copies = 1
+            (arriving,), delays = self._faults(sender).through([frame], self.now)
+            if not delays:
+                self.counters.lost += 1
+                continue
+            self.counters.duplicated += len(delays) - 1
+            self.counters.corrupted += arriving is not frame
+            frame, copies = arriving, 1
             draw = self.rng.random(4)
             if draw[0] < self.network.loss:
                 self.counters.lost += 1
@@ -222,11 +255,17 @@ class Simulator:
                 self.counters.corrupted += 1
                 frame = frame.copy()
                 frame[self.rng.integers(len(frame))] ^= np.uint8(1 << self.rng.integers(8))
-            for _ in range(copies):
+            for held in delays * copies:
                 delay = float(self.rng.exponential(self.network.delay))
                 if draw[3] < self.network.straggle:
                     delay *= 100
-                self._deliver(send.to, frame, delay)
+                self._deliver(send.to, frame, held + delay)
+
+    def _faults(self, sender: int) -> MessageFaults:
+        state = self.modules[sender] if sender >= 0 else None
+        if state is not None:
+            return state.faults
+        return self.coordinator_faults if sender == COORDINATOR else self.client_faults
 
     def _note(self, sender: int, send: Send, size: int) -> None:
         """Record a frame with rows."""
@@ -262,11 +301,9 @@ class Simulator:
                 self.at(state.frozen_until - self.now, lambda: self._arrive(to, incarnation, frame))
                 return
         try:
-            message = self.wire.decode(frame.tobytes())
+            self._handle(to, self.wire.decode(frame.tobytes()))
         except WireError:
             self.counters.refused += 1
-            return
-        self._handle(to, message)
 
     def _handle(self, to: int, message: Message) -> None:
         if to == CLIENT:
@@ -281,12 +318,9 @@ class Simulator:
             self._after(state, state.machine.receive(message, self.now))
 
     # -- modules ----------------------------------------------------------------------------------------
-    def _boot(self, module: int, incarnation: int) -> None:
-        view = view_of(
-            self.coordinator.epoch(), self.coordinator.membership.view.module_to_node, self.model.spec.experts
-        )
-        machine = ModuleMachine(module, incarnation, self.config, self.model, view)
-        state = _Module(machine, ModuleRecord(self.recorder, machine, lambda: self.now))
+    def _boot(self, module: int, incarnation: int, view: View) -> None:
+        machine = ModuleMachine(module, incarnation, self.config, self.model, view, self.rng)
+        state = _Module(machine, ModuleRecord(self.recorder, machine, lambda: self.now), self.rng)
         self.modules[module] = state
         self._beat(state)
 
@@ -315,6 +349,7 @@ class Simulator:
                 state.busy = True
                 run_job(self.model, job)
                 began, duration = self.now, job.flops / 1e9 + float(self.rng.exponential(0.0002))
+                duration *= state.slow_factor if began < state.slow_until else 1.0
                 self.at(duration, lambda: self._finished(state, job, began))
         wake = machine.home.wake if state.busy else machine.deadline()
         if wake < state.wake_at:
@@ -355,7 +390,11 @@ class Simulator:
                     state.up = False  # an evicted module is killed before its replacement starts
             elif change.kind == "replace":
                 module, incarnation = change.module, change.incarnation
-                self.at(self.start_up, lambda m=module, i=incarnation: self._boot(m, i))  # type: ignore[misc]
+                self.at(self.start_up, partial(self._replace, module, incarnation))
+
+    def _replace(self, module: int, incarnation: int) -> None:
+        nodes = self.coordinator.membership.view.module_to_node
+        self._boot(module, incarnation, view_of(self.coordinator.epoch(), nodes, self.model.spec.experts))
 
     def _tick_coordinator(self) -> None:
         self._coordinate(self.coordinator.tick(self.now))

@@ -16,9 +16,10 @@ import numpy as np
 
 from rayemu.compression import Codec, WireError
 from rayemu.compression.wire import PIECE_BYTES, pack_pieces, unpack
-from rayemu.protocol.messages import Dispatch, Message, Reply
+from rayemu.protocol.bounds import Bounds
+from rayemu.protocol.messages import NODE_SHIFT, Dispatch, Message, Reply
 
-_DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1")]
+_DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1", "<f8")]
 _DTYPE_CODE = {d: i for i, d in enumerate(_DTYPES)}
 _CODED = -1  # in place of a dtype: the array went through the frame's codec
 _KINDS: list[Any] = list(get_args(Message))
@@ -44,7 +45,8 @@ def _scalars_of(kind: Any) -> Callable[[Any], tuple[Any, ...]]:
 _GET_SCALARS = {kind: _scalars_of(kind) for kind in _KINDS}
 
 
-def _no_clock() -> float:
+def no_clock() -> float:
+    """Time of those who have no clock."""
     return 0.0
 
 
@@ -52,12 +54,17 @@ class Wire:
     """Encodes and decodes for one run, whose `codecs` compress the rows of dispatches and replies.
 
     Whoever has clocks gives the wall's, to tell when frames were sent, and the processor's, to time coders.
+    With the run's `bounds`, frames that name what it does not have are refused.
     """
 
     def __init__(
-        self, codecs: tuple[Codec, ...], wall_s: Clock = _no_clock, processor_s: Clock = _no_clock
+        self,
+        codecs: tuple[Codec, ...],
+        bounds: Bounds | None = None,
+        wall_s: Clock = no_clock,
+        processor_s: Clock = no_clock,
     ) -> None:
-        self.codecs, self.wall_s, self.processor_s = codecs, wall_s, processor_s
+        self.codecs, self.bounds, self.wall_s, self.processor_s = codecs, bounds, wall_s, processor_s
         self.decoded_by = 0  # number of the codec of the frame that was decoded last
         self.coder_s = 0.0  # of the processor, for the rows last coded; 0 with the first codec, raw
 
@@ -130,7 +137,9 @@ class Wire:
             message = kind(**dict(zip(_ORDER[kind], scalars + values, strict=True)))
             check = _CHECKS.get(kind)
             if check is not None:
-                check(message)
+                check(message, len(self.codecs))
+            if self.bounds is not None:
+                self.bounds.check(message)
             return message  # type: ignore[no-any-return]
         except WireError:
             raise
@@ -162,8 +171,6 @@ def _check_table(name: str, table: Any, width: int) -> int:
         if len(row) != width or not all(type(n) is int and 0 <= n < 1 << 31 for n in row):
             raise WireError(f"{name}: bad entry {row!r}")
         total += row[2] if width == 3 else row[1]
-        if width == 4 and max(row[2:]) > 255:
-            raise WireError(f"{name}: bad path in {row!r}")
     return total
 
 
@@ -172,10 +179,14 @@ def _check_sent(m: Dispatch | Reply) -> None:
         raise WireError(f"bad time of sending {m.sent_at}")
 
 
-def _check_dispatch(m: Dispatch) -> None:
+def _check_path(path: int, codecs: int) -> None:
+    if not (0 <= path >> NODE_SHIFT < codecs and path & 0x0F < codecs):
+        raise WireError(f"path {path} of {codecs} codecs")
+
+
+def _check_dispatch(m: Dispatch, codecs: int) -> None:
     _check_sent(m)
-    if not 0 <= m.path <= 255:
-        raise WireError(f"dispatch: bad path {m.path}")
+    _check_path(m.path, codecs)
     pairs = _check_table("lots", m.lots, 3)
     if m.row_of_pair is None:
         if len(m.rows) != pairs:
@@ -186,11 +197,14 @@ def _check_dispatch(m: Dispatch) -> None:
         raise WireError("dispatch: row indices out of range")
 
 
-def _check_reply(m: Reply) -> None:
+def _check_reply(m: Reply, codecs: int) -> None:
     _check_sent(m)
     pairs = _check_table("spans", m.spans, 4)
+    for span in m.spans:
+        _check_path(span[2], codecs)
+        _check_path(span[3], codecs)
     if len(m.rows) != pairs:
         raise WireError(f"reply: {len(m.rows)} rows for {pairs} pairs")
 
 
-_CHECKS: dict[type, Callable[[Any], None]] = {Dispatch: _check_dispatch, Reply: _check_reply}
+_CHECKS: dict[type, Callable[[Any, int], None]] = {Dispatch: _check_dispatch, Reply: _check_reply}

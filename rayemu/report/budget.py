@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from rayemu.compression import Codec, CodecError, make_codec
-from rayemu.model.blas import F32
 from rayemu.model.model import Layer, Model
 from rayemu.model.reference import finish, moe_forward, prepare
+from rayemu.numerics import F32
 
 CODECS = (
     "raw",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,7 @@ def claimed_folder(folder: Path, overwrite: bool) -> Iterator[tuple[Path, IO[str
     run is writing to always; what an interrupted run left is replaced. Other files are left alone. Raises
     RunError.
     """
+    folder = Path(os.path.expanduser(folder))
     remedy = "choose another with --out DIR or --set name=NAME"
     try:
         folder.mkdir(parents=True, exist_ok=True)

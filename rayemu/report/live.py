@@ -192,4 +192,4 @@ class LiveView(View):
         levels = [("in a node", "sent_module", codec.module), ("between nodes", "sent_node", codec.node)]
         parts = [f"{name} {format_bytes(self.totals.sum(key))} ({c})" for name, key, c in levels]
         ratio = f"{raw / sent:.2f}" if sent else "-"
-        return Text(f"sent {', '.join(parts)}; raw/sent {ratio}; epoch {self.epoch}")
+        return Text(f"modules sent {', '.join(parts)}; raw/sent {ratio}; epoch {self.epoch}")

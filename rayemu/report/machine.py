@@ -21,11 +21,21 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
+def usable_cores() -> set[int]:
+    """Numbers of the processor cores that this process may use, where the system tells; else all."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def cores() -> int:
+    """How many cores this process may use: its affinity, and its control group's share of time."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        share = -(-int(quota) // int(period))
+    except (OSError, ValueError):  # no limit ("max"), or another kind of control group
+        share = os.cpu_count() or 1
+    return max(1, min(len(usable_cores()), share))
 
 
 def available_bytes() -> int | None:
@@ -47,7 +57,7 @@ def available_bytes() -> int | None:
 
 def versions() -> dict[str, Any]:
     """Versions that can change a result or its speed, with the BLAS kernels that were chosen."""
-    from rayemu.model.blas import blas_info
+    from rayemu.numerics import blas_info, cost, way
 
     blas = [{key: entry[key] for key in ("internal_api", "version", "architecture")} for entry in blas_info()]
     return {
@@ -55,6 +65,7 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: package_version(name) for name in PACKAGES},
         "blas": blas,
+        "products": {"way": way().name, "time_against_plain": round(cost(), 3)},
         "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
         "platform": platform.platform(),
         "cores": cores(),

@@ -16,6 +16,7 @@ from rayemu.protocol.messages import DROPPED
 from rayemu.protocol.record import DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, clock_of, ends, starts
 
 FRAMES = (DISPATCH, FORWARD, REPLY)
+COUNTED = "from module to module; not those of the client and the coordinator"
 
 
 def account_tokens(results: Sequence[BatchResult], layers: int, experts: int) -> dict[str, Any]:
@@ -52,17 +53,21 @@ def account_tokens(results: Sequence[BatchResult], layers: int, experts: int) ->
 def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> dict[str, Any]:
     """Sums the frames and GEMMs of a record up; every value is None where nothing was recorded.
 
-    `bytes_raw` is the rows of all frames in float32, `bytes_sent` the frames as they left; what was sent
-    twice counts twice. `bytes_by_level` splits both by link level, with the codecs used on each (`codecs`
-    are the run's, by number). `encode_wall_s` and `decode_wall_s` are what codecs took of the modules' loops,
-    raw frames apart. `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows`
-    [M] the rows of routed experts that each module computed, `module_busy_wall_s` [M] the time its GEMMs
-    took. `balance` is the mean of `module_rows` over its maximum: 1 when all modules computed alike.
+    Frames are those from one module to another; what travels to and from the client and the coordinator is
+    not in a record (`frames_counted` says so). `bytes_raw` is their rows in float32, `bytes_sent` the
+    frames as they left; what was sent twice counts twice. `bytes_by_level` splits both by link level, with
+    the codecs used on each (`codecs` are the run's, by number). `encode_wall_s` and `decode_wall_s` are
+    what codecs took of the modules' loops, raw frames apart. `traffic_bytes` [M, M] is `bytes_sent` from
+    module to module, `module_rows` [M] the rows of routed experts that each module computed,
+    `module_busy_wall_s` [M] the time its GEMMs took. `balance` is how evenly: of every layer of every
+    batch, which wait for their fullest module, the mean of the modules' rows over the maximum, and of these
+    the mean; 1 when all modules always computed alike.
     Of a record in virtual time, the names of times say virtual in place of wall.
     """
     clock = clock_of(record)
     if not len(record):
         keys = (
+            "frames_counted",
             "bytes_raw",
             "bytes_sent",
             "bytes_by_level",
@@ -93,6 +98,7 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
     rows = np.bincount(routed["src"], routed["rows"], modules).astype(np.int64)  # [M]
     busy = np.bincount(gemms["src"], ends(gemms) - starts(gemms), modules)  # [M]
     return {
+        "frames_counted": COUNTED,
         "bytes_raw": int(frames["raw_bytes"].sum()),
         "bytes_sent": int(frames["sent_bytes"].sum()),
         "bytes_by_level": by_level,
@@ -103,8 +109,18 @@ def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> 
         "flops": float(gemms["flops"].sum()),
         "module_rows": rows.tolist(),
         f"module_busy_{clock}_s": [round(float(s), 6) for s in busy],
-        "balance": float(rows.mean() / rows.max()) if rows.any() else None,
+        "balance": _balance(routed, modules),
     }
+
+
+def _balance(gemms: np.ndarray, modules: int) -> float | None:
+    """Mean over the batches and layers of mean / max of the rows that modules computed; None without rows."""
+    keys = np.stack([gemms["batch"], gemms["layer"]], axis=1)  # [n, 2]
+    groups, number = np.unique(keys, axis=0, return_inverse=True)
+    rows = np.zeros((len(groups), modules))  # [batches and layers, M]
+    np.add.at(rows, (number.reshape(-1), gemms["src"]), gemms["rows"])
+    rows = rows[rows.any(axis=1)]
+    return float((rows.mean(axis=1) / rows.max(axis=1)).mean()) if len(rows) else None
 
 
 def _codec_names(frames: np.ndarray, codecs: Sequence[str]) -> str:

@@ -68,7 +68,11 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             ]
             yield "time of a batch", ", ".join(took) + (" (virtual)" if clock == "virtual" else "")
     if s["bytes_sent"] is not None:
-        yield "bytes", f"{format_bytes(s['bytes_raw'])} raw, {format_bytes(s['bytes_sent'])} sent{_ratio(s)}"
+        yield (
+            "module frames",
+            f"{format_bytes(s['bytes_raw'])} raw, {format_bytes(s['bytes_sent'])} sent{_ratio(s)}",
+        )
+        yield "", "(frames of the client and the coordinator are not counted)"
         for level, of in s["bytes_by_level"].items():
             name = {"module": "  between modules", "node": "  between nodes"}[level]
             sizes = f"{format_bytes(of['raw'])} raw, {format_bytes(of['sent'])} sent"
@@ -78,7 +82,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "  coding", f"{times[0]} to encode, {times[1]} to decode, all modules together"
     if s["module_rows"] is not None:
         rows = " ".join(count(r) for r in s["module_rows"])
-        balance = f", balance {s['balance']:.2f}" if s["balance"] is not None else ""
+        balance = f", balance by batch and layer {s['balance']:.2f}" if s["balance"] is not None else ""
         yield "rows by module", f"{rows}{balance}"
     for fault in s["faults"]:
         yield f"fault: {fault['kind']}", _fault(fault)

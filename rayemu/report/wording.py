@@ -23,9 +23,13 @@ def describe(event: Mapping[str, Any]) -> str:
         parameters = [text.format(event[key]) for key, text in _PARAMETERS if key in event]
         return " ".join([f"{where}: fault injected:", event["fault"], *parameters])
     if kind in ("suspected", "dead", "recovered", "joined"):
-        return f"{where} {kind} (signal: {event['signal']}), epoch {event['epoch']}"
+        reason = f": {event['reason']}" if event.get("reason") else ""
+        return f"{where} {kind} (signal: {event['signal']}), epoch {event['epoch']}{reason}"
     if kind == "replace":
         return f"{where}: a replacement is being started"
+    if kind == "replacement_failed":
+        reason = event.get("reason") or f"signal: {event['signal']}"
+        return f"{where}: its replacement died before it joined, and is tried again: {reason}"
     if kind == "failed":
         expert = f"expert {event['expert']} (layer {event['layer']})"
         return f"batch {event['batch']} failed: every copy of {expert} is dead"

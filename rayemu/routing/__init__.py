@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Protocol
 
-from rayemu.model.blas import F32
+from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rayemu.model.blas import F32, exact_matmul
+from rayemu.numerics import F32, exact_matmul
 
 
 class Routing(NamedTuple):

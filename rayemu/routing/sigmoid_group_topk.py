@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.model.blas import F32
+from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, top_k
 
 

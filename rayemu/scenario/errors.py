@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+
+class _Short(reprlib.Repr):
+    """A repr that does not walk through everything that a few aliases of YAML can stand for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 4, 200, 200
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: self.maxstring])
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**100 else f"a number of more than {x.bit_length() * 3 // 10} digits"
+
+
+_SHORT = _Short()
 
 
 class ScenarioError(ValueError):
@@ -42,7 +61,7 @@ def refuse(problems: Iterable[Problem]) -> None:
 
 def show(value: object) -> str:
     """The value as YAML data looks in Python, cut where it would hide the message."""
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
@@ -67,7 +86,12 @@ def problem_of(error: ValueError, section: str) -> Problem:
 def lines(error: ValidationError, top: type[BaseModel]) -> list[str]:
     """One line per finding of pydantic: the dotted path, the value, what is allowed."""
     found = [(".".join(map(str, e["loc"])) or "scenario", _text(e, top)) for e in error.errors()]
-    return [" ".join(f"{path}: {text}".split()) for path, text in found]
+    return [_shortened(" ".join(f"{path}: {text}".split())) for path, text in found]
+
+
+def _shortened(line: str) -> str:
+    """A line without the middle of its longest numbers."""
+    return re.sub(r"([0-9]{20})[0-9]{40,}", r"\1...", line)
 
 
 def _text(error: Any, top: type[BaseModel]) -> str:
@@ -83,6 +107,8 @@ def _text(error: Any, top: type[BaseModel]) -> str:
         return (
             f"{show(value)} is not allowed; allowed: {error['ctx']['expected']}{_meant(value, _words(error))}"
         )
+    if kind == "bool_type":
+        return f"{show(value)} is not allowed; allowed: true or false"
     if kind == "model_type":
         return f"{show(value)} is not allowed; it takes keys: {', '.join(_keys(top, error['loc']))}"
     return f"{show(value)} is not allowed; {re.sub(r'^[A-Z][a-z]+ should', 'it should', message)}"

@@ -1,35 +1,80 @@
-"""YAML text to plain data: strict about duplicate keys, and with dotted overrides."""
+"""YAML text to plain data: scalars as YAML 1.2 reads them, duplicate keys refused, with dotted overrides."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import yaml
 
-from rayemu.scenario.errors import ScenarioError
+from rayemu.scenario.errors import ScenarioError, show
+
+# The core schema of YAML 1.2 (section 10.3.2), and the merge key. In 1.1, which PyYAML reads by itself,
+# 010 is 8, 1:30 is 90, `on` is true, 1_0 is 10, and 1e3 is text.
+_INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
+SCALARS: list[tuple[str, re.Pattern[str], list[str]]] = [
+    ("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    (_INT, re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")),
+    (
+        _FLOAT,
+        re.compile(
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        list("-+0123456789."),
+    ),
+    (_MERGE, re.compile(r"^<<$"), ["<"]),
+]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-3 as a number, as YAML 1.2 does."""
+    """SafeLoader with the scalars of YAML 1.2 that refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} is given twice", node.start_mark
-            )
-        return mapping
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._flat: set[int] = (
+            set()
+        )  # ids of mappings whose merge keys are resolved; nodes live as long as this
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Resolve merge keys; before that the keys are as they were written, and each may be there once."""
+        if id(node) not in self._flat:
+            self._flat.add(id(node))
+            seen = set()
+            for written, _ in node.value:
+                key = _MERGE if written.tag == _MERGE else self.construct_object(written, deep=True)
+                if not isinstance(key, Hashable):
+                    raise _refusal(written, f"{show(key)} is not a key; write a name or a number")
+                if key in seen:
+                    name = "<<" if key == _MERGE else key
+                    raise _refusal(written, f"the key {show(name)} is given twice")
+                seen.add(key)
+            super().flatten_mapping(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The node's value; what its tag's constructor has against it is a ConstructorError with a place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise _refusal(node, f"{show(node.value)} cannot be read as {tag}") from None
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
-_Loader.yaml_implicit_resolvers = copy.deepcopy(yaml.SafeLoader.yaml_implicit_resolvers)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_constructor(_INT, _Loader.construct_yaml_int)
+for _tag, _pattern, _first in SCALARS:
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+
+
+def _refusal(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
 
 
 def parse(text: str, source: str) -> Any:
@@ -39,7 +84,25 @@ def parse(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise ScenarioError([f"{where}: {getattr(error, 'problem', None) or error}"]) from None
+        problem = getattr(error, "problem", None) or error
+        raise ScenarioError([f"{where}: {' '.join(str(problem).split())}"]) from None
+    except RecursionError:
+        raise ScenarioError([f"{source}: lists or mappings lie too deep in each other"]) from None
+
+
+def _value(text: str, path: str) -> Any:
+    """The value of an assignment: YAML, but without comments, since a path may hold " #"."""
+    value = parse(text, path)
+    ends = (yaml.BlockEndToken, yaml.StreamEndToken)
+    tokens = [token for token in yaml.scan(text, Loader=_Loader) if not isinstance(token, ends)]
+    comment = text[tokens[-1].end_mark.index :].strip()
+    if not comment.startswith("#"):
+        return value
+    if len(tokens) == 1 or (len(tokens) == 2 and getattr(tokens[1], "plain", False)):
+        return text.strip()  # of a plain scalar, or nothing but what looks like a comment
+    raise ScenarioError(
+        [f"{path}: {show(comment)} would be a comment; leave it out, or put quotes around the value"]
+    )
 
 
 def override(data: Any, assignments: Iterable[str]) -> Any:
@@ -60,7 +123,7 @@ def override(data: Any, assignments: Iterable[str]) -> Any:
         if steps[0] == "faults" and len(steps) > 1 and isinstance(data, dict):
             data.setdefault("faults", [])  # the one list of a scenario may not be there yet
         try:
-            data = _assign(data, steps, parse(value, path))
+            data = _assign(data, steps, _value(value, path))
         except ScenarioError as error:
             problems += error.problems
         except (LookupError, TypeError) as error:
@@ -76,7 +139,7 @@ def _assign(data: Any, steps: list[str], value: Any) -> Any:
     step, rest = steps[0], steps[1:]
     if isinstance(data, (list, tuple)):
         items = list(data)
-        if not step.isdigit() or int(step) > len(items):
+        if not re.fullmatch("[0-9]{1,9}", step) or int(step) > len(items):
             raise LookupError(f"{step!r} is not a position in a list of {len(items)}; one more appends")
         position = int(step)
         items[position : position + 1] = [
@@ -84,8 +147,8 @@ def _assign(data: Any, steps: list[str], value: Any) -> Any:
         ]
         return items
     if data is not None and not isinstance(data, dict):
-        raise TypeError(f"{data!r} has no key {step!r}")
+        raise TypeError(f"{show(data)} has no key {step!r}")
     mapping = dict(data or {})
-    key: Any = int(step) if step.isdigit() else step
+    key: Any = int(step) if re.fullmatch("[0-9]{1,9}", step) else step
     mapping[key] = _assign(mapping.get(key), rest, value)
     return mapping

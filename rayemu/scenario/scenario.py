@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
@@ -16,11 +18,12 @@ from pydantic import Field, ValidationError, model_validator
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS
 from rayemu.placement import Placement as Placed
+from rayemu.protocol.client import most_tokens
 from rayemu.routing import ROUTERS, make_router
 from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems
-from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse
+from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
-from rayemu.scenario.loading import override, parse
+from rayemu.scenario.loading import SCALARS, override, parse
 from rayemu.scenario.sections import Cluster, Exchange, Model, Placement, Replicas, Routing, Run, Stream
 from rayemu.units import format_bytes
 
@@ -41,22 +44,27 @@ class Scenario(Section):
 
     @classmethod
     def load(cls, source: str | Path) -> Scenario:
-        """Reads a YAML file, or a scenario that comes with rayemu by its name ("laptop")."""
-        path = Path(source)
-        packaged = cls.packaged()
-        if path.is_file():
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ScenarioError([f"{source}: cannot be read: {error}"]) from None
-        elif path.name == str(source) and path.stem in packaged:
-            text = (
-                resources.files("rayemu.scenarios").joinpath(f"{path.stem}.yaml").read_text(encoding="utf-8")
-            )
-        else:
-            raise ScenarioError(
-                [f"{source}: no such file; scenarios that come with rayemu: {', '.join(packaged)}"]
-            )
+        """Reads a YAML file, a pipe, standard input ("-"), or a scenario of rayemu's own ("laptop")."""
+        path, packaged = Path(os.path.expanduser(source)), cls.packaged()
+        try:
+            if str(source) == "-":
+                text = sys.stdin.buffer.read().decode("utf-8")
+            elif path.exists() and not (path.is_dir() and str(source) in packaged):
+                text = path.read_bytes().decode("utf-8")
+            elif path.name == str(source) and path.stem in packaged:
+                file = resources.files("rayemu.scenarios").joinpath(f"{path.stem}.yaml")
+                text = file.read_text(encoding="utf-8")
+            else:
+                raise ScenarioError(
+                    [f"{source}: no such file; scenarios that come with rayemu: {', '.join(packaged)}"]
+                )
+        except UnicodeDecodeError as error:
+            raise ScenarioError([f"{source}: cannot be read: it is not UTF-8 text, {error.reason}"]) from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL, closed standard input
+            if isinstance(error, ScenarioError):
+                raise
+            why = getattr(error, "strerror", None) or error
+            raise ScenarioError([f"{source}: cannot be read: {why}"]) from None
         return cls.from_dict(parse(text, str(source)))
 
     @classmethod
@@ -70,7 +78,7 @@ class Scenario(Section):
         """Checks plain data, as YAML gives it."""
         if not isinstance(data, Mapping):
             raise ScenarioError(
-                [f"scenario: {data!r} is not allowed; it should be a mapping with a model in it"]
+                [f"scenario: {show(data)} is not allowed; it should be a mapping with a model in it"]
             )
         try:
             return cls.model_validate(dict(data))
@@ -108,7 +116,7 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
-        refuse(self._memory_problems(spec))
+        refuse([*self._batch_problems(spec), *self._memory_problems(spec)])
         return self
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
@@ -137,6 +145,11 @@ class Scenario(Section):
             if isinstance(fault.module, int) and not 0 <= fault.module < self.cluster.modules:
                 text = f"{fault.module} is not allowed; allowed: 0 to {self.cluster.modules - 1}, or random"
                 yield Problem(("faults", position, "module"), text)
+
+    def _batch_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        if self.run.batch_tokens > (most := most_tokens(spec)):
+            text = f"{self.run.batch_tokens} is not allowed; allowed: 1 to {most}, what a frame holds"
+            yield Problem(("run", "batch_tokens"), text)
 
     def _memory_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         limit = self.cluster.memory
@@ -174,4 +187,6 @@ class _Dumper(yaml.SafeDumper):
     """Writes short mappings and lists on one line, as the scenarios are written by hand."""
 
 
+for _tag, _pattern, _first in SCALARS:  # beside those of YAML 1.1, so that either reads text back as text
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(value)))

@@ -20,6 +20,14 @@ from rayemu.scenario.errors import Problem, refuse, show
 from rayemu.streams import STREAMS
 from rayemu.units import exact_bytes, exact_seconds
 
+# Numbers beyond these are typing mistakes, and some would only fail as arrays are made.
+MOST = 2**31 - 1
+MOST_MODULES = 4096
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+NotNegative = Annotated[int, Field(ge=0, le=MOST)]
+Few = Annotated[int, Field(ge=1, le=2**16)]  # of layers, experts, batches under way: there is a row for each
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
 _DIMENSIONS = ("d_model", "d_ff", "experts", "top_k")
 
 
@@ -36,23 +44,23 @@ class Model(Section):
 
     preset: Annotated[str | None, known_in(PRESETS, "a preset")] = None
     checkpoint: str | None = None
-    scale: int = Field(default=1, ge=1)
-    layers: int | None = Field(default=None, ge=1)
-    d_model: int | None = Field(default=None, ge=1)
-    d_ff: int | None = Field(default=None, ge=1)
-    experts: int | None = Field(default=None, ge=1)
-    top_k: int | None = Field(default=None, ge=1)
+    scale: Positive = 1
+    layers: Few | None = None
+    d_model: Positive | None = None
+    d_ff: Positive | None = None
+    experts: Few | None = None
+    top_k: Few | None = None
     activation: Literal["swiglu", "gelu", "relu", "clamped_swiglu"] | None = None
     biases: bool | None = None
     weigh_input: bool | None = None
-    shared_d_ff: int | None = Field(default=None, ge=0)
+    shared_d_ff: NotNegative | None = None
     shared_gate: bool | None = None
-    dense_layers: int | None = Field(default=None, ge=0)
-    dense_d_ff: int | None = Field(default=None, ge=0)
+    dense_layers: NotNegative | None = None
+    dense_d_ff: NotNegative | None = None
     norm: bool | None = None
-    norm_eps: float | None = Field(default=None, gt=0)
+    norm_eps: float | None = Field(default=None, ge=1e-30, le=1)
     residual: bool | None = None
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -103,13 +111,13 @@ class Links(Section):
 class Cluster(Section):
     """Where it runs: modules by node, how frames travel, and when a silent module is given up."""
 
-    nodes: int = Field(default=2, ge=1)
-    modules_per_node: int = Field(default=4, ge=1)
+    nodes: Positive = 2
+    modules_per_node: Positive = 4
     transport: Literal["zmq", "ray", "memory"] = "zmq"
     sockets: Literal["auto", "ipc", "tcp"] = "auto"
     relay: Annotated[str, known_in(RELAYS, "a relay choice")] = "spread"
-    address: str | None = None
-    blas_threads: int | None = Field(default=None, ge=1)
+    address: Annotated[str, Field(pattern=r"^\S+$")] | None = None
+    blas_threads: Few | None = None
     links: Links = Links()
     memory: Bytes | None = None
     heartbeat: Seconds = 0.04
@@ -118,21 +126,26 @@ class Cluster(Section):
     replace: bool = True
     replace_after: Seconds = 0.3
     retry_after: Seconds = 0.25
+    stall_after: Seconds = 60.0  # without any progress, a batch is given up
 
     @model_validator(mode="after")
     def _in_order(self) -> Cluster:
         order = [
-            ("heartbeat", "more than", ""),
-            ("retry_after", "more than", ""),
+            ("heartbeat", "at least", ""),
+            ("retry_after", "at least", ""),
             ("suspect_after", "more than", "heartbeat"),
             ("evict_after", "at least", "suspect_after"),
+            ("stall_after", "more than", "retry_after"),
         ]
         problems = []
         for key, relation, other in order:
-            value, least = getattr(self, key), getattr(self, other) if other else 0.0
+            value, least = getattr(self, key), getattr(self, other) if other else 1e-3
             if value < least or (value == least and relation == "more than"):
                 allowed = f"{relation} {exact_seconds(least)}" + (f", the {other}" if other else "")
                 problems.append(_not_allowed(key, exact_seconds(value), allowed))
+        if self.modules > MOST_MODULES:
+            text = f"nodes x modules_per_node = {self.modules} is not allowed; allowed: up to {MOST_MODULES}"
+            problems.append(Problem((), text))
         if self.transport == "memory" and (self.links.module or self.links.node):
             problems.append(
                 Problem(("links",), "the memory transport moves no bytes; use transport zmq or ray")
@@ -262,10 +275,10 @@ class Exchange(Section):
     """How rows travel: shape, micro-batches that overlap, frame size, and bytes under way per destination."""
 
     kind: Annotated[str, known_in(EXCHANGES, "an exchange")] = "hierarchical"
-    micro_batches: int = Field(default=1, ge=1)
+    micro_batches: Few = 1
     chunk: Bytes = 4 << 20
     window: Bytes = 32 << 20
-    min_shard_rows: int = Field(default=64, ge=1)
+    min_shard_rows: Positive = 64
     linger: Seconds = 0.1
     codec: Codecs = Codecs()
 
@@ -280,9 +293,9 @@ class Exchange(Section):
 class Run(Section):
     """How much is run and how it is judged."""
 
-    batches: int = Field(default=10, ge=1)
-    batch_tokens: int = Field(default=512, ge=1)
-    seed: int = Field(default=0, ge=0)
+    batches: Positive = 10
+    batch_tokens: Positive = 512
+    seed: Seed = 0
     check: Literal["exact", "none"] = "exact"
     on_lost_expert: Literal["fail", "drop"] = "fail"
-    in_flight: int = Field(default=4, ge=1)
+    in_flight: Few = 4

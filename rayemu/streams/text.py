@@ -86,7 +86,7 @@ class Text:
 
 
 def _root(path: str) -> Path:
-    return Path(sysconfig.get_path("stdlib")) if path == "stdlib" else Path(path).expanduser()
+    return Path(sysconfig.get_path("stdlib")) if path == "stdlib" else Path(os.path.expanduser(path))
 
 
 def _refuse(error: OSError) -> None:

@@ -100,6 +100,58 @@ def test_nearest_prefers_home_then_node() -> None:
     assert view.slot_to_module[nearest.choose(np.array([[0, 1]]), view, 2, load)].tolist() == [[3, 2]]
 
 
+def test_nearest_takes_the_copy_at_home_before_its_neighbour_s() -> None:
+    placed = Placement(np.array([0, 0, 0], np.int32), np.array([0, 1, 2], np.int32))
+    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 1)
+    nearest, expert = REPLICAS["nearest"](), np.zeros((1, 1), int)
+    chosen = [int(view.slot_to_module[nearest.choose(expert, view, h, np.zeros(4))[0, 0]]) for h in range(4)]
+    assert chosen == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["nearest", "hash"])
+def test_homes_and_experts_spread_over_copies_that_are_equally_good(kind: str) -> None:
+    experts = 64  # each on modules 4 and 5, far from the homes 0 to 3
+    slots = np.repeat(np.arange(experts, dtype=np.int32), 2)
+    placed = Placement(slots, np.tile(np.array([4, 5], np.int32), experts))
+    view = View(1, np.repeat([0, 1], 4), np.full(8, ALIVE, np.uint8), np.zeros(8, np.int32), placed, experts)
+    load = np.zeros(8, np.int64)
+    table = np.array(
+        [
+            view.slot_to_module[REPLICAS[kind]().choose(np.arange(experts)[None], view, home, load)[0]]
+            for home in range(4)
+        ]
+    )  # [home, expert]
+    for share in ((table == 4).mean(axis=0), (table == 4).mean(axis=1)):
+        assert abs(share.mean() - 0.5) < 0.1, "both copies get their part"
+    assert ((table == 4).mean(axis=1) > 0.3).all() and ((table == 4).mean(axis=1) < 0.7).all()
+    assert len({row.tobytes() for row in table}) > 1, "homes choose for themselves"
+    again = REPLICAS[kind]().choose(np.arange(experts)[None], view, 2, load + 1000)[0]
+    assert (view.slot_to_module[again] == table[2]).all(), "whatever the load"
+
+
+def test_least_loaded_counts_what_it_gives_away_busiest_expert_first() -> None:
+    """Experts with 5, 3, 2 and 1 rows, each on both modules; where both have as much, the home decides."""
+    slots = np.repeat(np.arange(4, dtype=np.int32), 2)
+    placed = Placement(slots, np.tile(np.array([0, 1], np.int32), 4))
+    view = View(1, np.array([0, 0]), np.full(2, ALIVE, np.uint8), np.zeros(2, np.int32), placed, 4)
+    experts = np.repeat([3, 1, 2, 0], [1, 3, 2, 5])[:, None]
+
+    def given(load: list[int], home: int) -> list[int]:
+        found = REPLICAS["least_loaded"]().choose(experts, view, home, np.array(load))
+        return np.bincount(view.slot_to_module[found[:, 0]], minlength=2).tolist()  # type: ignore[no-any-return]
+
+    for home in range(2):
+        assert sorted(given([0, 0], home)) == [5, 6]  # 5; 3, 2; 1 to either
+        assert given([0, 3], home) == [7, 4]  # loads after each: (5, 3), (5, 6), (7, 6), (7, 7)
+        assert given([20, 0], home) == [0, 11]
+
+
+def test_least_loaded_homes_do_not_all_begin_with_the_same_copy() -> None:
+    view, load = make_view([ALIVE] * 8), np.zeros(8, np.int64)  # expert 0 lives on 0 and 4
+    slots = [REPLICAS["least_loaded"]().choose(np.zeros((9, 1), int), view, home, load) for home in range(8)]
+    assert sorted(int(view.slot_to_module[s[0, 0]]) for s in slots) == [0] * 4 + [4] * 4
+
+
 def test_least_loaded_avoids_the_busy_module() -> None:
     view = make_view([ALIVE] * 8)
     load = np.zeros(8, np.int64)
@@ -122,8 +174,30 @@ def test_hierarchical_hops_use_one_live_relay_per_remote_node() -> None:
     assert RELAYS["first"](np.array([3, 4]), 7) == 3
 
 
+def test_only_live_modules_relay_and_without_any_rows_go_directly() -> None:
+    modules = np.arange(8)
+    for kind in RELAYS:
+        exchange = EXCHANGES["hierarchical"](relay=kind)
+        view = make_view([ALIVE] * 4 + [SUSPECTED, DEAD, ALIVE, SUSPECTED])
+        for home in range(4):
+            assert exchange.first_hops(modules, view, home)[4:].tolist() == [6] * 4
+        view = make_view([ALIVE] * 4 + [SUSPECTED, DEAD, SUSPECTED, SUSPECTED])
+        assert exchange.first_hops(modules, view, 0).tolist() == modules.tolist()
+    assert make_view([ALIVE, SUSPECTED, DEAD, ALIVE]).live_in_node(0).tolist() == [0]
+    three = make_view([ALIVE] * 6, nodes=3)
+    hops = EXCHANGES["hierarchical"](relay="first").first_hops(np.arange(6), three, 2)
+    assert hops.tolist() == [0, 0, 2, 3, 4, 4]
+
+
+def test_only_the_same_incarnation_of_a_live_module_is_waited_for() -> None:
+    view = make_view([ALIVE, SUSPECTED, DEAD, ALIVE])
+    assert [view.serves(module, 0) for module in range(4)] == [True, False, False, True]
+    assert not view.serves(0, 1)
+
+
 @pytest.mark.parametrize(
-    ("tokens", "modules", "least"), [(1, 8, 64), (64, 8, 64), (512, 8, 64), (513, 3, 100), (7, 4, 1)]
+    ("tokens", "modules", "least"),
+    [(1, 8, 64), (64, 8, 64), (127, 8, 64), (128, 8, 64), (512, 8, 64), (513, 3, 100), (7, 4, 1), (9, 4, 0)],
 )
 def test_cuts_cover_the_rows(tokens: int, modules: int, least: int) -> None:
     for cuts in (cut_shards(tokens, modules, least), cut_micro_batches(tokens, modules)):
@@ -133,3 +207,5 @@ def test_cuts_cover_the_rows(tokens: int, modules: int, least: int) -> None:
         assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1 and len(cuts) <= modules
     shards = cut_shards(tokens, modules, least)
     assert len(shards) == 1 or min(high - low for low, high in shards) >= least
+    more = len(shards) + 1  # are as many as may be
+    assert more > min(modules, tokens) or tokens // more < least

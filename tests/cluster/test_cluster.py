@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import platform
 import signal
 import sys
 import threading
@@ -17,9 +18,16 @@ import pytest
 import ray
 
 from rayemu import Emulator, Scenario
-from rayemu.cluster import local_ray
+from rayemu.cluster import actors, local_ray
+from rayemu.cluster.client import ClusterError
+from rayemu.cluster.session import Session
 from rayemu.cluster.turns import Turns
+from rayemu.emulator import LostExpertError
+from rayemu.numerics import coretype
+from rayemu.protocol.client import StalledError
 from rayemu.protocol.record import DISPATCH, FORWARD, GEMM, REPLY
+from rayemu.report.machine import cores
+from rayemu.scenario import Fault
 
 BASE: dict[str, Any] = {
     "model": {"d_model": 64, "d_ff": 128, "experts": 8, "top_k": 2, "layers": 2},
@@ -30,7 +38,7 @@ BASE: dict[str, Any] = {
 }
 
 NEEDS_TURNS = pytest.mark.skipif(
-    sys.platform != "linux" or (os.cpu_count() or 1) >= 4,
+    sys.platform != "linux" or cores() >= 4,
     reason="needs the semaphores of Linux and fewer cores than modules: 4",
 )
 
@@ -132,7 +140,7 @@ def test_a_job_that_waits_for_a_core_takes_what_comes_meanwhile() -> None:
         check(emulator, inputs[:1])
         with contextlib.ExitStack() as held:
             turns = Turns(emulator._backend.directory)
-            for _ in range(os.cpu_count() or 1):
+            for _ in range(cores()):
                 held.enter_context(turns.one(lambda: False))
             release = threading.Timer(2.0, held.pop_all().close)
             release.start()
@@ -232,23 +240,33 @@ def test_large_jobs_wait_for_turns_but_not_once_a_module_hangs_or_died(blow: sig
     ):
         backend, x = emulator._backend, batches(1, rows=6144, width=256)[0]
         assert np.array_equal(emulator.forward(x), emulator.reference(x))
-        for _ in range(os.cpu_count() or 1):
+        for _ in range(cores()):
             stack.enter_context(Turns(backend.directory).one(lambda: False))
-        backend.submit(x)
+        number = backend.submit(x)
         with pytest.raises(TimeoutError):
-            backend.next_result(timeout_s=1.0)
+            backend.result(number, timeout_s=1.0)
         pid = emulator.pids[1][0]
         os.kill(pid, blow)
         try:
-            assert np.array_equal(backend.next_result(timeout_s=60.0).y, emulator.reference(x))
+            assert np.array_equal(backend.result(number, timeout_s=60.0).y, emulator.reference(x))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_bad_weather() -> None:
-    from rayemu.scenario import Fault
+def test_weather_that_lets_nothing_through_is_a_bounded_failure() -> None:
+    settings = {"retry_after": "100 ms", "stall_after": "1 s"}
+    with Emulator(scenario(cluster=settings)) as emulator:
+        emulator.inject(Fault.model_validate({"kind": "drop", "rate": 1.0, "for": "3 s"}))
+        began = time.monotonic()
+        with pytest.raises(StalledError, match=r"made no progress for 1 s .*: the coordinator has not"):
+            emulator.forward(batches(1)[0])
+        assert 1 <= time.monotonic() - began < 4
+        time.sleep(max(0.0, began + 3.5 - time.monotonic()))
+        check(emulator, batches(3))
 
+
+def test_bad_weather() -> None:
     with Emulator(scenario(cluster={"retry_after": "100 ms"})) as emulator:
         for kind in ("drop", "duplicate", "corrupt", "delay", "reorder"):
             emulator.inject(Fault.model_validate({"kind": kind, "rate": 0.02, "for": "60 s"}))
@@ -256,9 +274,20 @@ def test_bad_weather() -> None:
         check(emulator, batches(30))
 
 
-def test_all_copies_dead_fails_or_drops() -> None:
-    from rayemu.emulator import LostExpertError
+def test_a_module_that_fails_dies_with_its_reason_and_is_replaced() -> None:
+    """What goes wrong in a module's thread: here a fault without sense, in its event loop."""
+    with Emulator(scenario()) as emulator:
+        pid = emulator.pids[1][0]
+        emulator._backend.inject({"kind": "slow", "for": "never", "factor": 2.0}, 1)
+        dead = wait_for(emulator, "dead", 1)
+        assert dead.facts["signal"] == "actor"
+        assert str(dead.facts["reason"]).startswith("ValueError: could not convert string to float: 'never'")
+        check(emulator, batches(3))
+        joined = wait_for(emulator, "joined", 1)
+        assert joined.facts["incarnation"] == 1 and not alive(pid)
 
+
+def test_all_copies_dead_fails_or_drops() -> None:
     single = {"placement": {"copies": 1}, "cluster": {"replace": False}}
     with Emulator(scenario(**single)) as emulator:
         os.kill(emulator.pids[0][0], signal.SIGKILL)
@@ -276,13 +305,23 @@ def test_all_copies_dead_fails_or_drops() -> None:
 
 
 def test_coordinator_death_is_a_clear_error() -> None:
-    from rayemu.cluster.session import ClusterError
-
     with Emulator(scenario(cluster={"nodes": 1})) as emulator:
         ray.kill(emulator._backend._coordinator)
         with pytest.raises(ClusterError, match="coordinator died"):
             for _ in range(200):
                 emulator.forward(batches(1)[0])
+
+
+def test_a_hang_ends_with_its_run() -> None:
+    with Emulator(scenario(cluster={"nodes": 1, "evict_after": "60 s"})) as emulator:
+        pids = [pid for pid, _ in emulator.pids.values()]
+        emulator.inject(Fault.model_validate({"kind": "hang", "module": 0}))
+        emulator.inject(Fault.model_validate({"kind": "hang", "module": 1, "for": "60 s"}))
+    end = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+    assert not [thread for thread in threading.enumerate() if thread.name == "resume"]
 
 
 def test_nothing_is_left_behind_replacements_included() -> None:
@@ -312,3 +351,26 @@ def alive(pid: int) -> bool:
             return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other kernels")
+def test_modules_that_would_compute_otherwise_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two modules, one of them with other BLAS kernels than the driver."""
+    other = "Sandybridge" if coretype() == "Nehalem" else "Nehalem"
+    given = iter([{}, {}, {"runtime_env": {"env_vars": {"OPENBLAS_CORETYPE": other}}}])  # coordinator first
+    monkeypatch.setattr(actors, "_environment", lambda setup: next(given))
+    with pytest.raises(ClusterError, match=f"KernelsDiffer.*{other}.*the driver with .*{coretype()}"):
+        Emulator(scenario(cluster={"nodes": 1, "modules_per_node": 2}))
+
+
+def test_a_machine_that_cannot_run_the_driver_s_kernels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Session.__new__(Session)
+    made._elsewhere = ["there"]
+    monkeypatch.setattr("rayemu.cluster.session.coretype", lambda: "SkylakeX")
+    monkeypatch.setattr("rayemu.cluster.session.runnable", lambda: {"Nehalem", "Haswell", "SkylakeX"})
+    theirs = ("old", {"Nehalem", "Haswell"})
+    monkeypatch.setattr("rayemu.cluster.session.local_ray.call_on", lambda machines, function: [theirs])
+    with pytest.raises(ClusterError, match=r"SkylakeX.*old runs Nehalem, Haswell.*OPENBLAS_CORETYPE=Haswell"):
+        made._common_kernels()
+    monkeypatch.setattr("rayemu.cluster.session.coretype", lambda: "Haswell")
+    assert made._common_kernels() == "Haswell"

@@ -40,10 +40,39 @@ def test_a_machine_s_own_processes_are_reached_without_the_network(
     a, b = both
     host, near, far = b.endpoint.split("|")
     a.connect(1, b.endpoint if of == "own" else f"{host}-other|{near}|{far}")
+    b.admit(0, a.endpoint)
     a.send(1, FRAME)
     assert b"".join(arrived(b, 10)) == b"".join(FRAME)
     channel = a._peers[1][1].getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0")
     assert channel.partition("#")[0] == (near.partition("#")[0] if of == "own" else far)
+
+
+@pytest.mark.parametrize("keys", ["the run's", "a stranger's"])
+def test_only_the_run_s_own_client_keys_are_let_in_over_tcp(both: tuple[ZmqLink, ZmqLink], keys: str) -> None:
+    """Who knows the server's public key can ask to be let in; the answer goes by the client's."""
+    _, b = both
+    context = zmq.Context()
+    channel = context.socket(zmq.PUSH)
+    try:
+        own = b.settings.client_keys if keys == "the run's" else zmq.curve_keypair()
+        channel.curve_publickey, channel.curve_secretkey = own
+        channel.curve_serverkey = b.settings.server_keys[0]
+        channel.connect(b.endpoint.split("|")[2])
+        channel.send(b"let me in")
+        expected = [b"let me in"] if keys == "the run's" else []
+        assert arrived(b, 5 if expected else 0.7) == expected
+    finally:
+        channel.close(linger=0)
+        context.term()
+
+
+def test_large_pieces_of_a_peer_are_taken_while_it_is_announced(both: tuple[ZmqLink, ZmqLink]) -> None:
+    a, b = both
+    a.connect(1, b.endpoint)
+    for admitted in (False, True, False, True):
+        b.admit(0, a.endpoint if admitted else "")
+        a.send(1, FRAME)
+        assert b"".join(arrived(b, 5 if admitted else 0.3)) == (b"".join(FRAME) if admitted else b"")
 
 
 def test_who_lacks_the_run_s_keys_is_not_heard_over_tcp(

@@ -101,7 +101,8 @@ def machines() -> Iterator[list[Machine]]:
         head = [ray, "start", "--head", "--port", str(PORT), "--include-dashboard=false", *common]
         first.run(*head, "--node-ip-address", ADDRESSES[0], "--temp-dir", f"{temporary}/ray")
         joining = [ray, "start", "--address", f"{ADDRESSES[0]}:{PORT}", *common]
-        second.run(*joining, "--node-ip-address", ADDRESSES[1])
+        # Of itself this machine would compute with older kernels than the driver, which round differently.
+        second.run(*joining, "--node-ip-address", ADDRESSES[1], OPENBLAS_CORETYPE="Nehalem")
         yield made
     finally:
         for machine in made:

@@ -22,6 +22,7 @@ from rayemu.cluster.pulse import (
     process_state,
     wait_for_death,
 )
+from rayemu.report.machine import cores
 
 
 def test_beats_are_seen_by_other_processes(tmp_path: Path) -> None:
@@ -100,4 +101,29 @@ def test_busy_time_grows_with_work_and_never_faster_than_time() -> None:
         pass
     busy, passed = machine_busy_s() - began, time.monotonic() - start
     tick = 0.05
-    assert 0.5 / (os.cpu_count() or 1) - tick < busy < passed + tick
+    assert 0.5 / cores() - tick < busy < passed + tick
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_only_the_cores_that_this_process_may_use_are_counted(tmp_path: Path) -> None:
+    """On one core of several, a module has that one and shares it with all others."""
+    script = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import time, numpy as np\n"
+        "from rayemu import Scenario\n"
+        "from rayemu.cluster.pulse import machine_busy_s\n"
+        "from rayemu.cluster.setup import Setup\n"
+        "from rayemu.protocol.config import ProtocolConfig\n"
+        "from rayemu.report.machine import cores\n"
+        "s, nodes = Scenario.load('smoke'), np.zeros(2, np.int32)\n"
+        "c = ProtocolConfig.from_scenario(s)\n"
+        "args = ('x', c, s.spec, s.placed(), nodes, 0, 0.04, nodes, None, None, {}, 'x', None)\n"
+        "fitted = Setup(*args).fitted(0)\n"
+        "busy, end = machine_busy_s(), time.process_time() + 0.5\n"
+        "while time.process_time() < end: pass\n"
+        "print(cores(), fitted.config.modules_per_core, fitted.blas_threads, machine_busy_s() - busy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    own, per_core, threads, busy = done.stdout.split()
+    assert (own, per_core, threads) == ("1", "2.0", "1")
+    assert float(busy) > 0.45  # of that core alone

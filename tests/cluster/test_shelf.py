@@ -23,6 +23,13 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs L
 ME = os.getpid()
 
 
+def opened() -> tuple[Shelf, Readers]:
+    """A shelf, and someone who was told of it."""
+    shelf, readers = Shelf(), Readers()
+    assert readers.open(shelf.token) == ME
+    return shelf, readers
+
+
 def piece(size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
 
@@ -33,7 +40,7 @@ def wired(parts: list[Any]) -> list[memoryview]:
 
 
 def test_large_pieces_are_read_in_place_and_small_ones_travel() -> None:
-    shelf, readers = Shelf(), Readers()
+    shelf, readers = opened()
     frame = [piece(100), piece(LEAST_BYTES, 1), piece(LEAST_BYTES - 1, 2), piece(1_000_003, 3)]
     parts = shelf.message(frame, ME)
     assert sum(len(part) for part in parts) < 100 + LEAST_BYTES + 1000
@@ -46,7 +53,7 @@ def test_large_pieces_are_read_in_place_and_small_ones_travel() -> None:
 
 
 def test_a_piece_stays_until_its_last_view_is_gone() -> None:
-    shelf, readers = Shelf(), Readers()
+    shelf, readers = opened()
     first = piece(SHELF_BYTES // 2, 1)
     got = readers.frame(wired(shelf.message([first], ME)))
     assert got is not None
@@ -63,7 +70,7 @@ def test_a_piece_stays_until_its_last_view_is_gone() -> None:
 
 
 def test_what_is_made_on_the_shelf_is_sent_without_a_copy() -> None:
-    shelf, readers = Shelf(), Readers()
+    shelf, readers = opened()
     rows = shelf.new_rows(300, 128)
     rows[:] = np.arange(300)[:, None]
     frame = [piece(64), rows[100:250].reshape(-1).view(np.uint8)]
@@ -78,7 +85,7 @@ def test_what_is_made_on_the_shelf_is_sent_without_a_copy() -> None:
 
 @pytest.mark.parametrize("last", ["ours", "theirs"])
 def test_room_comes_back_when_neither_side_holds_a_view(last: str) -> None:
-    shelf, readers = Shelf(), Readers()
+    shelf, readers = opened()
     width = SHELF_BYTES // 4 // 1000 * 3 // 4  # three quarters of the shelf
     rows = shelf.new_rows(1000, width)
     place = rows.__array_interface__["data"][0]
@@ -99,7 +106,7 @@ def test_few_rows_are_ordinary_memory() -> None:
 
 
 def test_far_more_than_the_shelf_holds_goes_through_in_bits_of_all_sizes() -> None:
-    shelf, readers, rng = Shelf(), Readers(), np.random.default_rng(3)
+    (shelf, readers), rng = opened(), np.random.default_rng(3)
     held: list[tuple[np.ndarray, Any]] = []
     total = 0
     while total < 4 * SHELF_BYTES:
@@ -115,7 +122,7 @@ def test_far_more_than_the_shelf_holds_goes_through_in_bits_of_all_sizes() -> No
 
 
 def test_forged_messages_are_no_frames() -> None:
-    shelf, readers = Shelf(), Readers()
+    shelf, readers = opened()
     size = 2 * LEAST_BYTES
     (good,) = shelf.message([piece(size)], ME)
     head, place = good[:16], struct.Struct("<QQQ")
@@ -133,6 +140,19 @@ def test_forged_messages_are_no_frames() -> None:
         struct.pack("<4sIII", b"RYSH", 2**31, 5, 1) + good[16:],  # nobody's shelf
     ]:
         assert readers.frame([memoryview(bad)]) is None, bad
+
+
+def test_only_shelves_of_announced_peers_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame may claim any process and descriptor; that alone opens nothing."""
+    (known, readers), stranger = opened(), Shelf()
+    message = wired(known.message([piece(LEAST_BYTES)], ME))
+    forged = wired(stranger.message([piece(LEAST_BYTES)], ME))
+    opens: list[Any] = []
+    monkeypatch.setattr(os, "open", lambda *args: opens.append(args))
+    assert readers.frame(forged) is None and opens == []
+    assert readers.frame(message) is not None
+    readers.close(known.token)
+    assert readers.frame(message) is None and opens == []
 
 
 def _hold(pipe: Any, token: str) -> None:
@@ -208,6 +228,7 @@ def test_links_bring_the_same_frame_either_way(
     assert ("#" in b.endpoint) == (way != "no memfd")
     try:
         a.connect(1, endpoint)
+        b.admit(0, a.endpoint)
         frame = [piece(64), piece(3 * LEAST_BYTES, 1)]
         a.send(1, frame)
         (got,) = received(b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 from rayemu.compression import CodecError, Coders, Gauge, make_codec, make_policy
 from rayemu.compression.adaptive import EVERY, WINS
-from rayemu.compression.gauge import ENOUGH, FRESH, LEAST, Line
+from rayemu.compression.gauge import DOUBTS, ENOUGH, FRESH, LEAST, WINDOW, Line
 
+RNG = np.random.default_rng(5)
 ROWS = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)  # 256 KiB
 
 
@@ -19,7 +21,7 @@ class Fixed(Coders):
     """Coders whose speed is given: seconds per byte, encoding and decoding together; sizes are sampled."""
 
     def __init__(self, per_byte: dict[str, float]) -> None:
-        super().__init__()
+        super().__init__(lambda: 0.0)
         self.per_byte = per_byte
 
     def seconds(self, codec: Any, nbytes: int) -> float:
@@ -39,7 +41,7 @@ def feed(gauge: Gauge, rate: float, seed: int = 0, latency: float = 2e-4, frames
 
 
 def chosen(spec: Any, rate: float | None, calls: int = EVERY * (WINS + 1), **feeding: Any) -> str:
-    policy, gauge = make_policy(spec), Gauge(Fixed(SPEEDS))
+    policy, gauge = make_policy(spec), Gauge(Fixed(SPEEDS), RNG)
     if rate is not None:
         feed(gauge, rate, **feeding)
     chooser = policy.chooser(gauge)
@@ -51,32 +53,32 @@ def chosen(spec: Any, rate: float | None, calls: int = EVERY * (WINS + 1), **fee
 @pytest.mark.parametrize(("rate", "most"), [(5e6, 1.7), (50e6, 1.7), (500e6, 3)])  # in doubt it is fast
 @pytest.mark.parametrize("seed", range(5))
 def test_the_rate_of_a_link_is_found_behind_a_busy_machine(rate: float, most: float, seed: int) -> None:
-    gauge = Gauge(Coders())
+    gauge = Gauge(Coders(thread_time), RNG)
     feed(gauge, rate, seed)
     assert gauge.rate is not None and 0.6 < gauge.rate / rate < most
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_latency_is_not_taken_for_a_slow_link(seed: int) -> None:
-    gauge = Gauge(Coders())
+    gauge = Gauge(Coders(thread_time), RNG)
     feed(gauge, 20e9, seed, latency=1e-3)
     assert gauge.rate is not None and gauge.rate > 1.5e9
 
 
 def test_nothing_is_said_too_early_and_a_crowded_link_does_not_lose_its_rate() -> None:
-    gauge = Gauge(Coders())
+    gauge = Gauge(Coders(thread_time), RNG)
     feed(gauge, 50e6, frames=LEAST * FRESH - 1)
     assert gauge.rate is None
     feed(gauge, 50e6)
     feed(gauge, 50e6, latency=0.1)  # a queue: even the soonest frame waited
     assert gauge.rate is not None and 0.6 < gauge.rate / 50e6 < 3
-    crowded = Gauge(Coders())
+    crowded = Gauge(Coders(thread_time), RNG)
     feed(crowded, 50e6, latency=0.1)  # from the beginning: at least it is not fast
     assert crowded.rate is not None and crowded.rate < 50e6
 
 
 def test_a_clock_that_was_set_back_does_no_harm() -> None:
-    gauge = Gauge(Coders())
+    gauge = Gauge(Coders(thread_time), RNG)
     for number in range(200):
         gauge.arrived(1000 + 100 * number, 0.1 if number % 3 else -5.0)
     assert gauge.rate is not None and gauge.rate > 0
@@ -96,7 +98,7 @@ def test_auto_compresses_where_the_link_is_slower_than_the_coder() -> None:
 
 
 def test_auto_leaves_the_processor_alone_while_the_link_keeps_up() -> None:
-    policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS))
+    policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS), RNG)
     chooser = policy.chooser(gauge)
     feed(gauge, 50e6)
 
@@ -117,7 +119,7 @@ def test_auto_leaves_the_processor_alone_while_the_link_keeps_up() -> None:
 
 
 def test_a_codec_that_cannot_carry_the_rows_is_passed_over() -> None:
-    policy, gauge = make_policy({"auto": ["raw", "fp16"]}), Gauge(Fixed({}))
+    policy, gauge = make_policy({"auto": ["raw", "fp16"]}), Gauge(Fixed({}), RNG)
     feed(gauge, 1e6)
     chooser = policy.chooser(gauge)
     for _ in range(EVERY * (WINS + 1)):
@@ -131,8 +133,52 @@ def test_deadline_takes_the_mildest_that_is_in_time() -> None:
     assert chosen({"deadline": {"within_ms": 0.1, "codecs": ["raw", "bf16"]}}, 100e6) == "bf16"
 
 
+def test_deadline_goes_back_to_a_milder_codec_only_with_a_fifth_to_spare() -> None:
+    pick = make_policy({"deadline": {"within_ms": 2, "codecs": ["raw", "bf16", "int8"]}}).pick  # type: ignore[attr-defined]
+    assert pick([3e-3, 1.9e-3, 1e-3], 2, False) == 2
+    assert pick([3e-3, 1.5e-3, 1e-3], 2, False) == 1
+    assert pick([3e-3, 1.9e-3, 1e-3], 1, False) == 1, "where it is, it need only be in time"
+    assert pick([3e-3, 1.9e-3, 1e-3], 0, False) == 1, "so need a stronger one"
+
+
+def test_a_codec_must_win_in_a_row() -> None:
+    class Link(Gauge):
+        rate = 0.0
+
+    policy, link = make_policy("auto"), Link(Fixed(SPEEDS), RNG)
+    chooser = policy.chooser(link)
+
+    def decide(rate: float) -> str:
+        link.rate = rate
+        for _ in range(EVERY):
+            index = chooser.choose(ROWS)
+        return str(policy.codecs[index])
+
+    slow, fast = 1e6, 2e9  # int8 is best, raw is
+    assert [decide(rate) for rate in [slow, slow, fast] * 5] == ["raw"] * 15
+    assert [decide(slow) for _ in range(WINS)] == ["raw"] * (WINS - 1) + ["int8"]
+
+
+def test_in_doubt_a_link_is_fast_until_all_looks_agree() -> None:
+    gauge = Gauge(Coders(thread_time), RNG)
+
+    def frames(count: int, rate: float) -> None:
+        for number in range(count):
+            size = 1000 if number % 2 else 500_000
+            gauge.arrived(size, 1e-4 + size / rate)
+
+    frames(8 * FRESH, 50e6)
+    assert gauge.rate is not None and gauge.rate < 60e6
+    frames(FRESH, 1e12)
+    assert gauge.rate > 1e10, "one look says that it is fast"
+    frames(WINDOW + (DOUBTS - 1) * FRESH - FRESH, 50e6)  # while fast frames are seen, and three looks after
+    assert gauge.rate > 1e10
+    frames(FRESH, 50e6)
+    assert gauge.rate < 60e6
+
+
 def test_larger_frames_are_decided_anew_though_the_link_is_as_before() -> None:
-    policy, gauge = make_policy({"deadline": {"within_ms": 1}}), Gauge(Fixed(SPEEDS))
+    policy, gauge = make_policy({"deadline": {"within_ms": 1}}), Gauge(Fixed(SPEEDS), RNG)
     chooser = policy.chooser(gauge)
     feed(gauge, 50e6)
     for rows, name in ((ROWS[:1], "raw"), (ROWS, "int4"), (ROWS[:1], "raw")):  # raw: 20 us, 5 ms
@@ -150,7 +196,7 @@ def test_it_predicts_again_only_when_the_rate_is_another() -> None:
             self.predictions += 1
             return super().seconds(*given)
 
-    link = Link(Fixed(SPEEDS))
+    link = Link(Fixed(SPEEDS), RNG)
     chooser = make_policy("auto").chooser(link)
     made = []
     for rate in (1.6e10, 1.61e10, 1.59e10, 3.2e10):
@@ -162,7 +208,7 @@ def test_it_predicts_again_only_when_the_rate_is_another() -> None:
 
 
 def test_of_a_fast_stream_only_some_frames_are_timed_and_of_a_slow_one_all() -> None:
-    gauge = Gauge(Coders())
+    gauge = Gauge(Coders(thread_time), RNG)
     chooser = make_policy("auto").chooser(gauge)
 
     def timed(frames: int) -> int:
@@ -185,7 +231,7 @@ def test_of_a_fast_stream_only_some_frames_are_timed_and_of_a_slow_one_all() -> 
 
 
 def test_it_says_why_it_changed_and_goes_back_when_the_link_recovers() -> None:
-    policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS))
+    policy, gauge = make_policy("auto"), Gauge(Fixed(SPEEDS), RNG)
     chooser = policy.chooser(gauge)
     seen = []
     for number, rate in enumerate([20e6, 10e9]):
@@ -203,7 +249,7 @@ def test_it_says_why_it_changed_and_goes_back_when_the_link_recovers() -> None:
 
 @pytest.mark.parametrize("spec", ["auto", {"deadline": {"within_ms": 2}}])
 def test_it_does_not_flap_at_the_break_even(spec: Any) -> None:
-    policy, gauge = make_policy(spec), Gauge(Fixed(SPEEDS))
+    policy, gauge = make_policy(spec), Gauge(Fixed(SPEEDS), RNG)
     chooser, rng = policy.chooser(gauge), np.random.default_rng(1)
     changes = []
     even = 270e6 if spec == "auto" else 131e6  # where the rules above change their mind
@@ -230,7 +276,7 @@ def test_line_separates_fixed_cost_from_cost_per_byte() -> None:
 
 
 def test_coders_are_sampled_once_and_learn_from_use() -> None:
-    coders, codec = Coders(), make_codec("int8")
+    coders, codec = Coders(thread_time), make_codec("int8")
     assert not coders.knows(codec)
     coders.sample(codec, ROWS)
     assert coders.knows(codec) and 0.25 < coders.ratio(codec) < 0.3

@@ -10,13 +10,10 @@ import pytest
 from scipy.special import erf
 from threadpoolctl import threadpool_limits
 
-from rayemu.model import Expert, expert_forward, row_invariant
+from rayemu.model import Expert, expert_forward
 from rayemu.model import expert as module
 
 ACTIVATIONS = ["swiglu", "gelu", "relu"]
-needs_exact_blas = pytest.mark.skipif(
-    not row_invariant(), reason="this BLAS is not row-invariant; set OPENBLAS_CORETYPE=Sandybridge"
-)
 
 
 def _expert(width: int, inner: int, activation: str, seed: int = 0) -> Expert:
@@ -69,7 +66,6 @@ def test_no_rows_give_no_rows(activation: str) -> None:
     assert expert_forward(_expert(16, 24, activation), np.empty((0, 16), np.float32)).shape == (0, 16)
 
 
-@needs_exact_blas
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("width", "inner"), [(16, 20), (64, 96), (100, 333), (256, 512)])
 def test_rows_keep_their_bits_in_any_company(width: int, inner: int, activation: str) -> None:
@@ -84,7 +80,6 @@ def test_rows_keep_their_bits_in_any_company(width: int, inner: int, activation:
                 np.testing.assert_array_equal(expert_forward(expert, x[group]), whole[group])
 
 
-@needs_exact_blas
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     expert, x = _expert(64, 96, "swiglu"), _rows(100, 64)
     whole = expert_forward(expert, x)

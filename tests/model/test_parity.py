@@ -40,7 +40,7 @@ _MLA = {
 
 @dataclasses.dataclass
 class Case:
-    """A family, its settings, which of its decoder layers hold experts, and what its published config says."""
+    """A family, its settings, which of its decoder layers hold experts, what its published config says."""
 
     family: str
     settings: dict[str, Any]

@@ -24,15 +24,10 @@ from rayemu.model import (
     prepare,
     reference_forward,
     route,
-    row_invariant,
     shared_forward,
 )
 from rayemu.model.model import Layer
 from rayemu.routing import SoftmaxTopK
-
-needs_exact_blas = pytest.mark.skipif(
-    not row_invariant(), reason="this BLAS is not row-invariant; set OPENBLAS_CORETYPE=Sandybridge"
-)
 
 PLAIN = ModelSpec("plain", d_model=48, d_ff=80, experts=5, top_k=2, layers=2, seed=1)
 SPECS = {
@@ -108,7 +103,6 @@ def test_stack_equals_a_loop_over_tokens(name: str) -> None:
     np.testing.assert_allclose(reference_forward(model, h) / scale, np.array(wanted) / scale, atol=2e-6)
 
 
-@needs_exact_blas
 @pytest.mark.parametrize("name", SPECS)
 def test_rows_keep_their_bits_in_any_company(name: str) -> None:
     model, h = Model(SPECS[name]), _rows(150)
@@ -121,7 +115,6 @@ def test_rows_keep_their_bits_in_any_company(name: str) -> None:
                 np.testing.assert_array_equal(reference_forward(model, h[group]), whole[group])
 
 
-@needs_exact_blas
 @pytest.mark.parametrize("name", SPECS)
 def test_pieces_keep_bits_too(name: str) -> None:
     layer, h = Model(SPECS[name]).layers[-1], _rows(100)
@@ -245,7 +238,6 @@ class _Replay:
         return rows / 2
 
 
-@needs_exact_blas
 @pytest.mark.parametrize("dropping", [False, True])
 def test_replay_does_to_rows_what_the_run_did(dropping: bool) -> None:
     layer, x = Model(dataclasses.replace(PLAIN, top_k=3)).layers[1], _rows(20)

@@ -33,6 +33,16 @@ def test_linear_keeps_neighbours_together() -> None:
     assert placed.slot_to_module.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("kind", ["linear", "round_robin"])
+def test_experts_that_do_not_divide_are_spread_evenly(kind: str) -> None:
+    for experts in range(1, 40):
+        for modules in range(1, 12):
+            placed = PLACEMENTS[kind]().place(np.ones(experts, int), modules, np.random.default_rng(0))
+            held = np.bincount(placed.slot_to_module, minlength=modules)
+            assert held.max() - held.min() <= 1, (experts, modules)
+            assert kind != "linear" or (np.diff(placed.slot_to_module) >= 0).all()
+
+
 def test_round_robin_parts_neighbours() -> None:
     placed = PLACEMENTS["round_robin"]().place(np.ones(6, int), 4, np.random.default_rng(0))
     assert placed.slot_to_module.tolist() == [0, 1, 2, 3, 0, 1]

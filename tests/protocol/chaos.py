@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from rayemu.alltoall import EXCHANGES, REPLICAS
+from rayemu.alltoall import DEAD, EXCHANGES, REPLICAS
 from rayemu.compression import make_policy
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.faults import MESSAGE_FAULTS
+from rayemu.protocol.messages import DROPPED
 from rayemu.protocol.replay import PathReplay
 from rayemu.protocol.simulator import Network, Simulator
 
@@ -23,8 +26,20 @@ CODECS = [  # module link, node link, and node link on the way back
     ("bf16", "fp16", "int8"),
     ("sparse", "zstd", "planes"),
     ({"by_size": [[3, "int8"], [6, "fp8"], "bf16"]}, {"by_size": [[4, "int4"], "fp16"]}, "raw"),
+    ({"auto": ["raw", "bf16", "int8"]}, {"auto": ["planes", "int4"]}, "auto"),
+    ("auto", {"deadline": {"within_ms": 0.5}}, {"auto": ["int8", "raw"]}),
 ]
-FAULTS = ("none", "crash", "silent crash", "hang", "two hangs", "crash of a replacement")
+FAULTS = (
+    "none",
+    "crash",
+    "silent crash",
+    "hang",
+    "two hangs",
+    "crash of a replacement",
+    "two crashes",
+    "crash and hang",
+    "bad weather",
+)
 
 
 @dataclass
@@ -32,6 +47,8 @@ class Outcome:
     simulator: Simulator
     fault: str
     lossy: bool
+    copies: int
+    traits: set[str]  # what else this story has that not every one has
 
 
 def run(seed: int, batches: int = 4) -> Outcome:
@@ -39,15 +56,17 @@ def run(seed: int, batches: int = 4) -> Outcome:
     rng = np.random.default_rng(seed)
     nodes = int(rng.integers(1, 4))
     modules = nodes * int(rng.integers(2 if nodes == 1 else 1, 4))
+    layers = int(rng.integers(1, 4))
     spec = ModelSpec(
         name="tiny",
         d_model=16,
         d_ff=32,
         experts=4,
         top_k=int(rng.integers(1, 4)),
-        layers=int(rng.integers(1, 3)),
+        layers=layers,
         shared_d_ff=int(rng.choice([0, 16])),
-        dense_layers=0,
+        dense_layers=int(rng.choice([0, 0, rng.integers(0, layers + 1)])),
+        dense_d_ff=16,
         seed=seed,
     )
     model = Model(spec)
@@ -57,14 +76,16 @@ def run(seed: int, batches: int = 4) -> Outcome:
         replicas=REPLICAS[str(rng.choice(list(REPLICAS)))](),
         dispatch=(make_policy(module_codec), make_policy(node_codec)),
         combine=(make_policy(module_codec), make_policy(combine_codec)),
-        micro_batches=int(rng.choice([1, 2, 4])),
+        micro_batches=int(rng.choice([1, 2, 4, 64])),  # 64: more than a shard has rows
         min_shard_rows=int(rng.choice([1, 4, 64])),
         chunk_bytes=int(rng.choice([256, 1 << 20])),
         window_bytes=int(rng.choice([512, 1 << 20])),
         route_at_coordinator=bool(rng.integers(2)),
+        drop_lost_experts=bool(rng.integers(2)),
+        replace_after=float(rng.choice([0.01, 0.3])),
     )
     fault = FAULTS[int(rng.integers(len(FAULTS)))]
-    copies = 2 if "crash" in fault else int(rng.integers(1, 3))
+    copies = int(rng.integers(1, 3))
     placement = PLACEMENTS[str(rng.choice(list(PLACEMENTS)))]().place(np.full(4, copies), modules, rng)
     network = Network(
         loss=float(rng.choice([0, 0.02, 0.1])),
@@ -75,19 +96,46 @@ def run(seed: int, batches: int = 4) -> Outcome:
     module_to_node = np.repeat(np.arange(nodes, dtype=np.int32), modules // nodes)
     simulator = Simulator(config, model, placement, module_to_node, seed=seed, network=network)
     inputs = [rng.standard_normal((int(rng.integers(1, 40)), 16), dtype=np.float32) for _ in range(batches)]
-    for x in inputs:
-        simulator.submit(x)
+    numbers = [simulator.submit(x) for x in inputs]
     plan(simulator, fault, modules, rng)
-    for x in inputs:
-        result = simulator.next_result()
-        assert result.failure is None, result.failure
+    links(simulator, rng)
+    traits = {"dense"} if spec.dense_layers else set()
+    may_lose = "crash" in fault and (copies == 1 or fault == "two crashes")
+    for x, number in zip(inputs, numbers, strict=True):
+        result = simulator.result(number)
+        if result.failure is not None:
+            assert may_lose and not config.drop_lost_experts, result.failure
+            view = simulator.coordinator.membership.view
+            died = np.flatnonzero((view.state == DEAD) | (view.incarnations > 0)).tolist()
+            holders = placement.slot_to_module[placement.slot_to_expert == result.failure.expert]
+            assert {*holders.tolist()} <= {*died}, "failed for an expert that lives"
+            traits.add("failed")
+            continue
         assert (result.delivered == 1).all(), "a token was lost or delivered twice"
-        assert result.expert_tokens.sum() == len(x) * spec.top_k * spec.layers
+        assert result.expert_tokens.sum() == len(x) * spec.top_k * spec.moe_layers
         replay = None
         if result.dispatch_paths is not None and result.combine_paths is not None:
             replay = PathReplay(result.dispatch_paths, result.combine_paths, config.codecs)
+            if (result.dispatch_paths == DROPPED).any():
+                assert may_lose and config.drop_lost_experts, "dropped what lives"
+                traits.add("dropped")
         assert np.array_equal(reference_forward(model, x, replay), result.y), "not bit-identical"
-    return Outcome(simulator, fault, not all(codec.lossless for codec in config.codecs))
+    if any(notice.kind == "codec" for notice in simulator.take_notices()):
+        traits.add("other codec")
+    return Outcome(simulator, fault, not all(codec.lossless for codec in config.codecs), copies, traits)
+
+
+def links(simulator: Simulator, rng: np.random.Generator) -> None:
+    """Let adaptive policies measure links that change their speed: the simulated ones have none."""
+
+    def measure(rate: float) -> None:
+        for state in simulator.modules:
+            for gauge in state.machine.gauges.values() if state is not None else ():
+                for nbytes in (100, 100_000) * 40:
+                    gauge.arrived(nbytes, nbytes / rate)
+
+    for when in np.cumsum(rng.exponential(0.002, 6)).tolist():
+        simulator.at(when, partial(measure, float(rng.choice([1e4, 1e12]))))
 
 
 def plan(simulator: Simulator, fault: str, modules: int, rng: np.random.Generator) -> None:
@@ -95,10 +143,19 @@ def plan(simulator: Simulator, fault: str, modules: int, rng: np.random.Generato
     first, second = (int(m) for m in rng.permutation(modules)[:2])
     when, later = (float(t) for t in rng.exponential([0.005, 0.5]))
     noticed, length = (float(t) for t in rng.exponential([0.01, 0.6]))
-    if fault in ("crash", "crash of a replacement"):
+    if fault in ("crash", "crash of a replacement", "two crashes", "crash and hang"):
         simulator.at(when, lambda: simulator.crash(first, noticed))
     if fault == "silent crash":
         simulator.at(when, lambda: simulator.crash(first))
+    if fault == "two crashes":  # before, while or after the first is replaced
+        simulator.at(when + later * float(rng.choice([0, 0.1, 1])), lambda: simulator.crash(second, noticed))
+    if fault == "crash and hang":
+        simulator.at(later * float(rng.choice([0, 0.1])), lambda: simulator.hang(second, length))
+    if fault == "bad weather":
+        for start, duration in rng.exponential([[0.005, 0.1]] * 5).tolist():
+            kind = str(rng.choice(MESSAGE_FAULTS))
+            facts = {"kind": kind, "for": duration, "rate": 0.2, "delay": 0.01}
+            simulator.at(start, partial(simulator.inject, facts, [None, first][int(rng.integers(2))]))
     if fault in ("hang", "two hangs"):
         simulator.at(when, lambda: simulator.hang(first, length))
     if fault == "two hangs":  # also both copies of an expert at once

@@ -56,6 +56,22 @@ def test_shards_wait_for_someone_to_live() -> None:
     assert {s.to for s in sends} == {1}
 
 
+def test_nobody_is_woken_for_shards_that_have_no_home() -> None:
+    ledger = Ledger(10, 0.25)
+    ledger.submit(0, np.zeros((40, 2), np.float32), ALL, 0.0)
+    none = view([DEAD] * 4)
+    for _ in range(3):
+        due = ledger.deadline()
+        assert ledger.tick(ALL, due - 1e-3) == [] and len(ledger.tick(ALL, due)) == 4
+        assert ledger.deadline() > due
+    ledger.on_view(none, due)
+    assert ledger.deadline() == float("inf") and ledger.tick(none, 1e9) == []
+    ledger.submit(1, np.zeros((5, 2), np.float32), none, 2.0)
+    assert ledger.deadline() == float("inf"), "nor for those that never had one"
+    sends = ledger.on_view(ALL, 9.0)
+    assert len(sends) == 5 and ledger.deadline() == 9.0 + ledger.nudge_after
+
+
 def test_a_new_incarnation_is_another_home() -> None:
     ledger = Ledger(64, 0.25)
     assert ledger.submit(0, np.zeros((5, 2), np.float32), ALL, 0.0)[0].to == 0
@@ -179,6 +195,110 @@ def test_a_module_that_keeps_dying_is_replaced_more_slowly() -> None:
         waits.append(now - died)
         m.join(0, incarnation + 1, "again", now)
     assert [round(w, 1) for w in waits] == [0.3, 0.6, 1.2, 2.4, 2.4, 2.4]
+
+
+def failed(m: Membership, incarnation: int, now: float) -> list[str]:
+    return [f"{c.kind} {c.incarnation} {c.reason}" for c in m.down(0, incarnation, "start", now, "why")]
+
+
+def replacement(m: Membership, now: float) -> tuple[float, int]:
+    """When module 0 is replaced next, and by which incarnation."""
+    while True:
+        now += 0.01
+        for module in (1, 2, 3):
+            m.heard(module, 0, now)
+        for change in m.tick(now):
+            assert change.kind == "replace"
+            return now, change.incarnation
+
+
+def test_a_replacement_that_dies_before_it_joins_is_tried_again_ever_more_slowly() -> None:
+    m = membership()
+    now, waits = 1.0, []
+    m.down(0, 0, "process", now)
+    for incarnation in range(1, 7):
+        died = now
+        now, started = replacement(m, now)
+        assert started == incarnation
+        waits.append(round(now - died, 1))
+        assert failed(m, incarnation - 1, now) == [], "the one before is long gone"
+        assert failed(m, incarnation, now) == [f"replacement_failed {incarnation} why"]
+        assert failed(m, incarnation, now) == [], "it is gone only once"
+        assert m.join(0, incarnation, "late", now) == [], "what was given up does not come back"
+        assert m.view.state[0] == DEAD
+    assert waits == [0.3, 0.6, 1.2, 2.4, 2.4, 2.4]
+    now, started = replacement(m, now)
+    assert m.join(0, started, "e", now)[0].kind == "joined" and m.view.incarnations[0] == started
+
+
+def test_a_replacement_that_never_joins_is_given_up() -> None:
+    m = membership()
+    m.down(0, 0, "process", 1.0)
+    now, _ = replacement(m, 1.0)
+    for late in (60.0, 119.0):
+        assert beat(m, now + late, (0,)) == [] and beat(m, now + late + 0.02, (0,)) == []
+    assert beat(m, now + 121.0, (0,)) + beat(m, now + 121.02, (0,)) == ["replacement_failed 0"]
+
+
+def crowd(modules: int, **changes: float) -> Membership:
+    nodes = np.zeros(modules, np.int32)
+    args: dict = {"suspect_after": 0.06, "evict_after": 1.0, "replace_after": 0.3, "replace": True, **changes}
+    m = Membership(
+        nodes, PLACEMENTS["linear"]().place(np.full(4, 1), modules, np.random.default_rng(0)), 4, **args
+    )
+    for module in range(modules):
+        m.join(module, 0, "e", 0.0)
+    m.tick(0.0)
+    return m
+
+
+def judged(m: Membership, silent: int, until: float, running: range = range(0)) -> list[tuple[float, str]]:
+    """Let the first modules fall silent at 0; return what is said of whom until then, looking every 10 ms."""
+    found = []
+    for step in range(1, round(until * 100)):
+        now = step / 100
+        for module in range(silent, m.view.modules):
+            m.heard(module, 0, now)
+        found += [(now, f"{c.kind} {c.module}") for c in m.tick(now, running)]
+    return found
+
+
+def test_many_that_fall_silent_at_once_are_one_pause() -> None:
+    """A third of the live modules and more, at least three: their machine paused, not each of them."""
+    for modules, silent, pause in [
+        (64, 64, True),
+        (64, 22, True),
+        (64, 21, False),
+        (8, 3, True),
+        (8, 2, False),
+    ]:
+        found = judged(crowd(modules), silent, 0.9)
+        assert bool(found) != pause, (modules, silent)
+        if not pause:
+            assert {text for _, text in found} == {f"suspected {m}" for m in range(silent)}
+            assert max(at for at, _ in found) < 0.16
+    m = crowd(64)
+    epoch = m.view.epoch
+    assert judged(m, 64, 0.9) == []
+    for module in range(64):
+        m.heard(module, 0, 0.95)
+    assert m.tick(0.95) == [] and m.view.epoch == epoch, "they are back, and nothing happened"
+
+
+def test_a_pause_that_does_not_end_is_an_end() -> None:
+    """The machine of half the modules lost its power: nothing else tells."""
+    found = judged(crowd(64), 32, 2.5)
+    first = [text for at, text in found if 1.0 <= at <= 1.1]
+    assert first == [f"suspected {m}" for m in range(32)]
+    dead = [text for at, text in found if 2.0 <= at <= 2.2]
+    assert dead == [f"dead {m}" for m in range(32)]
+
+
+def test_a_process_that_is_known_to_run_is_late_not_hanging() -> None:
+    m = crowd(8)
+    assert judged(m, 1, 0.9, running=range(1)) == []
+    assert judged(crowd(8), 1, 0.2) == [(0.07, "suspected 0")]
+    assert [text for _, text in judged(crowd(8), 1, 1.5, running=range(1))] == ["suspected 0"]
 
 
 def test_death_is_final_for_an_incarnation() -> None:

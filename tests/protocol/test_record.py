@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ from rayemu.protocol.record import (
     GEMM,
     RECORD,
     VIRTUAL_RECORD,
+    ModuleRecord,
     Recorder,
     in_order,
     load_columns,
     read_records,
     save_columns,
 )
+from rayemu.protocol.server import SHARED, Job, Part
 
 MANY = 40_000  # more than fit at first, and than fit after growing once
 
@@ -67,3 +71,25 @@ def test_columns_survive_a_file(tmp_path: Path, dtype: np.dtype) -> None:
     save_columns(tmp_path / "record.npz", rows)
     loaded = load_columns(tmp_path / "record.npz")
     assert loaded.dtype == dtype and (loaded == rows).all()
+
+
+def test_a_gemm_of_several_batches_has_a_row_for_each() -> None:
+    recorder, rows = Recorder(), np.zeros((8, 4), np.float32)
+
+    def part(batch: int, count: int) -> Any:
+        dispatch = SimpleNamespace(batch=batch, shard=10 + batch, micro=batch)
+        return Part(SimpleNamespace(dispatch=dispatch), rows, np.arange(count), None)  # type: ignore[arg-type]
+
+    machine: Any = SimpleNamespace(me=2, model=SimpleNamespace(spec=SimpleNamespace(d_model=4)))
+    record = ModuleRecord(recorder, machine, lambda: 0.0)
+    record.computed(Job(1, 3, [part(0, 2), part(5, 3), part(0, 1), part(6, 2)], 8, 80.0), 10.0, 18.0)
+    record.computed(Job(1, SHARED, [Part(None, rows, None, None)], 8, 80.0), 20.0, 21.0)
+    noted = recorder.rows()
+    assert noted["batch"].tolist() == [0, 5, 6, -1]
+    assert noted["shard"].tolist() == [10, 15, 16, -1]
+    assert noted["rows"].tolist() == [3, 3, 2, 8]
+    assert noted["flops"].tolist() == [30, 30, 20, 80]
+    assert noted["start_wall_s"].tolist() == [10, 13, 16, 20]
+    assert noted["end_wall_s"].tolist() == [13, 16, 18, 21]
+    assert noted["raw_bytes"].tolist() == [48, 48, 32, 128]
+    assert (record.totals["rows"], record.totals["busy_s"]) == (16, 9)

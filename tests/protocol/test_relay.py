@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
+from rayemu.compression import WireError
 from rayemu.placement import PLACEMENTS
 from rayemu.protocol.messages import Dispatch, Probe, Reply
 from rayemu.protocol.relay import Relay
@@ -52,6 +56,22 @@ def test_answers_go_home_together_once() -> None:
     assert send.message.rows[:, 0].tolist() == [1, 1, 8, 8]
     assert send.message.spans == [[0, 2, 0, 0], [2, 2, 0, 0]]
     assert relay.gather(reply(RELAY, 0, 1.0)) == [] and not relay.gathers
+
+
+@pytest.mark.parametrize(
+    "spans", [[[1, 2, 0, 0]], [[0, 1, 0, 0], [2, 1, 0, 0]], [[2, 2, 0, 0], [4, 2, 0, 0]], [[0, 4, 0, 0]]]
+)
+def test_answers_in_other_parts_than_were_asked_for_are_refused(spans: list[list[int]]) -> None:
+    relay = Relay(RELAY)
+    relay.accept(request(), view())
+    bad = replace(
+        reply(NEIGHBOUR, 2, 9.0), spans=spans, rows=np.ones((sum(s[1] for s in spans), 2), np.float32)
+    )
+    with pytest.raises(WireError, match="spans"):
+        relay.gather(bad)
+    relay.gather(reply(RELAY, 0, 1.0))
+    (send,) = relay.gather(reply(NEIGHBOUR, 2, 8.0))
+    assert send.message.rows[:, 0].tolist() == [1, 1, 8, 8], "nothing was lost"  # type: ignore[union-attr]
 
 
 def test_a_dead_or_hanging_neighbour_holds_nothing_up() -> None:

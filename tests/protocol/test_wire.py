@@ -11,8 +11,19 @@ import pytest
 from rayemu.compression import CodecError, WireError, make_codec
 from rayemu.compression.wire import pack, unpack
 from rayemu.protocol import messages
-from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Dispatch, Heartbeat, Reply, Result
+from rayemu.protocol.config import TOTALS, ProtocolConfig
+from rayemu.protocol.messages import (
+    DROPPED,
+    Dispatch,
+    Epoch,
+    Heartbeat,
+    Reply,
+    Result,
+    Totals,
+    endpoints_of,
+    text_of,
+)
+from rayemu.protocol.record import totals_report
 from rayemu.protocol.wire import Wire
 from rayemu.scenario import Scenario
 
@@ -61,6 +72,33 @@ def test_optional_arrays_may_be_missing() -> None:
     result = Result(1, 2, 3, 4, 5, ROWS, np.zeros((1, 4), np.int32))
     back = WIRE.decode(WIRE.encode(result))
     assert isinstance(back, Result) and back.dispatch_paths is None
+
+
+def test_the_tables_of_4096_modules_fit_into_frames() -> None:
+    modules = 4096
+    places = [
+        f"host-{n}|ipc:///tmp/rayemu-12345678/module-{n}.0#{n}|tcp://10.0.0.1:{n}" for n in range(modules)
+    ]
+    numbers = np.arange(modules, dtype=np.int32)
+    epoch = Epoch(1, 0, text_of(places), np.full(modules, 2, np.uint8), numbers, numbers, numbers)
+    back = WIRE.decode(WIRE.encode(epoch))
+    assert isinstance(back, Epoch) and endpoints_of(back) == places
+    assert endpoints_of(dataclasses.replace(epoch, endpoints=None)) == []
+    counts = RNG.random((modules, len(TOTALS)))
+    totals = WIRE.decode(WIRE.encode(Totals(modules, 1, 2, numbers, counts)))
+    assert isinstance(totals, Totals)
+    report = totals_report(totals)
+    assert report["live"] == modules and list(report["modules"]) == [str(n) for n in range(modules)]
+    assert report["modules"]["4095"] == dict(zip(TOTALS, counts[4095].tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "header", [[[0] * 4097], [{n: 0 for n in range(4097)}], [0] * 4097, [[[1], [0] * 4097]]]
+)
+def test_a_header_that_no_one_would_read_is_not_written(header: Any) -> None:
+    with pytest.raises(CodecError, match="4096 items, not 4097"):
+        pack(header)
+    assert unpack(pack([[0] * 4095, [0] * 4096]))[0] == [[0] * 4095, [0] * 4096]
 
 
 @pytest.mark.parametrize(("number", "codec"), [(1, "fp16"), (2, "int8+zstd")])
@@ -114,49 +152,109 @@ def forge(message: Any, change: Any, level: int = 0) -> Any:
     return pack(change(list(header)) or header, segments)
 
 
+def put(where: Any, key: int, value: Any) -> Any:
+    """A change of one entry: of the header, or of its list number `where`."""
+
+    def change(header: list[Any]) -> Any:
+        (header if where is None else header[where]).__setitem__(key, value)
+        return header
+
+    return change
+
+
+def field(name: str, value: Any) -> Any:
+    """A change of one field of the message."""
+    names = [f.name for f in dataclasses.fields(Dispatch) if f.name not in Dispatch.ARRAYS]
+    return put(2, names.index(name), value)
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        lambda h: h.__setitem__(0, 99),
-        lambda h: h.__setitem__(0, -1),
-        lambda h: h.__setitem__(0, "x"),
-        lambda h: h.__setitem__(1, 7),
-        lambda h: h.__setitem__(2, []),
-        lambda h: h[2].__setitem__(0, "home"),
-        lambda h: h[2].__setitem__(0, True),
-        lambda h: h[2].__setitem__(-1, [[0, 3, 1 << 40]]),
-        lambda h: h[2].__setitem__(-1, [[0, 3, 2]]),
-        lambda h: h[2].__setitem__(-1, [[0, 3]]),
-        lambda h: h[2].__setitem__(-1, [3, 4, 5]),
-        lambda h: h[2].__setitem__(-1, [[0, -3, 6]]),
-        lambda h: h.__setitem__(3, []),
-        lambda h: h.__setitem__(3, [None, None]),
-        lambda h: h[3].__setitem__(0, [-1, 5, 1 << 50, 1, []]),
-        lambda h: h[3].__setitem__(0, [-1, 1 << 39, 1 << 39, 1, []]),
-        lambda h: h[3].__setitem__(0, [-1, 5, 16, 3, []]),
-        lambda h: h[3].__setitem__(0, [-1]),
-        lambda h: h[3].__setitem__(1, [77, 6]),
-        lambda h: h[3].__setitem__(1, [1, 3]),
-        lambda h: h[3].__setitem__(1, [1, 1 << 62, 1 << 62]),
-        lambda h: [1],
-        lambda h: {"a": 1},
+        (put(None, 0, 99), "number 99 out of range"),
+        (put(None, 0, -1), "number -1 out of range"),
+        (put(None, 0, "x"), "number 'x' out of range"),
+        (put(None, 0, True), "number True out of range"),
+        (put(None, 1, 3), "number 3 out of range 0..2"),
+        (put(None, 2, []), "fields of other types"),
+        (field("home", "home"), "fields of other types"),
+        (field("home", True), "fields of other types"),
+        (field("sent_at", float("nan")), "bad time"),
+        (field("sent_at", 3), "fields of other types"),
+        (field("path", 256), "path 256"),
+        (field("path", -1), "path -1"),
+        (field("path", 0x03), "path 3 of 3 codecs"),
+        (field("path", 0x30), "path 48 of 3 codecs"),
+        (field("lots", [[0, 3, 1 << 40]]), "lots: bad entry"),
+        (field("lots", [[0, 3, 2]]), "row indices"),
+        (field("lots", [[0, 3]]), "lots: bad entry"),
+        (field("lots", [[0, 3, 6, 0]]), "lots: bad entry"),
+        (field("lots", [3, 4, 5]), "malformed"),
+        (field("lots", [[0, -3, 6]]), "lots: bad entry"),
+        (field("lots", [[0, True, 6]]), "lots: bad entry"),
+        (field("lots", [[0, 3, 8], [0, 3, -2]]), "lots: bad entry"),
+        (put(None, 3, []), "fields of other types"),
+        (put(None, 3, [None, None]), "more segments than arrays"),
+        (put(None, 3, [None, [1, 6]]), "does not fit"),
+        (put(3, 0, [-1, 5, 1 << 50, 1, []]), "out of range"),
+        (put(3, 0, [-1, 1 << 39, 1 << 39, 1, []]), "more than 2147483648 bytes"),
+        (put(3, 0, [-1, 5, 16, 3, []]), "expected 1 segments"),
+        (put(3, 0, [-1, 5, 16, 10, []]), "number 10 out of range 0..8"),
+        (put(3, 0, [-1]), "malformed"),
+        (put(3, 1, [77, 6]), "number 77 out of range"),
+        (put(3, 1, [1, 3]), "does not fit"),
+        (put(3, 1, [1, 1 << 62, 1 << 62]), "out of range"),
+        (put(3, 1, [1, -6, -1]), "out of range"),
+        (lambda h: [1], "malformed"),
+        (lambda h: {"a": 1}, "malformed"),
     ],
 )
-def test_forged_headers_are_refused(change: Any) -> None:
-    def apply(header: list[Any]) -> Any:
-        out = change(header)
-        return out if out is not None else header
-
-    with pytest.raises(WireError):
-        forged = forge(DISPATCH, apply)
-        message = WIRE.decode(forged.tobytes())
+def test_forged_headers_are_refused(change: Any, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        message = WIRE.decode(forge(DISPATCH, change).tobytes())
         raise AssertionError(f"accepted as {message}")
+
+
+def test_row_indices_of_one_pair_and_of_none() -> None:
+    for rows in (1, 0):
+        index, lots = np.zeros(rows, np.int32), [[0, 3, rows]]
+        small = dataclasses.replace(DISPATCH, rows=ROWS[:rows], row_of_pair=index, lots=lots)
+        back = WIRE.decode(WIRE.encode(small))
+        assert isinstance(back, Dispatch) and back.lots == lots and len(back.rows) == rows
+
+
+def test_a_dispatch_without_indices_has_a_row_for_each_pair() -> None:
+    pairs = [[0, 3, 2], [1, 4, 3]]
+    fits = dataclasses.replace(DISPATCH, row_of_pair=None, lots=pairs)
+    assert WIRE.decode(WIRE.encode(fits)) is not None
+    with pytest.raises(WireError, match="5 rows for 6 pairs"):
+        WIRE.decode(WIRE.encode(dataclasses.replace(fits, lots=LOTS)))
+
+
+@pytest.mark.parametrize(
+    ("spans", "reason"),
+    [
+        ([[0, 2, 0, 0]], "5 rows for 2 pairs"),
+        ([[0, 2, 0, 0], [4, 4, 0, 0]], "5 rows for 6 pairs"),
+        ([[0, 5, 0]], "spans: bad entry"),
+        ([[-1, 5, 0, 0]], "spans: bad entry"),
+        ([[0, 7, 0, 0], [0, -2, 0, 0]], "spans: bad entry"),
+        ([[0, 5, 256, 0]], "path 256"),
+        ([[0, 5, 0, 3]], "path 3 of 3 codecs"),
+        ([[0, 5, DROPPED, 0]], "path 255"),
+    ],
+)
+def test_spans_are_those_of_the_rows_and_name_codecs_of_the_run(spans: list[list[int]], reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        WIRE.decode(WIRE.encode(dataclasses.replace(REPLY, spans=spans)))
+    with pytest.raises(WireError, match="bad time"):
+        WIRE.decode(forge(REPLY, lambda h: h[2].__setitem__(-1, float("inf"))))
 
 
 def test_row_indices_stay_in_range() -> None:
     for index in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, -1], [0, 1]):
         bad = dataclasses.replace(DISPATCH, row_of_pair=np.array(index, np.int32))
-        with pytest.raises(WireError):
+        with pytest.raises(WireError, match="row indices"):
             WIRE.decode(WIRE.encode(bad).tobytes())
 
 

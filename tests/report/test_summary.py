@@ -93,7 +93,23 @@ def test_traffic_of_a_hand_made_record() -> None:
     assert account["module_rows"] == [0, 14, 6]  # the shared expert's 99 rows are not routed
     assert account["module_busy_wall_s"] == [2.0, 0.75, 0.125]
     assert account["flops"] == 2050
-    assert account["balance"] == pytest.approx((20 / 3) / 14)
+    assert account["balance"] == pytest.approx((20 / 3) / 14)  # all of one layer of one batch
+
+
+def test_balance_is_that_of_each_layer_of_each_batch_which_wait_for_their_fullest_module() -> None:
+    def computed(module: int, rows: int, layer: int, batch: int) -> np.ndarray:
+        return row(GEMM, LOCAL, module, module, rows=rows, layer=layer, batch=batch, expert=module)
+
+    layers = [computed(0, 100, 0, 0), computed(1, 200, 0, 0), computed(0, 200, 1, 0), computed(1, 100, 1, 0)]
+    assert account_traffic(np.concatenate(layers), 2, ["raw"])["balance"] == 0.75
+    # Another batch, for which two GEMMs of 50 rows make both modules alike in one layer.
+    other = [computed(0, 50, 0, 1), computed(0, 50, 0, 1), computed(1, 100, 0, 1)]
+    account = account_traffic(np.concatenate([*layers, *other]), 2, ["raw"])
+    assert account["balance"] == pytest.approx((0.75 + 0.75 + 1) / 3)
+    idle = account_traffic(
+        row(DISPATCH, MODULE, 0, 1, rows=1, raw_bytes=16, sent_bytes=64), 2, ["raw", "raw"]
+    )
+    assert idle["balance"] is None
 
 
 def test_the_time_of_codecs_is_summed() -> None:
@@ -115,6 +131,10 @@ def test_what_was_not_recorded_is_unknown_not_zero() -> None:
 def test_frames_of_the_coordinator_are_no_traffic_between_modules() -> None:
     record = np.concatenate([a_record(), row(DISPATCH, LOCAL, -1, 0, raw_bytes=7, sent_bytes=7)])
     assert account_traffic(record, 3, ["raw"] * 3)["bytes_sent"] == 500
+    assert (
+        "not those of the client and the coordinator"
+        in account_traffic(record, 3, ["raw"] * 3)["frames_counted"]
+    )
 
 
 def test_times_of_batches_name_their_clock() -> None:

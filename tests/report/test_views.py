@@ -234,7 +234,8 @@ def test_the_summary_as_a_table() -> None:
         "500 ms, 4.10 k tokens/s",
         "p50 10.0 ms, p99 20.0 ms, max 30.0 ms",
         "4.00 KiB raw, 1.00 KiB sent in 7 frames (raw/sent 4.00), int8",
-        "10 30, balance 0.67",
+        "10 30, balance by batch and layer 0.67",
+        "(frames of the client and the coordinator are not counted)",
         "module 1 after 100 ms; detected in 6.00 ms (disconnect); next batch finished in 12.0 ms; "
         "module back in 1.50 s",
         "all modules, never due: the run was over",

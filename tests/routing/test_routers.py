@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from rayemu.model import row_invariant
 from rayemu.routing import (
     ROUTERS,
     Gate,
@@ -22,10 +21,6 @@ from rayemu.routing import (
     make_router,
 )
 from rayemu.routing.gate import top_k
-
-needs_exact_blas = pytest.mark.skipif(
-    not row_invariant(), reason="this BLAS is not row-invariant; set OPENBLAS_CORETYPE=Sandybridge"
-)
 
 MEMBERS: list[tuple[str, dict[str, Any]]] = [
     ("softmax_topk", {"top_k": 2}),
@@ -88,7 +83,6 @@ def test_equals_the_definition(kind: str, params: dict[str, Any], biased: bool) 
         np.testing.assert_allclose(weights[t], wanted, rtol=2e-5)
 
 
-@needs_exact_blas
 @pytest.mark.parametrize(("kind", "params"), MEMBERS)
 @pytest.mark.parametrize("width", [24, 700])
 def test_rows_keep_their_bits_in_any_company(kind: str, params: dict[str, Any], width: int) -> None:

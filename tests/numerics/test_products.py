@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from rayemu.model.blas import blas_info, exact_matmul, row_invariant
-
-needs_exact_blas = pytest.mark.skipif(
-    not row_invariant(), reason="this BLAS is not row-invariant; set OPENBLAS_CORETYPE=Sandybridge"
-)
+from rayemu.numerics import ByElement, blas_info, exact_matmul, kernels, products
+from rayemu.numerics.blas import one_thread
+from rayemu.numerics.products import keeps_rows
+from rayemu.numerics.ways import edges
 
 # [K, N] around every border of the rule: one column, narrow, wide, long K, long K with a ragged end.
 SHAPES = [
@@ -49,7 +48,6 @@ def test_product_is_right(inner: int, columns: int) -> None:
     np.testing.assert_allclose(exact_matmul(x, w), wanted, atol=1e-5 * inner**0.5, rtol=1e-5)
 
 
-@needs_exact_blas
 @pytest.mark.parametrize(("inner", "columns"), SHAPES)
 def test_rows_keep_their_bits_in_any_company(inner: int, columns: int) -> None:
     x, w = _case(inner, columns, 333)
@@ -64,7 +62,6 @@ def test_rows_keep_their_bits_in_any_company(inner: int, columns: int) -> None:
                 np.testing.assert_array_equal(exact_matmul(x[group], w), whole[group])
 
 
-@needs_exact_blas
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 200), st.integers(1, 90), st.integers(0, 2**31), st.data())
 def test_any_shape_keeps_bits(inner: int, columns: int, rows: int, seed: int, data: st.DataObject) -> None:
@@ -91,14 +88,72 @@ def test_strided_rows_give_the_same_bits() -> None:
     np.testing.assert_array_equal(exact_matmul(wide[:, 13:313], w), exact_matmul(x, w))
 
 
-def test_probe_notices_a_product_that_depends_on_the_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        y = x @ w
-        return y if len(x) > 5 else np.nextafter(y, np.float32(9))
+def test_probe_notices_a_product_that_depends_on_the_company() -> None:
+    class Careless(ByElement):
+        def product(self, x: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
+            np.matmul(x, w, out=out)
+            if len(x) <= 5:
+                np.nextafter(out, np.float32(9), out=out)
 
-    monkeypatch.setattr("rayemu.model.blas.exact_matmul", careless)
-    assert not row_invariant()
+    assert not keeps_rows(Careless())
+
+
+def test_by_element_is_the_chain_in_the_order_of_k() -> None:
+    x, w = _case(40, 7, 5)
+    wanted = np.zeros((5, 7), np.float32)
+    for row in range(5):
+        for column in range(7):
+            total = np.float32(0)
+            for k in range(40):
+                total = np.float32(total + np.float32(x[row, k] * w[k, column]))
+            wanted[row, column] = total
+    made = np.empty((5, 7), np.float32)
+    ByElement().product(x, w, made)
+    np.testing.assert_array_equal(made, wanted)
+    assert keeps_rows(ByElement())
+
+
+def test_the_last_way_is_taken_when_no_other_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "keeps_rows", lambda tried: False)
+    monkeypatch.setattr(products, "_way", None)
+    assert isinstance(products.way(), ByElement)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 15, 16, 24, 320, 328, 480, 640, 641, 1000, 7168])
+@pytest.mark.parametrize("block", [320, 96])
+def test_edges_cover_the_ends_of_every_block_once(columns: int, block: int) -> None:
+    """Against the cuts that OpenBLAS makes, block by block, written down as a list of columns."""
+    ends: list[int] = []
+    start = 0
+    while start < columns:
+        left = columns - start
+        size = left
+        if left >= 2 * block:
+            size = block
+        elif left > block:
+            size = (left // 2 + 7) // 8 * 8
+        if size >= 16:
+            whole = size // 8 * 8
+            ends += [*range(start, start + 8), *range(start + whole - 8, start + whole)]
+        start += size
+    _, parts = edges(columns, block)
+    covered = [column for _, runs in parts for low, high, _ in runs for column in range(low, high)]
+    assert sorted(covered) == sorted(ends)
+    for width, runs in parts:
+        assert width <= block and runs[0][2] == 8 and runs[-1][2] + runs[-1][1] - runs[-1][0] == width - 8
+
+
+def test_threads_of_blas_are_restored_by_the_last_of_several() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        before = [entry["num_threads"] for entry in blas_info()]
+        first, second = one_thread(), one_thread()
+        assert first.__enter__() == max(before) and second.__enter__() == max(before)
+        first.__exit__(None, None, None)
+        assert all(entry["num_threads"] == 1 for entry in blas_info())
+        second.__exit__(None, None, None)
+        assert [entry["num_threads"] for entry in blas_info()] == before
 
 
 def test_blas_is_named() -> None:
     assert all(entry["num_threads"] >= 1 for entry in blas_info())
+    assert blas_info()[0]["version"] in kernels()

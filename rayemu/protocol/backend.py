@@ -1,0 +1,61 @@
+"""What an emulator needs of whatever runs its batches: a cluster's session, or the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+
+from rayemu.protocol.client import BatchResult
+from rayemu.protocol.messages import Notice
+
+
+class Backend(Protocol):
+    """Takes batches and gives their results by number. Any thread may call anything but `close`.
+
+    An interrupt (KeyboardInterrupt) in one call leaves the others as they are.
+    """
+
+    def new_rows(self, rows: int, width: int) -> np.ndarray:
+        """Memory for a batch [rows, width] float32."""
+
+    def submit(self, x: np.ndarray) -> int:
+        """Submit a batch x [T, D] float32, T > 0; return its number."""
+
+    def result(self, number: int, timeout_s: float = ...) -> BatchResult:
+        """Wait for a batch, whose result can be had once. Raises StalledError, TimeoutError, ClusterError."""
+
+    def abandon(self, numbers: Iterable[int]) -> None:
+        """Forget batches that nobody waits for any more."""
+
+    def poll(self) -> None:
+        """Handle what has arrived, without waiting for a batch."""
+
+    def inject(self, fault: dict[str, Any], module: int | None) -> None:
+        """Begin a fault: at one module, or (message faults) in every actor."""
+
+    def take_notices(self) -> list[Notice]:
+        """Return and forget what was reported."""
+
+    def record(self) -> np.ndarray:
+        """Return what the modules recorded so far."""
+
+    def close(self) -> None:
+        """Stop everything that was started. Safe to call twice."""
+
+    @property
+    def now(self) -> float:
+        """The clock of batches and notices, in seconds."""
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Running totals per module, as last reported."""
+
+    @property
+    def pids(self) -> dict[int, tuple[int, str]]:
+        """Process and host of each module."""
+
+    @property
+    def duplicate_results(self) -> int:
+        """Shard results that came again and were not taken."""

@@ -1,0 +1,93 @@
+"""What messages may name in a run: modules, experts and layers that there are, rows of the model's width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import numpy as np
+
+from rayemu.compression import WireError
+from rayemu.model.spec import ModelSpec
+from rayemu.protocol.config import TOTALS
+from rayemu.protocol.messages import Dispatch, Epoch, Message, Result, RouteReply, Shard, Totals, endpoints_of
+
+_KINDS: tuple[Any, ...] = get_args(Message)
+_LIMIT_OF = {
+    "home": "modules",
+    "module": "modules",
+    "sender": "modules",
+    "by": "modules",
+    "layer": "layers",
+    "expert": "experts",
+}
+_LIMITED = {
+    kind: [(f.name, _LIMIT_OF[f.name]) for f in fields(kind) if f.name in _LIMIT_OF] for kind in _KINDS
+}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The size of a run. What a frame names beyond it is refused before anyone acts on it."""
+
+    modules: int
+    experts: int
+    layers: int
+    top_k: int
+    d_model: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec, modules: int) -> Bounds:
+        """Bounds of a run of a model on so many modules."""
+        return cls(modules, spec.experts, spec.layers, spec.top_k, spec.d_model)
+
+    def check(self, m: Message) -> None:
+        """Raise WireError for a message that names what this run does not have."""
+        for name, of in _LIMITED[type(m)]:
+            if not 0 <= getattr(m, name) < getattr(self, of):
+                raise WireError(f"{type(m).__name__}: {name} {getattr(m, name)} of {getattr(self, of)}")
+        if "rows" in m.ARRAYS:
+            rows = m.rows  # type: ignore[union-attr]
+            if rows.ndim != 2 or rows.shape[1] != self.d_model or rows.dtype != np.float32:
+                raise WireError(
+                    f"{type(m).__name__}: rows {rows.dtype}{list(rows.shape)}, width {self.d_model}"
+                )
+        if isinstance(m, Dispatch):
+            self._need(-1 <= m.via < self.modules, m, "via", m.via)
+            for module, expert, _ in m.lots:  # none is negative, see `wire`
+                self._need(module < self.modules and expert < self.experts, m, "lot", [module, expert])
+        elif isinstance(m, (Shard, RouteReply)) and m.experts is not None:
+            shape = len(m.rows) if isinstance(m, Shard) else len(m.experts), self.top_k
+            self._check_numbers(m, "experts", m.experts, self.experts, shape)
+            given = m.weights is not None and m.weights.shape == shape and m.weights.dtype == np.float32
+            self._need(given, m, "weights", m.weights)
+        elif isinstance(m, Epoch):
+            everyone, slots = (self.modules,), m.slot_to_expert.shape
+            self._check_numbers(m, "state", m.state, 3, everyone)
+            self._check_numbers(m, "incarnations", m.incarnations, 1 << 31, everyone)
+            self._check_numbers(m, "slot_to_expert", m.slot_to_expert, self.experts, slots)
+            self._check_numbers(m, "slot_to_module", m.slot_to_module, self.modules, slots)
+            self._need(len(slots) == 1, m, "slots", slots)
+            self._need(m.endpoints is None or len(endpoints_of(m)) == self.modules, m, "endpoints", "")
+        elif isinstance(m, Result):
+            self._need(
+                m.expert_tokens.shape == (self.layers, self.experts), m, "expert_tokens", m.expert_tokens
+            )
+            for name in ("dispatch_paths", "combine_paths"):
+                paths = getattr(m, name)
+                if paths is not None:
+                    fits = paths.shape == (self.layers, len(m.rows), self.top_k) and paths.dtype == np.uint8
+                    self._need(fits, m, name, paths.shape)
+        elif isinstance(m, Totals):
+            self._check_numbers(m, "modules", m.modules, self.modules, m.modules.shape)
+            self._need(m.counts.shape == (*m.modules.shape, len(TOTALS)), m, "counts", m.counts.shape)
+
+    def _check_numbers(self, m: Message, name: str, numbers: np.ndarray, limit: int, shape: object) -> None:
+        fits = numbers.shape == shape and numbers.dtype.kind in "iu"
+        fits = fits and (not numbers.size or 0 <= numbers.min() <= numbers.max() < limit)
+        self._need(fits, m, name, f"{numbers.dtype}{list(numbers.shape)}, each below {limit}")
+
+    @staticmethod
+    def _need(fits: bool, m: Message, name: str, found: object) -> None:
+        if not fits:
+            raise WireError(f"{type(m).__name__}: {name} does not fit this run: {found}")

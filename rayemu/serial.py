@@ -1,0 +1,71 @@
+"""The simulator for several threads: a thread of its own runs whatever they ask, one after the other.
+
+Ctrl-C interrupts whoever waits for that thread, never the simulation in the middle of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from rayemu.numerics import denormals_kept
+from rayemu.protocol.client import BatchResult
+from rayemu.protocol.messages import Notice
+from rayemu.protocol.simulator import Simulator
+
+
+class SerialSimulator:
+    """A `Backend` of a simulator."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+        self._thread = ThreadPoolExecutor(1, "simulator")
+        self.new_rows = simulator.new_rows
+
+    def _ask(self, work: Callable[..., Any], *given: Any) -> Future[Any]:
+        return self._thread.submit(denormals_kept()(work), *given)
+
+    def submit(self, x: np.ndarray) -> int:
+        return self._ask(self.simulator.submit, x).result()
+
+    def result(self, number: int, timeout_s: float = 600.0) -> BatchResult:
+        return self._ask(self.simulator.result, number, timeout_s).result()
+
+    def abandon(self, numbers: Iterable[int]) -> None:
+        self._ask(self.simulator.abandon, list(numbers))  # nobody need wait for that
+
+    def poll(self) -> None:
+        self._ask(self.simulator.poll).result()
+
+    def inject(self, fault: dict[str, Any], module: int | None) -> None:
+        self._ask(self.simulator.inject, fault, module).result()
+
+    def take_notices(self) -> list[Notice]:
+        return self._ask(self.simulator.take_notices).result()
+
+    def record(self) -> np.ndarray:
+        return self._ask(self.simulator.record).result()
+
+    def close(self) -> None:
+        self.simulator.close()
+        self._thread.shutdown(cancel_futures=True)
+
+    # What is only read needs no turn, and can be had after the end.
+    @property
+    def now(self) -> float:
+        return self.simulator.now
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        return self.simulator.totals
+
+    @property
+    def pids(self) -> dict[int, tuple[int, str]]:
+        return self.simulator.pids
+
+    @property
+    def duplicate_results(self) -> int:
+        return self.simulator.duplicate_results

@@ -1,0 +1,140 @@
+"""Frames that name what a run does not have are refused as bad frames: one change at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayemu.alltoall import ALIVE
+from rayemu.compression import WireError, make_codec
+from rayemu.protocol.bounds import Bounds
+from rayemu.protocol.config import TOTALS
+from rayemu.protocol.messages import (
+    Dispatch,
+    Epoch,
+    Failure,
+    Heartbeat,
+    Join,
+    Message,
+    Reply,
+    Result,
+    RouteReply,
+    RouteRequest,
+    Shard,
+    ShardStatus,
+    Status,
+    Submit,
+    Suspect,
+    Totals,
+    text_of,
+)
+from rayemu.protocol.wire import Wire
+
+BOUNDS = Bounds(modules=4, experts=8, layers=2, top_k=2, d_model=16)
+WIRE = Wire((make_codec("raw"),), BOUNDS)
+ROWS = np.ones((3, 16), np.float32)
+NARROW = np.ones((3, 15), np.float32)
+EXPERTS, WEIGHTS = np.array([[0, 7], [1, 2], [3, 4]], np.int32), np.full((3, 2), 0.5, np.float32)
+PATHS = np.zeros((2, 3, 2), np.uint8)
+FOUR, SLOTS = np.arange(4, dtype=np.int32), np.arange(8, dtype=np.int32)
+GOOD: list[Message] = [
+    Submit(0, ROWS),
+    Shard(0, 0, 0, 1, 0, ROWS, EXPERTS, WEIGHTS),
+    RouteRequest(3, 0, 0, 0, 1, ROWS),
+    RouteReply(0, 0, 0, 1, EXPERTS, WEIGHTS),
+    Dispatch(3, 1, 3, 0, 0, 0, 0, 1, 1, 1, 0, ROWS, None, [[3, 7, 2], [0, 0, 1]]),
+    Reply(3, 1, 0, 0, 1, 3, ROWS, [[0, 3, 0, 0]]),
+    Status(1, 3, True),
+    ShardStatus(0, 0, 3, True),
+    Result(0, 0, 0, 3, 1, ROWS, np.zeros((2, 8), np.int32), PATHS, PATHS),
+    Failure(0, 0, 1, 7, 3),
+    Epoch(1, 0, text_of(list("abcd")), np.full(4, ALIVE, np.uint8), FOUR, SLOTS, SLOTS % 4),
+    Join(3, 0, "e"),
+    Heartbeat(3, 0, 1),
+    Suspect(3, 0, 3),
+    Totals(4, 0, 0, FOUR, np.zeros((4, len(TOTALS)))),
+]
+
+
+def good(kind: type) -> Any:
+    (message,) = [m for m in GOOD if type(m) is kind]
+    return message
+
+
+@pytest.mark.parametrize("message", GOOD, ids=lambda m: type(m).__name__)
+def test_what_fits_is_taken(message: Message) -> None:
+    assert type(WIRE.decode(WIRE.encode(message))) is type(message)
+    assert WIRE.decode(WIRE.encode(replace(good(Epoch), endpoints=None))) is not None
+    assert WIRE.decode(WIRE.encode(replace(good(Dispatch), via=-1))) is not None
+    assert WIRE.decode(WIRE.encode(replace(good(Suspect), module=0, by=0))) is not None
+    nobody = Totals(0, 0, 0, np.zeros(0, np.int32), np.zeros((0, len(TOTALS))))
+    assert WIRE.decode(WIRE.encode(nobody)) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (Submit, {"rows": NARROW}),
+        (Shard, {"rows": NARROW}),
+        (Shard, {"rows": ROWS.astype(np.int32)}),
+        (Shard, {"rows": np.ones(16, np.float32)}),
+        (Shard, {"experts": EXPERTS + 1}),
+        (Shard, {"experts": EXPERTS - 1}),
+        (Shard, {"experts": EXPERTS[:2], "weights": WEIGHTS[:2]}),
+        (Shard, {"experts": EXPERTS.astype(np.float32)}),
+        (Shard, {"weights": WEIGHTS[:, :1]}),
+        (Shard, {"weights": None}),
+        (Shard, {"weights": np.ones((3, 2), np.int32)}),
+        (Submit, {"rows": np.ones((3, 16, 1), np.float32)}),
+        (RouteRequest, {"home": 4}),
+        (RouteRequest, {"home": -1}),
+        (RouteRequest, {"layer": 2}),
+        (RouteRequest, {"rows": NARROW}),
+        (RouteReply, {"experts": EXPERTS + 1}),
+        (RouteReply, {"experts": EXPERTS[:, :1], "weights": WEIGHTS[:, :1]}),
+        (RouteReply, {"weights": WEIGHTS[:2]}),
+        (RouteReply, {"layer": -1}),
+        (Dispatch, {"home": 4}),
+        (Dispatch, {"via": 4}),
+        (Dispatch, {"via": -2}),
+        (Dispatch, {"layer": 2}),
+        (Dispatch, {"rows": NARROW}),
+        (Dispatch, {"lots": [[3, 8, 3]]}),
+        (Dispatch, {"lots": [[3, 7, 2], [4, 0, 1]]}),
+        (Reply, {"home": 4}),
+        (Reply, {"sender": 4}),
+        (Reply, {"sender": -1}),
+        (Reply, {"rows": NARROW}),
+        (Status, {"module": 4}),
+        (ShardStatus, {"home": -1}),
+        (Result, {"home": 4}),
+        (Result, {"rows": NARROW}),
+        (Result, {"expert_tokens": np.zeros((2, 7), np.int32)}),
+        (Result, {"dispatch_paths": PATHS[:, :2]}),
+        (Result, {"combine_paths": PATHS.astype(np.int32)}),
+        (Failure, {"expert": 8}),
+        (Failure, {"home": 4}),
+        (Epoch, {"state": np.full(3, ALIVE, np.uint8)}),
+        (Epoch, {"state": np.full(4, 3, np.uint8)}),
+        (Epoch, {"incarnations": FOUR - 1}),
+        (Epoch, {"slot_to_expert": SLOTS + 1}),
+        (Epoch, {"slot_to_expert": SLOTS[:4]}),
+        (Epoch, {"slot_to_module": SLOTS}),
+        (Epoch, {"slot_to_module": SLOTS.reshape(2, 4) % 4, "slot_to_expert": SLOTS.reshape(2, 4)}),
+        (Epoch, {"endpoints": text_of(list("abc"))}),
+        (Epoch, {"endpoints": np.full(7, 255, np.uint8)}),
+        (Join, {"module": 4}),
+        (Heartbeat, {"module": -1}),
+        (Suspect, {"module": 4}),
+        (Suspect, {"by": 4}),
+        (Totals, {"modules": FOUR + 1}),
+        (Totals, {"counts": np.zeros((3, len(TOTALS)))}),
+    ],
+)
+def test_what_does_not_fit_is_a_bad_frame(kind: type, changes: dict[str, Any]) -> None:
+    frame = WIRE.encode(replace(good(kind), **changes))
+    with pytest.raises(WireError):
+        WIRE.decode(frame)

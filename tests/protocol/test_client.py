@@ -1,0 +1,138 @@
+"""The client by hand: rows are taken once, results come out by number, and nothing is asked for in vain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rayemu.alltoall import ALIVE
+from rayemu.compression import WireError
+from rayemu.model.spec import ModelSpec
+from rayemu.protocol.client import ClientMachine
+from rayemu.protocol.messages import (
+    COORDINATOR,
+    Accepted,
+    Ack,
+    Epoch,
+    Failure,
+    Notice,
+    Result,
+    Send,
+    Submit,
+    Totals,
+)
+
+RETRY = 0.25
+SPEC = ModelSpec("tiny", d_model=2, d_ff=4, experts=3, top_k=2)
+X = np.arange(12, dtype=np.float32).reshape(6, 2)
+COUNTS = np.array([[1, 2, 3]], np.int32)
+
+
+def client(batches: int = 1) -> ClientMachine:
+    machine = ClientMachine(SPEC, RETRY)
+    for number in range(batches):
+        found, sends = machine.submit(X + number, 1.0)
+        assert found == number and [(s.to, type(s.message)) for s in sends] == [(COORDINATOR, Submit)]
+    return machine
+
+
+def result(batch: int, shard: int, low: int, high: int, **more: np.ndarray) -> Result:
+    return Result(batch, shard, low, 0, 1, (X + 10 * batch)[low:high], COUNTS, **more)
+
+
+def test_shards_are_put_together_and_acknowledged_each_time() -> None:
+    machine = client()
+    assert machine.receive(result(0, 1, 4, 6), 2.0) == [Send(COORDINATOR, Ack(0, 1))]
+    assert machine.take(0) is None
+    again = result(0, 1, 4, 6)
+    again.rows = again.rows + 1
+    assert machine.receive(again, 2.5) == [Send(COORDINATOR, Ack(0, 1))], "the first ack may be lost"
+    machine.receive(result(0, 0, 0, 4), 3.0)
+    machine.receive(result(0, 0, 0, 4), 3.5)
+    taken = machine.take(0)
+    assert taken is not None and np.array_equal(taken.y, X) and taken.delivered.tolist() == [1] * 6
+    assert taken.expert_tokens.tolist() == [[2, 4, 6]] and machine.duplicate_results == 2
+    assert (taken.submitted_at, taken.finished_at) == (1.0, 3.0) and taken.failure is None
+    assert machine.take(0) is None and taken.dispatch_paths is None
+
+
+def test_rows_beyond_the_batch_are_refused_and_nothing_is_lost() -> None:
+    machine = client()
+    for start in (-1, 5, 1 << 40):
+        bad = result(0, 0, 0, 4)
+        bad.start = start
+        with pytest.raises(WireError, match="of a batch of 6"):
+            machine.receive(bad, 2.0)
+    machine.receive(result(0, 0, 0, 4), 2.0)
+    machine.receive(result(0, 1, 4, 6), 2.0)
+    taken = machine.take(0)
+    assert taken is not None and np.array_equal(taken.y, X)
+
+
+def test_results_are_taken_by_number_in_any_order() -> None:
+    machine = client(3)
+    for batch in (2, 0):
+        machine.receive(result(batch, 0, 0, 6), 2.0)
+    assert machine.take(1) is None
+    machine.receive(result(1, 0, 0, 6), 3.0)
+    for batch in (1, 2, 0):
+        taken = machine.take(batch)
+        assert taken is not None and taken.batch == batch and np.array_equal(taken.y, X + 10 * batch)
+        assert machine.take(batch) is None
+
+
+def test_paths_are_kept_for_the_rows_that_have_some() -> None:
+    machine = client()
+    paths = np.full((1, 2, 2), 7, np.uint8)
+    machine.receive(result(0, 0, 0, 4), 2.0)
+    machine.receive(result(0, 1, 4, 6, dispatch_paths=paths, combine_paths=paths + 1), 2.0)
+    taken = machine.take(0)
+    assert taken is not None and taken.dispatch_paths is not None and taken.combine_paths is not None
+    assert taken.dispatch_paths[0, :, 0].tolist() == [0, 0, 0, 0, 7, 7]
+    assert taken.combine_paths[0, :, 1].tolist() == [0, 0, 0, 0, 8, 8]
+
+
+def test_a_failure_ends_its_batch_and_only_that() -> None:
+    machine = client(2)
+    failure = Failure(0, 0, 0, 2, 3)
+    assert machine.receive(failure, 2.0) == [Send(COORDINATOR, Ack(0, -1))]
+    assert machine.receive(failure, 2.0) == [Send(COORDINATOR, Ack(0, -1))], "the coordinator asks again"
+    taken = machine.take(0)
+    assert taken is not None and taken.failure == failure and taken.finished_at == 2.0
+    assert machine.receive(result(0, 0, 0, 6), 3.0) == [Send(COORDINATOR, Ack(0, 0))]
+    assert machine.take(0) is None
+    machine.receive(result(1, 0, 0, 6), 3.0)
+    taken = machine.take(1)
+    assert taken is not None and taken.batch == 1 and taken.failure is None
+
+
+def test_what_was_not_accepted_is_submitted_again() -> None:
+    machine = client(2)
+    due = machine.deadline()
+    assert due == 1.0 + 4 * RETRY and machine.tick(due - 1e-3) == []
+    machine.receive(Accepted(0), 1.1)
+    machine.receive(Accepted(7), 1.1)  # of nothing that is known
+    (again,) = machine.tick(due)
+    assert machine.tick(due) == []
+    assert isinstance(again.message, Submit) and again.message.batch == 1
+    assert np.array_equal(again.message.rows, X + 1) and machine.deadline() == due + 4 * RETRY
+    machine.receive(Accepted(1), due)
+    assert machine.deadline() == float("inf") and machine.tick(1e9) == []
+
+
+def test_the_newest_membership_counts() -> None:
+    machine = ClientMachine(SPEC, RETRY)
+    state, numbers = np.full(2, ALIVE, np.uint8), np.zeros(2, np.int32)
+    for number in (2, 5, 3):
+        machine.receive(Epoch(number, 0, None, state, numbers, numbers, numbers), 0.0)
+    assert machine.epoch is not None and machine.epoch.epoch == 5
+
+
+def test_notices_wait_for_the_reader_and_totals_are_the_last() -> None:
+    machine = ClientMachine(SPEC, RETRY)
+    notices = [Notice("dead", 1.0, {"module": 1}), Notice("joined", 2.0, {"module": 1})]
+    for notice in notices:
+        machine.receive(notice, 0.0)
+    for live in (3, 4):
+        machine.receive(Totals(live, 0, 0, np.zeros(0, np.int32), np.zeros((0, 7))), 0.0)
+    assert machine.take_notices() == notices and machine.totals is not None and machine.totals.live == 4

@@ -1,0 +1,134 @@
+"""Message faults by themselves, and every fault of a scenario in the simulator: begun, felt, and over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayemu import Emulator, Scenario
+from rayemu.model.reference import reference_forward
+from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
+from rayemu.protocol.record import GEMM
+from rayemu.scenario import Fault
+
+FRAME = [np.zeros(8, np.uint8), np.zeros(100, np.uint8)]
+
+
+def faults(*active: dict[str, Any]) -> MessageFaults:
+    made = MessageFaults(np.random.default_rng(1))
+    for fault in active:
+        made.begin({"rate": 1.0, "for": 1.0, "delay": 0.5, **fault}, 0.0)
+    return made
+
+
+def test_each_fault_does_its_own_and_leaves_the_sender_s_memory_alone() -> None:
+    assert faults().through(FRAME, 0.0)[1] == [0.0]
+    assert faults({"kind": "drop"}).through(FRAME, 0.5)[1] == []
+    assert faults({"kind": "delay"}).through(FRAME, 0.5)[1] == [0.5]
+    assert faults({"kind": "duplicate"}, {"kind": "delay"}).through(FRAME, 0.5)[1] == [0.5, 0.5]
+    held = [faults({"kind": "reorder"}).through(FRAME, 0.5)[1][0]]
+    assert 0 < held[0] < 0.5
+    damaged, delays = faults({"kind": "corrupt"}).through(FRAME, 0.5)
+    assert delays == [0.0] and sum(int(np.unpackbits(p).sum()) for p in damaged) == 1
+    assert not any(piece.any() for piece in FRAME)
+
+
+def test_overlapping_faults_end_each_at_its_own_time() -> None:
+    weather = faults({"kind": "drop", "for": 1.0}, {"kind": "duplicate", "for": 2.0})
+    assert [len(weather.through(FRAME, now)[1]) for now in (0.5, 1.5, 2.2)] == [0, 2, 1]
+    weather.begin({"kind": "drop", "for": 1.0, "rate": 1.0}, 2.5)
+    assert [len(weather.through(FRAME, now)[1]) for now in (3.0, 3.6)] == [0, 1]
+
+
+def test_a_rate_is_the_share_of_frames() -> None:
+    weather = faults({"kind": "drop", "rate": 0.3})
+    lost = sum(not weather.through(FRAME, 0.5)[1] for _ in range(2000))
+    assert lost == weather.counts["drop"] and abs(lost / 2000 - 0.3) < 0.04
+
+
+# -- in the simulator ---------------------------------------------------------------------------------------
+def emulator() -> Emulator:
+    return Emulator(
+        Scenario.from_dict(
+            {
+                "model": {"d_model": 16, "d_ff": 32, "experts": 4, "top_k": 2, "layers": 2},
+                "cluster": {"nodes": 2, "modules_per_node": 2, "transport": "memory"},
+                "placement": {"copies": 2},
+                "exchange": {"min_shard_rows": 4},
+            }
+        )
+    )
+
+
+def step(e: Emulator, batches: int = 1) -> float:
+    """Run some batches, exact as ever; return how long (virtual seconds) the last one took."""
+    for number in range(batches):
+        x = np.random.default_rng(number).standard_normal((40, 16), dtype=np.float32)
+        began = e.now
+        assert np.array_equal(e.forward(x), reference_forward(e.model, x))
+    return e.now - began
+
+
+def lost_later(e: Emulator) -> int:
+    before = e._backend.simulator.counters.lost
+    step(e, 5)
+    return int(e._backend.simulator.counters.lost - before)
+
+
+def test_a_short_drop_is_over_though_another_fault_ends_later() -> None:
+    with emulator() as e:
+        e.inject(Fault.model_validate({"kind": "drop", "for": "1 s", "rate": 0.1}))
+        e.inject(Fault.model_validate({"kind": "corrupt", "for": "2 s", "rate": 0.1}))
+        assert lost_later(e) > 0
+        while e.now < 2.5:
+            step(e)
+        assert lost_later(e) == 0
+        refused = e._backend.simulator.counters.refused
+        step(e, 5)
+        assert e._backend.simulator.counters.refused == refused
+
+
+@pytest.mark.parametrize("kind", MESSAGE_FAULTS)
+def test_a_message_fault_of_one_module_hits_only_what_that_sends(kind: str) -> None:
+    with emulator() as e:
+        e.inject(Fault.model_validate({"kind": kind, "module": 2, "rate": 0.2}))
+        step(e, 5)
+        hit = [state.faults.counts[kind] for state in e._backend.simulator.modules]
+        assert (
+            hit[2] > 0
+            and hit[0] == hit[1] == hit[3] == 0 == e._backend.simulator.coordinator_faults.counts[kind]
+        )
+        e.inject(Fault.model_validate({"kind": kind, "rate": 0.2}))
+        step(e, 5)
+        assert all(state.faults.counts[kind] > 0 for state in e._backend.simulator.modules)
+        assert e._backend.simulator.coordinator_faults.counts[kind] > 0
+
+
+def test_delay_is_as_long_as_asked() -> None:
+    with emulator() as e:
+        usual = step(e)
+        e.inject(Fault.model_validate({"kind": "delay", "rate": 1.0, "delay": "20 ms"}))
+        # coordinator -> home -> module -> home (-> coordinator -> home) -> client: at least four hops
+        assert step(e) > usual + 4 * 0.02
+
+
+def test_a_slow_module_takes_so_many_times_as_long_until_it_is_over() -> None:
+    with emulator() as e:
+        e.inject(Fault.model_validate({"kind": "slow", "module": 1, "factor": 1000, "for": "3 s"}))
+        step(e, 3)
+        while e.now < 3.5:
+            step(e)
+        step(e, 3)
+        record = e.record()
+    jobs = record[(record["kind"] == GEMM) & (record["rows"] > 0)]
+    took = jobs["end_virtual_s"] - jobs["start_virtual_s"]
+    early = jobs["start_virtual_s"] < 3.0
+    assert np.median(took[early & (jobs["src"] == 1)]) > 100 * np.median(took[jobs["src"] != 1])
+    assert np.median(took[~early & (jobs["src"] == 1)]) < 10 * np.median(took[jobs["src"] != 1])
+
+
+def test_an_unknown_fault_is_refused() -> None:
+    with emulator() as e, pytest.raises(ValueError, match="'flood' is none"):
+        e._backend.simulator.inject({"kind": "flood", "for": 1.0}, None)
