@@ -14,7 +14,7 @@ from rayemu.numerics import F32, exact_matmul, padded, row_multiple, scratch
 
 _BLOCK_ELEMENTS = 1 << 24  # hidden values (64 MiB) per pass: bounds the scratch memory of a thread
 _CHUNK_ELEMENTS = 1 << 17  # elements (512 KiB) per step of the activation: stays in the second-level cache
-CLAMP_LIMIT, CLAMP_SLOPE = np.float32(7.0), np.float32(1.702)  # of clamped_swiglu
+CLAMP_LIMIT, CLAMP_SLOPE = 7.0, 1.702  # of clamped_swiglu
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,11 +52,11 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     if not layer.has_experts:
         return dense_forward(layer, x)
     experts, weights = route(layer, x)
+    given, weights = expert_input(layer, x, weights)
     kept = replay.kept(layer.index) if replay is not None else None
     if kept is not None:
         weights = drop_choices(weights, kept)
     choices = experts.shape[1]
-    given, weights = expert_input(layer, x, weights)
     rows = np.zeros((experts.size, x.shape[1]), np.float32)  # [T*K, D]
     order = np.argsort(experts, axis=None, kind="stable")  # rows by expert, once
     bounds = np.searchsorted(experts.reshape(-1)[order], np.arange(len(layer.experts) + 1))
@@ -100,7 +100,7 @@ def route(layer: Layer, x: F32) -> Routing:
 def expert_input(layer: Layer, x: F32, weights: F32) -> tuple[F32, F32]:
     """What the experts are given of rows x [T, D], and the weights [T, K] of what they return.
 
-    These are x and `weights`, or x * weights and ones where the layer weighs inputs (it has K = 1).
+    These are x and `weights`, or x * weights and ones where the spec says `weigh_input`.
     """
     if not layer.spec.weigh_input:
         return x, weights

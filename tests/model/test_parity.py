@@ -50,7 +50,8 @@ class Case:
     def build(self) -> Any:
         """A tiny transformers model with random weights, gates far from ties and norms that matter."""
         torch.manual_seed(7)
-        config = getattr(transformers, f"{self.family}Config")(**{**_DIMENSIONS, **self.settings})
+        named = "Llama4Text" if self.family == "Llama4" else self.family
+        config = getattr(transformers, f"{named}Config")(**{**_DIMENSIONS, **self.settings})
         model = getattr(transformers, f"{self.family}ForCausalLM")(config).eval()
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -76,6 +77,9 @@ _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 24, "num_experts": 6,
 _GLM = {"intermediate_size": 40, "moe_intermediate_size": 24, "num_experts_per_tok": 3, "head_dim": 8}
 _V2 = {**_MLA, "n_routed_experts": 8, "num_experts_per_tok": 3, "q_lora_rank": None}
 _V3 = {**_MLA, "n_routed_experts": 16, "num_experts_per_tok": 4, "q_lora_rank": 16}
+
+_GPT = {"intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 8}
+_LLAMA4 = {"intermediate_size": 24, "intermediate_size_mlp": 40, "num_local_experts": 6, "head_dim": 8}
 
 CASES = {
     "mixtral": Case(
@@ -171,6 +175,11 @@ CASES = {
         },
         [3],
     ),
+    "gpt-oss": Case("GptOss", _GPT, [0, 1, 2, 3]),
+    "gpt-oss-square": Case("GptOss", {**_GPT, "intermediate_size": 16}, [0, 1, 2, 3]),  # 2F = D
+    "llama4": Case("Llama4", _LLAMA4, [0, 1, 2, 3]),
+    "llama4-every-second": Case("Llama4", {**_LLAMA4, "interleave_moe_layer_step": 2}, [1, 3]),
+    "llama4-listed": Case("Llama4", {**_LLAMA4, "moe_layers": [0, 3]}, [0, 3]),
     "kimi2": Case(  # DeepSeek's code with Kimi-K2's settings
         "DeepseekV3",
         {
@@ -193,7 +202,8 @@ def _tokens(count: int = 50) -> np.ndarray:
 
 def _block(decoder: Any) -> Any:
     """A decoder layer's MoE block; Mixtral's had another name before transformers 5."""
-    return decoder.mlp if hasattr(decoder, "mlp") else decoder.block_sparse_moe
+    names = ("mlp", "feed_forward", "block_sparse_moe")
+    return next(getattr(decoder, name) for name in names if hasattr(decoder, name))
 
 
 def _block_output(block: Any, x: np.ndarray) -> np.ndarray:
@@ -222,9 +232,12 @@ def _compare_choices(block: Any, layer: Layer, x: np.ndarray) -> None:
     if int(transformers.__version__.split(".")[0]) < 5:
         return  # its gates answer with logits only, or take other shapes
     with torch.no_grad():
-        answer = block.gate(torch.from_numpy(x))
-    weights, experts = (np.asarray(part) for part in answer[1:])
+        answer = (block.gate if hasattr(block, "gate") else block.router)(torch.from_numpy(x))
     ours = route(layer, x)
+    if answer[0].shape == answer[1].shape:  # Llama 4's: scores of all experts, 0 where not chosen, and logits
+        weights, experts = (np.asarray(part) for part in answer[0].topk(layer.spec.top_k))
+    else:
+        weights, experts = (np.asarray(part) for part in answer[1:])
     dense = np.zeros((2, len(x), experts.max() + ours.experts.max() + 1), np.float32)
     np.put_along_axis(dense[0], experts, weights, axis=1)
     np.put_along_axis(dense[1], ours.experts.astype(np.int64), ours.weights, axis=1)
