@@ -35,7 +35,7 @@ from rayemu.numerics import F32
 from rayemu.routing.gate import Gate
 
 _USUAL = ("gate_proj", "up_proj", "down_proj")
-_SHOWN = 10  # problems listed in an error
+_SHOWN = 5  # problems listed in an error
 _COUNTED = 1000  # problems after which the rest is not looked at
 # What stands before "layers.N." in a language model's tensor names, the likelier first.
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "language_model.")
@@ -195,8 +195,8 @@ class CheckpointWeights:
                 break
         if problems:
             more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-            lines = "\n  ".join(problems[:_SHOWN] + more)
-            raise CheckpointError(f"{self.directory}: {len(problems)} unusable tensors\n  {lines}")
+            listed = "; ".join(problems[:_SHOWN] + more)
+            raise CheckpointError(f"{self.directory}: {len(problems)} unusable tensors: {listed}")
         said = "fp8" if self.quantisation.fp8_block else "mxfp4" if self.quantisation.mxfp4 else None
         if said and not types & {"F8_E4M3", "MXFP4"}:
             raise CheckpointError(

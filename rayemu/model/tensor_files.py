@@ -216,7 +216,7 @@ class TensorFiles:
 
     def problem(self, name: str, shape: tuple[int, ...], dtype: str | None = None) -> str | None:
         """What is wrong with tensor `name`, or None. Its type may be a float's, or must be `dtype`."""
-        if self.packed(name):
+        if dtype is None and self.packed(name):
             return self._packed_problem(name, shape)
         entry = self.entry(name)
         if entry is None:
