@@ -13,6 +13,7 @@ import pytest
 from rayemu.model import PRESETS, load_checkpoint, moe_forward, reference_forward, route
 from rayemu.model.accounting import ATTENTION, parameters
 from rayemu.model.model import Layer, Model
+from rayemu.model.quantised import mxfp4
 
 _REASON = "install the parity extra: bash launch/test.sh --parity"
 torch = pytest.importorskip("torch", reason=_REASON)
@@ -38,6 +39,11 @@ _MLA = {
 }
 
 
+def _config(family: str, **settings: Any) -> Any:
+    text = "Text" if family == "Llama4" else ""
+    return getattr(transformers, f"{family}{text}Config")(**settings)
+
+
 @dataclasses.dataclass
 class Case:
     """A family, its settings, which of its decoder layers hold experts, what its published config says."""
@@ -50,8 +56,7 @@ class Case:
     def build(self) -> Any:
         """A tiny transformers model with random weights, gates far from ties and norms that matter."""
         torch.manual_seed(7)
-        named = "Llama4Text" if self.family == "Llama4" else self.family
-        config = getattr(transformers, f"{named}Config")(**{**_DIMENSIONS, **self.settings})
+        config = _config(self.family, **{**_DIMENSIONS, **self.settings})
         model = getattr(transformers, f"{self.family}ForCausalLM")(config).eval()
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -268,6 +273,27 @@ def test_fused_experts_load(name: str, tmp_path: Path) -> None:
     _compare(theirs, CASES[name], _saved(theirs, CASES[name], tmp_path, save_original_format=False))
 
 
+def test_clamps_equal_those_of_transformers(tmp_path: Path) -> None:
+    theirs = CASES["gpt-oss"].build()
+    layer = _saved(theirs, CASES["gpt-oss"], tmp_path).layers[0]
+    x = 10 * _tokens()
+    beyond = np.abs(x @ layer.experts[0].up) > 7
+    assert 0.1 < beyond.mean() < 0.9
+    np.testing.assert_allclose(
+        moe_forward(layer, x), _block_output(theirs.model.layers[0].mlp, x), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_mxfp4_equals_what_transformers_makes_of_it() -> None:
+    packing = pytest.importorskip("transformers.integrations.mxfp4")
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 256, (3, 8, 2, 16), np.uint8)
+    scales = rng.integers(100, 140, (3, 8, 2), np.uint8)
+    theirs = packing.convert_moe_packed_tensors(torch.from_numpy(codes), torch.from_numpy(scales))
+    ours = mxfp4(codes, scales)  # [E, out, in], theirs [E, in, out]
+    np.testing.assert_array_equal(ours.transpose(0, 2, 1), theirs.float().numpy())
+
+
 def test_base_model_without_prefix_loads(tmp_path: Path) -> None:
     case = CASES["deepseek3"]
     theirs = case.build()
@@ -284,6 +310,9 @@ _PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", {}),
     "deepseek-v2-lite": ("DeepseekV2", {"n_shared_experts": 2, "first_k_dense_replace": 1}),
     "deepseek-v3": ("DeepseekV3", {"n_shared_experts": 1, "first_k_dense_replace": 3}),
+    "gpt-oss-20b": ("GptOss", {}),
+    "gpt-oss-120b": ("GptOss", {}),
+    "llama-4-scout": ("Llama4", {}),
 }
 
 
@@ -293,7 +322,8 @@ def test_preset_parameters_equal_those_of_the_transformers_model(name: str) -> N
     spec = dataclasses.replace(PRESETS[name], layers=PRESETS[name].dense_layers + 2)
     attention = ATTENTION[name]
     family, more = _PUBLISHED[name]
-    config = getattr(transformers, f"{family}Config")(
+    config = _config(
+        family,
         vocab_size=attention.vocabulary,
         hidden_size=spec.d_model,
         num_hidden_layers=spec.layers,
