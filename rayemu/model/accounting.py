@@ -17,8 +17,8 @@ class Attention:
 
     `vectors` counts weights of one layer beside the matrices: query and key norms, biases, sinks. For latent
     attention `head_dim` is the part of a query head without position, `rope_dim` the part with, `value_dim` a
-    value head; `q_rank` 0 means queries are not compressed. `blocks` is the number of attention blocks if it is not the
-    number of layers, `norms` that of other norm vectors of width D per layer.
+    value head; `q_rank` 0 means queries are not compressed. `blocks` is the number of attention blocks if it
+    is not the number of layers, `norms` that of other norm vectors of width D per layer.
     """
 
     vocabulary: int

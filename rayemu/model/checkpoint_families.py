@@ -133,7 +133,7 @@ def _every(config: Config, count: int) -> list[int]:
 
 def _sparse_steps(config: Config) -> list[int]:
     count, every = _layers(config), config.integer("decoder_sparse_step", 1)
-    dense = config.integers("mlp_only_layers", most=1 << 20)
+    dense = set(config.integers("mlp_only_layers", most=1 << 20))
     return [n for n in range(count) if n not in dense and (n + 1) % every == 0]
 
 

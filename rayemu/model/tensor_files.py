@@ -26,6 +26,7 @@ from rayemu.numerics import F32
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _CODES = {"F8_E4M3": "u1", "U8": "u1"}  # what only quantised checkpoints hold
+_MESSAGE = 2000  # characters of an error
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -35,7 +36,14 @@ _MX_CODES, _MX_SCALES = "_blocks", "_scales"  # in place of an MXFP4 tensor, aft
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: says which file or tensor, what was found and what was expected."""
+    """A checkpoint that cannot be used: says which file or tensor, what was found and what was expected.
+
+    In one line of printable characters, whatever names and values the files hold.
+    """
+
+    def __init__(self, message: str) -> None:
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]} ...")
 
 
 class Entry(NamedTuple):
@@ -266,7 +274,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         names = {str(k): str(v) for k, v in json.loads(index.read_bytes())["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: damaged index: {error!r}") from error
+        raise CheckpointError(f"{index}: damaged index: {type(error).__name__} {error}") from error
     for tensor, name in names.items():
         if Path(name).name != name:
             raise CheckpointError(f"{index}: {tensor} is in {name!r}; allowed: a file beside the index")
