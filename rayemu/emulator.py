@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
-from rayemu.numerics import denormals_notice
+from rayemu.numerics import denormals_kept, denormals_notice
 from rayemu.protocol.client import BatchResult, most_tokens
 from rayemu.protocol.config import MODULE, NODE, ProtocolConfig
 from rayemu.protocol.memory import NewRows, fresh_rows
@@ -39,6 +39,7 @@ class LostExpertError(RuntimeError):
         )
 
 
+@denormals_kept()  # float64 becomes float32 here
 def as_rows(x: Any, d_model: int, new_rows: NewRows = fresh_rows, most: int | None = None) -> F32:
     """Check a batch and copy it to contiguous float32 [T, D]: what is sent may not change any more.
 

@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 
 from rayemu.numerics.blas import one_thread
+from rayemu.numerics.denormals import keep_denormals
 from rayemu.numerics.scratch import F32
 from rayemu.numerics.ways import ByElement, MendedEdges, PaddedRows, Way, edge_block
 
@@ -61,7 +62,7 @@ def _multiply(chosen: Way, x: F32, w: F32, out: F32) -> None:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="rayemu-products")
+    return ThreadPoolExecutor(thread_name_prefix="rayemu-products", initializer=keep_denormals)
 
 
 def row_multiple() -> int:

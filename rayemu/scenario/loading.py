@@ -30,6 +30,9 @@ SCALARS: list[tuple[str, re.Pattern[str], list[str]]] = [
 ]
 
 
+DEEPEST = 20  # steps of a path in an assignment, several times what any scenario has
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2 that refuses a key given twice."""
 
@@ -115,9 +118,10 @@ def override(data: Any, assignments: Iterable[str]) -> Any:
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         steps = [step.strip() for step in path.split(".")]
-        if not equals or not all(steps):
+        if not equals or not all(steps) or len(steps) > DEEPEST:
+            shown = assignment if len(assignment) <= 80 else f"{assignment[:76]} ..."
             problems.append(
-                f"{assignment}: is not an assignment; write a dotted path = a value, like model.top_k=4"
+                f"{shown}: is not an assignment; write a dotted path = a value, like model.top_k=4"
             )
             continue
         if steps[0] == "faults" and len(steps) > 1 and isinstance(data, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
@@ -27,6 +26,8 @@ from rayemu.scenario.loading import SCALARS, override, parse
 from rayemu.scenario.sections import Cluster, Exchange, Model, Placement, Replicas, Routing, Run, Stream
 from rayemu.units import format_bytes
 
+LARGEST_BYTES = 4 << 20  # of a scenario's text: /dev/zero has no end
+
 
 class Scenario(Section):
     """One experiment. Make it with `load`, `from_dict` or `with_overrides`, which raise ScenarioError."""
@@ -48,9 +49,9 @@ class Scenario(Section):
         path, packaged = Path(os.path.expanduser(source)), cls.packaged()
         try:
             if str(source) == "-":
-                text = sys.stdin.buffer.read().decode("utf-8")
-            elif path.exists() and not (path.is_dir() and str(source) in packaged):
-                text = path.read_bytes().decode("utf-8")
+                text = _read(0)
+            elif str(source) and path.exists() and not (path.is_dir() and str(source) in packaged):
+                text = _read(path)
             elif path.name == str(source) and path.stem in packaged:
                 file = resources.files("rayemu.scenarios").joinpath(f"{path.stem}.yaml")
                 text = file.read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ class Scenario(Section):
                 )
         except UnicodeDecodeError as error:
             raise ScenarioError([f"{source}: cannot be read: it is not UTF-8 text, {error.reason}"]) from None
-        except (OSError, ValueError) as error:  # ValueError: a path with a NUL, closed standard input
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
             if isinstance(error, ScenarioError):
                 raise
             why = getattr(error, "strerror", None) or error
@@ -181,6 +182,15 @@ class Scenario(Section):
         common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
         shard = -(-self.run.batch_tokens // modules)
         return routed + common + self.run.in_flight * spec.activation_bytes(shard)
+
+
+def _read(file: Path | int) -> str:
+    """The text of a file, or of an open one by its number."""
+    with open(file, "rb", closefd=isinstance(file, Path)) as opened:
+        content = opened.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise ValueError(f"it has more than {format_bytes(LARGEST_BYTES)}, which no scenario has")
+    return content.decode("utf-8")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -43,7 +43,7 @@ class Model(Section):
     """
 
     preset: Annotated[str | None, known_in(PRESETS, "a preset")] = None
-    checkpoint: str | None = None
+    checkpoint: Annotated[str, Field(min_length=1)] | None = None
     scale: Positive = 1
     layers: Few | None = None
     d_model: Positive | None = None

@@ -36,7 +36,7 @@ class Text:
 
     def __post_init__(self) -> None:
         check_common(self.vocabulary, self.context)
-        if self.path != "stdlib" and not _root(self.path).exists():
+        if self.path != "stdlib" and not (self.path and _root(self.path).exists()):
             raise ValueError(f"path: {self.path!r} does not exist; give a text file, a folder, or stdlib")
         try:
             if next(self.words(), None) is None:

@@ -318,6 +318,17 @@ def test_a_frame_in_pieces_is_the_same_frame() -> None:
     assert [bytes(s) for s in segments] == [small, large.tobytes(), b"", small, large[:1].tobytes()]
 
 
+@pytest.mark.parametrize("large", [1 << 16, (1 << 16) + 1])  # with and without a gap behind it
+def test_empty_segments_of_a_frame_in_pieces_may_lie_anywhere(large: int) -> None:
+    rows = np.arange(large, dtype=np.uint8)
+    for segments in ([rows, b""], [rows, b"", b""], [b"", rows, b"", rows, b""], [b"x", b"", rows, b""]):
+        pieces = pack_pieces([1], segments)
+        assert len(pieces) > 1
+        header, found = unpack(pieces)
+        assert header == [1]
+        assert [bytes(segment) for segment in found] == [bytes(segment) for segment in segments]
+
+
 def test_pieces_cut_anywhere_are_read_right_or_refused() -> None:
     whole = bytes(pack([7], [b"abc" * 30, b"", b"d" * 200]))
     expected = [bytes(s) for s in unpack(whole)[1]]
