@@ -99,7 +99,7 @@ def test_finished_batches_leave_no_garbage() -> None:
             gc.enable()
     # Of 120 and 240; the simulation, in a thread of its own, may be a message ahead of whoever reads results.
     assert 0 < held["HeldShard"] <= 5 * 4 and held["Unit"] <= 2 * 5 * 4
-    assert held["Dispatch"] + held["Reply"] + held["Work"] + held["Job"] <= 4
+    assert max(held[kind] for kind in ("Dispatch", "Reply", "Work", "Job")) < len(batches)
 
 
 @pytest.mark.parametrize("place", ["coordinator", "modules"])
