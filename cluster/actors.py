@@ -150,8 +150,9 @@ class CoordinatorActor:
                 ray.get(pending)
             except ray.exceptions.RayTaskError as error:  # it failed by itself; else it was killed
                 reason = last_line(error)
-            except Exception:
-                pass
+            except Exception as error:
+                if "creation task" in str(error):  # Ray's words for a constructor that failed
+                    reason = last_line(error)
             self.runtime.post_down(module, incarnation, "actor", reason)
 
         threading.Thread(target=wait, name=f"watch-{module}.{incarnation}", daemon=True).start()

@@ -47,10 +47,10 @@ def test_a_hang_ends_when_its_time_is_over(
     if not pidfd:
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     began = time.monotonic()
-    faults.hang(sleeper.pid, 0.4)
-    assert until(lambda: process_state(sleeper.pid) == "T", 0.3)
+    faults.hang(sleeper.pid, 2.0)
+    assert until(lambda: process_state(sleeper.pid) == "T")
     assert until(lambda: process_state(sleeper.pid) == "S")
-    assert 0.4 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 2.0
     assert until(lambda: not waiting())
 
 
