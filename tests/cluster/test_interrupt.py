@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,13 @@ from rayemu.cluster.local_ray import interrupts_held
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for left-overs in Linux's /proc")
 SEMAPHORES = Path("/proc/sysvipc/sem")
+MODULES = 4
+SCRIPT = """
+import os
+os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:2]))  # modules that share cores have semaphores
+from rayemu.cli import main
+main()
+"""
 
 
 @pytest.fixture
@@ -28,16 +37,42 @@ def temporary() -> Iterator[Path]:
 
 
 def processes(temporary: Path) -> set[str]:
-    """The pids of Ray's workers, anyone's, and of what was started with a path in `temporary`."""
+    """The pids of what was started with a path in `temporary`, or has a file open there.
+
+    Those are a run's own processes, and Ray's: workers write their logs there. Other runs of the machine have
+    other directories.
+    """
     found = set()
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = file.read_bytes()
-        except OSError:
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
             continue
-        if line.startswith(b"ray::") or os.fsencode(temporary) in line:
-            found.add(file.parent.name)
+        try:
+            names = [os.fsencode(os.readlink(file)) for file in (process / "fd").iterdir()]
+            if any(os.fsencode(temporary) in name for name in (*names, (process / "cmdline").read_bytes())):
+                found.add(process.name)
+        except OSError:  # it has ended, or is another user's
+            continue
     return found
+
+
+class Semaphores(threading.Thread):
+    """Collects the numbers of the semaphores that runs in a directory write down there, until stopped."""
+
+    def __init__(self, temporary: Path) -> None:
+        super().__init__(daemon=True)
+        self.temporary, self.numbers, self.over = temporary, set[str](), threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            for file in self.temporary.glob("rayemu-*/turns*"):
+                with contextlib.suppress(OSError):
+                    self.numbers.update(file.read_text().split()[:1])
+
+    def left(self) -> set[str]:
+        """Those that the system still has."""
+        self.over.set()
+        self.join()
+        return self.numbers & {line.split()[1] for line in SEMAPHORES.read_text().splitlines()[1:]}
 
 
 @pytest.mark.parametrize(
@@ -52,12 +87,13 @@ def processes(temporary: Path) -> set[str]:
 def test_it_leaves_nothing_behind(
     number: signal.Signals, after: str, temporary: Path, tmp_path: Path
 ) -> None:
-    workers, semaphores = processes(temporary), SEMAPHORES.read_text().count("\n")
-    run = ["run", "smoke", "--set", "run.batches=100000", "--out", str(tmp_path / "out")]
+    semaphores = Semaphores(temporary)
+    semaphores.start()
+    run = ["run", "smoke", "--set", "run.batches=100000", "--set", f"cluster.modules_per_node={MODULES // 2}"]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)
     with subprocess.Popen(
-        [sys.executable, "-c", "from rayemu.cli import main; main()", *run],
+        [sys.executable, "-c", SCRIPT, *run, "--out", str(tmp_path / "out")],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -71,6 +107,9 @@ def test_it_leaves_nothing_behind(
             if after in line:
                 break
         time.sleep(0.7)  # into Ray's start, or into the run
+        if after == " batches, ":
+            assert len(processes(temporary)) > MODULES, "the workers are seen"
+            assert semaphores.numbers
         process.send_signal(number)
         shown += process.stdout.readlines()
         assert process.wait(30) == 130, "".join(shown)
@@ -78,10 +117,10 @@ def test_it_leaves_nothing_behind(
     assert '"interrupted"' in (tmp_path / "out" / "events.jsonl").read_text()
     assert os.listdir(temporary) == []
     deadline = time.monotonic() + 5  # killed processes may take a moment to end
-    while processes(temporary) - workers and time.monotonic() < deadline:
+    while processes(temporary) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert processes(temporary) - workers == set()
-    assert SEMAPHORES.read_text().count("\n") == semaphores
+    assert processes(temporary) == set()
+    assert semaphores.left() == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
