@@ -24,6 +24,7 @@ from rayemu.cluster.client import ClientRuntime, ClusterError
 from rayemu.cluster.coordinator import last_line
 from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
+from rayemu.cluster.interrupts import interrupts_held, restore, terminate_as_interrupt
 from rayemu.cluster.link import QueueLink, ZmqSettings
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
@@ -84,12 +85,12 @@ class Session:
         self._client: ClientRuntime  # from the moment that there are modules on
         run_id = uuid.uuid4().hex[:8]
         self.directory = Path(tempfile.gettempdir()) / f"rayemu-{run_id}"
-        self.directory.mkdir(mode=0o700)
-        (self.directory / "owner").write_text(str(os.getpid()))
-        self._previous_term = local_ray.terminate_as_interrupt()
+        self._ray = local_ray.Connection(self.directory)
+        self._previous_handlers = terminate_as_interrupt()
         try:
-            with local_ray.interrupts_deferred():
-                self._owns_ray = local_ray.connect(address, len(module_to_node) + 1, self.directory)
+            self.directory.mkdir(mode=0o700)
+            (self.directory / "owner").write_text(str(os.getpid()))
+            self._ray.open(address, len(module_to_node) + 1, start_timeout_s)
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow
@@ -111,7 +112,7 @@ class Session:
                 links=links or {},
                 directory=str(self.directory),
                 arithmetic=own_arithmetic(),
-                coretype=None if self._owns_ray else self._common_kernels(),
+                coretype=None if self._ray.ours else self._common_kernels(),
             )
             self._start(start_timeout_s)
         except BaseException:
@@ -234,13 +235,17 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        with local_ray.interrupts_held():
+        with interrupts_held():
             if hasattr(self, "_client"):
                 self._client.close()
-            local_ray.stop(self._coordinator, self._modules, self._group, getattr(self, "_owns_ray", False))
+            local_ray.stop(self._coordinator, self._modules, self._group)
+            if self._ray.ours:
+                self._ray.close()
+            else:
+                time.sleep(0.1)
             local_ray.call_on(self._elsewhere, _remove_scratch, str(self.directory))
             _remove_scratch(str(self.directory))
-        local_ray.restore_terminate(self._previous_term)
+        restore(self._previous_handlers)
 
     def record(self) -> np.ndarray:
         """Return the record of all modules so far (RECORD rows); read it before `close`.

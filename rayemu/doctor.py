@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayemu.cluster.host import loopback_fault, processes_in
 from rayemu.cluster.turns import close_turns
 from rayemu.report import machine
 from rayemu.units import format_bytes, format_seconds
@@ -140,18 +140,11 @@ def check_open_files() -> Finding:
 
 def check_ports() -> Finding:
     """TCP on this machine: Ray's own processes talk over it."""
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            server.settimeout(2.0)
-            with socket.create_connection(server.getsockname(), timeout=2.0) as client:
-                accepted, _ = server.accept()
-                with accepted:
-                    client.sendall(b"?")
-                    accepted.settimeout(2.0)
-                    accepted.recv(1)
-    except OSError as error:
-        remedy = "a firewall or sandbox may be in the way; Ray needs it"
-        return Finding("ports", WRONG, f"127.0.0.1 cannot be reached over TCP: {error}", remedy)
+    if fault := loopback_fault():
+        remedy = (
+            "bring the loopback interface up (`ip link set lo up`); a firewall or sandbox may be in the way"
+        )
+        return Finding("ports", WRONG, fault, remedy)
     return Finding("ports", OK, "TCP ports on 127.0.0.1 can be opened and reached")
 
 
@@ -187,7 +180,10 @@ def check_stale_directories(temporary: Path, fix: bool) -> Finding:
 
 
 def is_stale(directory: Path) -> bool:
-    """Whether a run's directory has outlived its run: its owner is dead, and no process works in it."""
+    """Whether a run's directory has outlived its run: its owner is dead, and no process works in it.
+
+    Ray's processes do, and need a moment to end with their run.
+    """
     try:
         if directory.stat().st_uid != os.getuid():
             return False
@@ -198,7 +194,7 @@ def is_stale(directory: Path) -> bool:
             return False
     except (OSError, ValueError):
         return False
-    return directory.is_dir() and not (owner and _lives(owner)) and not _in_use(directory)
+    return directory.is_dir() and not (owner and _lives(owner)) and not processes_in(directory)
 
 
 def _lives(pid: int) -> bool:
@@ -209,18 +205,6 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _in_use(directory: Path) -> bool:
-    """Whether a process was started with this path: Ray's are, and need a moment to end with their run."""
-    needle = os.fsencode(directory) + b"/"
-    for commandline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if needle in commandline.read_bytes():
-                return True
-        except OSError:
-            continue
-    return False
 
 
 def check_ray(emulator: Callable[[Any], Any] | None = None) -> Finding:

@@ -104,7 +104,7 @@ def refuse_too_large(scenario: Scenario) -> None:
     free = machine.available_bytes()
     cluster, run, spec = scenario.cluster, scenario.run, scenario.spec
     simulated = cluster.transport == "memory"
-    elsewhere = simulated or cluster.address is not None or "RAY_ADDRESS" in os.environ
+    elsewhere = simulated or (cluster.address or os.environ.get("RAY_ADDRESS", "local")) != "local"
     parts = {"the modules": 0 if elsewhere else int(scenario.module_bytes().sum())}
     if simulated or run.check == "exact":
         parts["the reference's weights"] = spec.model_bytes()

@@ -51,9 +51,11 @@ def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from pathlib import Path
 
     directory = Path(tempfile.mkdtemp(prefix="rayemu-test-"))  # short: sockets have short names
-    assert local_ray.connect(None, 10, directory)
+    connection = local_ray.Connection(directory)
+    connection.open(None, 10)
+    assert connection.ours
     yield
-    ray.shutdown()
+    connection.close()
     shutil.rmtree(directory, ignore_errors=True)
 
 
