@@ -47,7 +47,7 @@ def _handle(numbers: tuple[signal.Signals, ...], handler: Any) -> dict[int, Any]
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
     heard = {number: old for number, old in handlers.items() if old not in (None, signal.SIG_IGN)}
     for number in heard:
         signal.signal(number, handler)

@@ -158,7 +158,7 @@ def _port_awaited_in_steps() -> Iterator[None]:
     """
     from ray._private import node
 
-    wait = getattr(node, "wait_for_persisted_port", None)
+    wait: Any = getattr(node, "wait_for_persisted_port", None)
 
     def in_steps(*args: Any, timeout_ms: int) -> Any:
         deadline = time.monotonic() + timeout_ms / 1000
@@ -204,21 +204,48 @@ def own_address() -> str:
 
 
 def reserve(module_to_node: np.ndarray, timeout_s: float) -> Any:
-    """Reserve one bundle of CPUs per emulated node: a bundle never spans machines."""
+    """Reserve one bundle of CPUs per emulated node: a bundle never spans machines.
+
+    Raises RayUnavailable: at once where the cluster's machines are too few or too small, after the timeout
+    where others have their CPUs.
+    """
     import ray
     from ray.util.placement_group import placement_group
 
     sizes = np.bincount(module_to_node)
+    cpus = [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = f"{len(sizes)} emulated nodes need {int(sizes.max())} CPUs each, on one machine"
+    if not may_fit(sizes, cpus):
+        has = ", ".join(f"{number:g}" for number in cpus)
+        raise RayUnavailable(
+            f"no room on the Ray cluster: {nodes}, and its machines have {has} CPUs; lower cluster.nodes or "
+            "cluster.modules_per_node, start that Ray with a larger --num-cpus (modules may share cores), or "
+            "leave out the address: a Ray of the run's own has as many as it needs"
+        )
     group = placement_group([{"CPU": float(n)} for n in sizes], strategy="SPREAD")
     try:
         ray.get(group.ready(), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError:
+    except BaseException as error:
+        ray.util.remove_placement_group(group)
+        if not isinstance(error, ray.exceptions.GetTimeoutError):
+            raise
         free = ray.available_resources().get("CPU", 0)
         raise RayUnavailable(
-            f"no room on the Ray cluster: {len(sizes)} emulated nodes need machines with {int(sizes.max())} "
-            f"free CPUs each, {free:g} are free in all; lower cluster.nodes or cluster.modules_per_node"
+            f"no room on the Ray cluster: {nodes}, and for {timeout_s:g} s no more than {free:g} of "
+            f"{sum(cpus):g} were free; end what else runs there, or lower cluster.nodes or "
+            "cluster.modules_per_node"
         ) from None
     return group
+
+
+def may_fit(sizes: np.ndarray, cpus: list[float]) -> bool:
+    """Whether bundles of these sizes can lie on machines with so many CPUs, none across two.
+
+    Exact for bundles of one size; for unlike ones it may be true where they do not fit.
+    """
+    if sizes.sum() > sum(cpus):
+        return False
+    return all((sizes >= size).sum() <= sum(number // size for number in cpus) for size in np.unique(sizes))
 
 
 def machines_of(group: Any) -> list[str]:

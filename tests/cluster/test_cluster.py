@@ -20,6 +20,7 @@ import ray
 from rayemu import Emulator, Scenario
 from rayemu.cluster import actors, local_ray
 from rayemu.cluster.client import ClusterError
+from rayemu.cluster.local_ray import RayUnavailable
 from rayemu.cluster.session import Session
 from rayemu.cluster.turns import Turns
 from rayemu.emulator import LostExpertError
@@ -376,3 +377,23 @@ def test_a_machine_that_cannot_run_the_driver_s_kernels_is_named(monkeypatch: py
         made._common_kernels()
     monkeypatch.setattr("rayemu.cluster.session.coretype", lambda: "Haswell")
     assert made._common_kernels() == "Haswell"
+
+
+def test_a_cluster_that_can_never_hold_the_modules_refuses_them_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(RayUnavailable, match=r"2 emulated nodes need 6 CPUs each.*have 10 CPUs;.*num-cpus"):
+        Emulator(scenario(cluster={"nodes": 2, "modules_per_node": 6}))
+    assert time.monotonic() - began < 10
+
+
+def test_a_cluster_that_others_use_is_waited_for_and_nothing_stays_reserved() -> None:
+    other = local_ray.reserve(np.zeros(8, int), 10)
+    try:
+        with pytest.raises(
+            RayUnavailable, match=r"need 3 CPUs each.*for 0.5 s no more than 2 of 10 were free"
+        ):
+            local_ray.reserve(np.zeros(3, int), 0.5)
+    finally:
+        ray.util.remove_placement_group(other)
+    table = ray.util.placement_group_table()
+    assert {entry["state"] for entry in table.values()} == {"REMOVED"}
