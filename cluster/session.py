@@ -36,14 +36,15 @@ from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
-from rayemu.protocol.record import in_order, read_records, totals_report
+from rayemu.protocol.record import in_order, is_cut, read_records, totals_report
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 
 
-def _read_scratch(directory: str) -> tuple[str, np.ndarray]:
-    """Read what the modules of this machine recorded."""
-    return own_host(), read_records(Path(directory).glob("record-*"))
+def _read_scratch(directory: str) -> tuple[str, np.ndarray, list[str]]:
+    """Read what the modules of this machine recorded; name those whose records end early."""
+    files = sorted(Path(directory).glob("record-*"))
+    return own_host(), read_records(files), [file.name for file in files if is_cut(file)]
 
 
 def _machine_kernels() -> tuple[str, set[str]]:
@@ -181,7 +182,7 @@ class Session:
                 self._coordinator.begin.remote(link.endpoint, self._modules), timeout=timeout_s
             )
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"the coordinator did not start: {error}") from error
+            raise ClusterError(f"the coordinator did not start: {last_line(error)}") from error
         link.connect(COORDINATOR, endpoint)
         client.start()
         running = self._coordinator.run.remote()
@@ -250,12 +251,20 @@ class Session:
     def record(self) -> np.ndarray:
         """Return the record of all modules so far (RECORD rows); read it before `close`.
 
-        Times are those of the clock of each module's machine.
+        Times are those of the clock of each module's machine. Where a record ends early, because a disk is
+        full, there is a notice of the kind "record_cut".
         """
         directory = str(self.directory)
-        there = local_ray.call_on(self._elsewhere, _read_scratch, directory)
-        by_host = dict([*there, _read_scratch(directory)])
-        return in_order(np.concatenate(list(by_host.values())))
+        found = [*local_ray.call_on(self._elsewhere, _read_scratch, directory), _read_scratch(directory)]
+        cut = sorted(name for _, _, names in found for name in names)
+        if cut:
+            what = (
+                f"the record is incomplete: there was no more room in {self.directory.parent} (TMPDIR) for "
+                f"{', '.join(cut)}"
+            )
+            with self._client.changed:
+                self._client.machine.notices.append(Notice("record_cut", self.now, {"what": what}))
+        return in_order(np.concatenate(list({host: rows for host, rows, _ in found}.values())))
 
     # -- batches ----------------------------------------------------------------------------------------
     def new_rows(self, rows: int, width: int) -> np.ndarray:

@@ -205,6 +205,9 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
         measured.injected.append(injected)
         journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
     measured.record = emulator.record()
+    if notices := emulator.take_notices():  # of a record that ends early
+        _note(notices, measured, journal)
+        tell("run")
     measured.duplicate_results = emulator.duplicate_results
     measured.reissued_shards = int(emulator.totals.get("reissued", 0))
     return measured
@@ -335,6 +338,7 @@ def _summary(
         "start_wall_s": measured.start_wall_s,
         "check_wall_s": check_wall_s,
         **batch_times(measured.results, clock),
+        "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
         "seed": scenario.run.seed,

@@ -337,6 +337,11 @@ def test_nothing_is_left_behind_replacements_included() -> None:
         pids = [pid for pid, _ in emulator.pids.values()]
         assert all(alive(pid) for pid in pids)
         assert len(emulator.record()) > 0
+        assert not [n for n in emulator.take_notices() if n.kind == "record_cut"]
+        (directory / "record-1.7").touch()  # of a module that found no room
+        emulator.record()
+        (cut,) = [n for n in emulator.take_notices() if n.kind == "record_cut"]
+        assert str(directory.parent) in cut.facts["what"] and "record-1.7" in cut.facts["what"]
     assert not directory.exists()
 
     def left() -> bool:
