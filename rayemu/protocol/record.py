@@ -1,7 +1,7 @@
 """The record of a run: one row per dispatch, expert GEMM and combine, in columns.
 
 Each process of a module appends to a file of its own through a memory map, so what it wrote survives its
-own SIGKILL; on a full disk it goes on without a record, which is said. The run folder holds all of them merged,
+own SIGKILL; on a full disk it goes on without a record, and that is said. The run folder holds all merged,
 as one compressed column per field. Times are wall time; those of a simulation are virtual, and their columns
 are named so.
 """
