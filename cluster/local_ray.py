@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +106,8 @@ class Connection:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # processes that it starts inherit it
             _set_environment()
+            if self.ours:
+                _provide_token()
             import ray
 
             with _port_awaited_in_steps():
@@ -148,6 +152,23 @@ def _set_environment() -> None:
     unwanted = "A worker died or was killed|worker processes have been started"
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", unwanted)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _provide_token() -> None:
+    """Where Ray can neither find its token in the home directory nor keep one there, give it one.
+
+    It lives in the environment of this process and of Ray's: the user's alone can read it.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    token = Path(os.path.expanduser("~/.ray/auth_token"))
+    with contextlib.suppress(OSError):
+        if os.access(token, os.R_OK):
+            return
+        token.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=token.parent):
+            return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextlib.contextmanager

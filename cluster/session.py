@@ -6,10 +6,8 @@ import contextlib
 import os
 import platform
 import shutil
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.interrupts import interrupts_held, restore, terminate_as_interrupt
 from rayemu.cluster.link import QueueLink, ZmqSettings
+from rayemu.cluster.scratch import new_directory, path_fault, room_fault
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
 from rayemu.model.agreement import own_arithmetic
@@ -84,13 +83,11 @@ class Session:
         self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
         self._client: ClientRuntime  # from the moment that there are modules on
-        run_id = uuid.uuid4().hex[:8]
-        self.directory = Path(tempfile.gettempdir()) / f"rayemu-{run_id}"
+        self.directory = new_directory()
         self._ray = local_ray.Connection(self.directory)
         self._previous_handlers = terminate_as_interrupt()
         try:
-            self.directory.mkdir(mode=0o700)
-            (self.directory / "owner").write_text(str(os.getpid()))
+            self._make_directory(with_ray=local_ray.is_here(address))
             self._ray.open(address, len(module_to_node) + 1, start_timeout_s)
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
@@ -100,7 +97,7 @@ class Session:
                 )
             machine_of = self._reserve(module_to_node, start_timeout_s)
             self.setup = Setup(
-                run_id=run_id,
+                run_id=self.directory.name.removeprefix("rayemu-"),
                 config=config,
                 spec=spec,
                 placement=placement,
@@ -127,6 +124,16 @@ class Session:
         self.close()
 
     # -- start and stop ---------------------------------------------------------------------------------
+    def _make_directory(self, with_ray: bool) -> None:
+        temporary = self.directory.parent
+        try:
+            if fault := path_fault(temporary, with_ray) or room_fault(temporary):
+                raise ClusterError(f"{fault}; set TMPDIR to another directory")
+            self.directory.mkdir(mode=0o700)
+            (self.directory / "owner").write_text(str(os.getpid()))
+        except OSError as error:
+            raise ClusterError(f"{temporary}: {error.strerror}; set TMPDIR to a writable directory") from None
+
     def _zmq_settings(self, sockets: str) -> ZmqSettings:
         several = local_ray.machines() > 1
         if sockets == "ipc" and several:

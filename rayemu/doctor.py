@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from rayemu.cluster.host import loopback_fault, processes_in
+from rayemu.cluster.scratch import path_fault, room_fault
 from rayemu.cluster.turns import close_turns
 from rayemu.report import machine
 from rayemu.units import format_bytes, format_seconds
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"
 SHARED_MEMORY_BYTES = 192 << 20  # what a local Ray of ours takes, with some room
-SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103  # bytes of a Unix socket's path
-SOCKET_PATH_OF_RAY = "/rayemu-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 RUN_DIRECTORY = re.compile(r"rayemu-[0-9a-f]{8}")
 OPEN_FILES = 1024
 ORPHAN_AFTER_S = 3600.0  # age of a directory without a note of its owner
@@ -101,18 +100,17 @@ def check_shared_memory(path: Path) -> Finding:
 
 
 def check_temporary_directory(path: Path) -> Finding:
-    """Where sockets and records go: writable, with room, and not too deep for a socket's path."""
-    longest = len(str(path)) + len(SOCKET_PATH_OF_RAY)
-    if longest > SOCKET_PATH_LIMIT:
-        room = SOCKET_PATH_LIMIT - len(SOCKET_PATH_OF_RAY)
-        text = f"{path} is too long a path for sockets below it"
-        return Finding("temporary files", WRONG, text, f"set TMPDIR to a path of at most {room} characters")
+    """Where sockets and records go: writable, with room, and a path that sockets and Ray can take."""
+    if fault := path_fault(path, with_ray=True):
+        return Finding("temporary files", WRONG, fault, "set TMPDIR to a short, plain path, like /tmp")
     try:
         with tempfile.TemporaryDirectory(dir=path):
-            free = shutil.disk_usage(path).free
+            fault, free = room_fault(path), shutil.disk_usage(path).free
     except OSError as error:
         text = f"{path}: {error.strerror}"
         return Finding("temporary files", WRONG, text, "set TMPDIR to a writable directory")
+    if fault:
+        return Finding("temporary files", WRONG, fault, "set TMPDIR to a directory with more room")
     text = f"{format_bytes(free)} free in {path}"
     if free < 1 << 30:
         return Finding("temporary files", WARNING, text, "Ray complains when it fills up")
