@@ -103,7 +103,7 @@ def refuse_too_large(scenario: Scenario) -> None:
     free = machine.available_bytes()
     cluster, run, spec = scenario.cluster, scenario.run, scenario.spec
     simulated = cluster.transport == "memory"
-    elsewhere = simulated or cluster.address is not None or "RAY_ADDRESS" in os.environ
+    elsewhere = simulated or (cluster.address or os.environ.get("RAY_ADDRESS", "local")) != "local"
     parts = {"the modules": 0 if elsewhere else int(scenario.module_bytes().sum())}
     if simulated or run.check == "exact":
         parts["the reference's weights"] = spec.model_bytes()
@@ -204,6 +204,9 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
         measured.injected.append(injected)
         journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
     measured.record = emulator.record()
+    if notices := emulator.take_notices():  # of a record that ends early
+        _note(notices, measured, journal)
+        tell("run")
     measured.duplicate_results = emulator.duplicate_results
     measured.reissued_shards = int(emulator.totals.get("reissued", 0))
     return measured
@@ -334,6 +337,7 @@ def _summary(
         "start_wall_s": measured.start_wall_s,
         "check_wall_s": check_wall_s,
         **batch_times(measured.results, clock),
+        "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
         "seed": scenario.run.seed,

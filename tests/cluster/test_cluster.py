@@ -20,6 +20,7 @@ import ray
 from rayemu import Emulator, Scenario
 from rayemu.cluster import actors, local_ray
 from rayemu.cluster.client import ClusterError
+from rayemu.cluster.local_ray import RayUnavailable
 from rayemu.cluster.session import Session
 from rayemu.cluster.turns import Turns
 from rayemu.emulator import LostExpertError
@@ -51,9 +52,11 @@ def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from pathlib import Path
 
     directory = Path(tempfile.mkdtemp(prefix="rayemu-test-"))  # short: sockets have short names
-    assert local_ray.connect(None, 10, directory)
+    connection = local_ray.Connection(directory)
+    connection.open(None, 10)
+    assert connection.ours
     yield
-    ray.shutdown()
+    connection.close()
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -347,6 +350,11 @@ def test_nothing_is_left_behind_replacements_included() -> None:
         pids = [pid for pid, _ in emulator.pids.values()]
         assert all(alive(pid) for pid in pids)
         assert len(emulator.record()) > 0
+        assert not [n for n in emulator.take_notices() if n.kind == "record_cut"]
+        (directory / "record-1.7").touch()  # of a module that found no room
+        emulator.record()
+        (cut,) = [n for n in emulator.take_notices() if n.kind == "record_cut"]
+        assert str(directory.parent) in cut.facts["what"] and "record-1.7" in cut.facts["what"]
     assert not directory.exists()
 
     def left() -> bool:
@@ -387,3 +395,23 @@ def test_a_machine_that_cannot_run_the_driver_s_kernels_is_named(monkeypatch: py
         made._common_kernels()
     monkeypatch.setattr("rayemu.cluster.session.coretype", lambda: "Haswell")
     assert made._common_kernels() == "Haswell"
+
+
+def test_a_cluster_that_can_never_hold_the_modules_refuses_them_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(RayUnavailable, match=r"2 emulated nodes need 6 CPUs each.*have 10 CPUs;.*num-cpus"):
+        Emulator(scenario(cluster={"nodes": 2, "modules_per_node": 6}))
+    assert time.monotonic() - began < 10
+
+
+def test_a_cluster_that_others_use_is_waited_for_and_nothing_stays_reserved() -> None:
+    other = local_ray.reserve(np.zeros(8, int), 10)
+    try:
+        with pytest.raises(
+            RayUnavailable, match=r"need 3 CPUs each.*for 0.5 s no more than 2 of 10 were free"
+        ):
+            local_ray.reserve(np.zeros(3, int), 0.5)
+    finally:
+        ray.util.remove_placement_group(other)
+    table = ray.util.placement_group_table()
+    assert {entry["state"] for entry in table.values()} == {"REMOVED"}
