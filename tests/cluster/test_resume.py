@@ -104,3 +104,16 @@ def test_a_helper_whose_parent_is_gone_touches_nobody(sleeper: Sleeper) -> None:
         [sys.executable, "-I", "-S", resume.__file__, str(sleeper.pid), "0"], check=True, timeout=10
     )
     assert process_state(sleeper.pid) == "T"
+
+
+def test_helpers_that_have_ended_are_let_go_of() -> None:
+    """A module that hangs often has one zombie at most."""
+    script = (
+        "import os, time; from rayemu.cluster.faults import strike\n"
+        "for _ in range(3): strike(os.getpid(), {'kind': 'hang', 'for': 0.2}); time.sleep(0.3)\n"
+        "print('done', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"done\n"
+        assert len(children(process.pid)) <= 1
+        process.kill()
