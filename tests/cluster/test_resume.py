@@ -114,6 +114,8 @@ def test_helpers_that_have_ended_are_let_go_of() -> None:
         "print('done', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"done\n"
-        assert len(children(process.pid)) <= 1
-        process.kill()
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"done\n"
+            assert len(children(process.pid)) <= 1
+        finally:
+            process.kill()
