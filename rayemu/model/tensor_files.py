@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from rayemu.numerics import F32
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _CODES = {"F8_E4M3": "u1", "U8": "u1"}  # what only quantised checkpoints hold
 _MESSAGE = 2000  # characters of an error
+_LONGEST_NAME = 255  # bytes of a file's, on all common file systems
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -159,7 +161,13 @@ class TensorFiles:
         """File name of each tensor where there is no index."""
         files = sorted(path.name for path in self.directory.glob("*.safetensors"))
         shards = {name: match[1] for name in files if (match := _SHARD.fullmatch(name))}
-        if len(set(shards.values())) != 1:
+        sets = sorted(set(shards.values()))
+        if len(sets) > 1:
+            raise CheckpointError(
+                f"{self.directory}: shards of several models, of {' and of '.join(sets)} files, and no "
+                f"{_INDEX} that says which; remove those that do not belong to the model"
+            )
+        if not sets:
             found = f"; found {', '.join(files[:5])}" if files else ""
             raise CheckpointError(
                 f"{self.directory}: no *.safetensors files of a model ({_SINGLE}, or {_INDEX}, or one set of "
@@ -276,6 +284,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: damaged index: {type(error).__name__} {error}") from error
     for tensor, name in names.items():
-        if Path(name).name != name:
+        if Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME or "\0" in name:
             raise CheckpointError(f"{index}: {tensor} is in {name!r}; allowed: a file beside the index")
     return names
