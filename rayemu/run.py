@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from threadpoolctl import threadpool_limits
 
 from rayemu.emulator import Emulator
-from rayemu.numerics import ByElement, denormals_notice, way
+from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.record import RECORD, save_columns
@@ -271,7 +270,7 @@ def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: R
     cores = machine.cores()
     emulator.model  # noqa: B018 - made once, before threads ask for it
     inputs = zip(measured.results, measured.digests, _inputs(emulator.scenario), strict=True)
-    with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
+    with blas_threads(1), ThreadPoolExecutor(cores) as pool:
         while group := list(islice(inputs, cores)):
             for (result, _, _), facts in zip(
                 group, pool.map(partial(_mismatch, emulator), group), strict=True
