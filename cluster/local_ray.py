@@ -11,19 +11,18 @@ import socket
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rayemu.cluster.host import end_processes_in, loopback_fault
+from rayemu.cluster.lean_ray import lean_start
 
 START_S = 120.0
 REACH_S = 3.0
 PATIENCE_S = 10.0  # for a start that was given up, before its processes are killed
-PORT_STEP_MS = 200
 CALL_S = 20.0  # for a call on another machine, which may have to start a process for it
 OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
 LOCAL = "local"  # an address, of Ray's: a Ray that is started here, with as many CPUs as the machine has
@@ -110,10 +109,8 @@ class Connection:
                 _provide_token()
             import ray
 
-            with _port_awaited_in_steps():
+            with lean_start() if self.ours else contextlib.nullcontext():
                 ray.init(configure_logging=True, **arguments)
-            if self.ours:
-                _end_log_monitor()
         except BaseException as error:
             self._error = error
         self._done.set()
@@ -169,45 +166,6 @@ def _provide_token() -> None:
         with tempfile.TemporaryFile(dir=token.parent):
             return
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-@contextlib.contextmanager
-def _port_awaited_in_steps() -> Iterator[None]:
-    """Have `ray.init` wait for its first process in steps: it keeps the interpreter's lock for up to 30 s.
-
-    Meanwhile no thread hears an interrupt.
-    """
-    from ray._private import node
-
-    wait: Any = getattr(node, "wait_for_persisted_port", None)
-
-    def in_steps(*args: Any, timeout_ms: int) -> Any:
-        deadline = time.monotonic() + timeout_ms / 1000
-        while True:
-            try:
-                return wait(*args, timeout_ms=PORT_STEP_MS)
-            except Exception:
-                if time.monotonic() > deadline:
-                    raise
-
-    if wait is not None:
-        node.wait_for_persisted_port = in_steps
-    try:
-        yield
-    finally:
-        if wait is not None:
-            node.wait_for_persisted_port = wait
-
-
-def _end_log_monitor() -> None:
-    """End the process that looks ten times a second for lines to print here: nobody wants them.
-
-    That takes over half a hundredth of two cores. `ray.init` has no setting for it.
-    """
-    with contextlib.suppress(Exception):
-        from ray._private.worker import _global_node
-
-        _global_node.kill_log_monitor(check_alive=False)
 
 
 def machines() -> int:

@@ -6,11 +6,14 @@ import contextlib
 import itertools
 import os
 import platform
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import ray
 from rayemu import Emulator, Scenario
 from rayemu.cluster import actors, local_ray
 from rayemu.cluster.client import ClusterError
+from rayemu.cluster.host import processes_in
 from rayemu.cluster.local_ray import RayUnavailable
 from rayemu.cluster.session import Session
 from rayemu.cluster.turns import Turns
@@ -47,14 +51,13 @@ NEEDS_TURNS = pytest.mark.skipif(
 @pytest.fixture(scope="module", autouse=True)
 def one_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Start Ray once: emulators join it and end only what is theirs."""
-    import shutil
-    import tempfile
-    from pathlib import Path
-
     directory = Path(tempfile.mkdtemp(prefix="rayemu-test-"))  # short: sockets have short names
     connection = local_ray.Connection(directory)
     connection.open(None, 10)
     assert connection.ours
+    started = b" ".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_in(directory))
+    assert sys.platform != "linux" or b"raylet" in started
+    assert not [name for name in (b"/dashboard.py", b"/monitor.py", b"/log_monitor.py") if name in started]
     yield
     connection.close()
     shutil.rmtree(directory, ignore_errors=True)

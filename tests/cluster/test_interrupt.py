@@ -191,7 +191,7 @@ def test_a_start_that_hangs_can_be_interrupted(temporary: Path, tmp_path: Path) 
         assert process.stdout is not None
         shown += process.stdout.readlines()
         assert process.wait(30) == 130, "".join(shown)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 25
     assert shown[-1] == "rayemu: interrupted\n"
     assert nothing_is_left(temporary)
 
