@@ -65,14 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _room(cpus: int) -> Iterator[None]:
     """A local Ray for several emulators at once."""
-    import ray
-
     directory = Path(tempfile.mkdtemp(prefix="rayemu-bench-"))
-    local_ray.connect(None, cpus, directory)
+    connection = local_ray.Connection(directory)
     try:
+        connection.open(None, cpus)
         yield
     finally:
-        ray.shutdown()
+        connection.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 

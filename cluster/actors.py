@@ -9,7 +9,6 @@ from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
-from threadpoolctl import threadpool_limits
 
 from rayemu.cluster import local_ray
 from rayemu.cluster.coordinator import CoordinatorRuntime, last_line
@@ -18,7 +17,7 @@ from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.runtime import ModuleRuntime
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.model.agreement import agree
-from rayemu.numerics import keep_denormals
+from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.messages import Epoch
 
 COORDINATOR_NAME = "coordinator"
@@ -77,8 +76,8 @@ class ModuleActor:
         setup = setup.fitted(module)
         if keep_denormals():  # BLAS's own threads may be in the mode that this one was in
             setup = replace(setup, blas_threads=1)
-        with threadpool_limits(setup.blas_threads):
-            agree(setup.arithmetic)
+        set_blas_threads(setup.blas_threads)
+        agree(setup.arithmetic)
         self.link = open_link(setup, module_name(module, incarnation))
         self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)
 
@@ -151,8 +150,9 @@ class CoordinatorActor:
                 ray.get(pending)
             except ray.exceptions.RayTaskError as error:  # it failed by itself; else it was killed
                 reason = last_line(error)
-            except Exception:
-                pass
+            except Exception as error:
+                if "creation task" in str(error):  # Ray's words for a constructor that failed
+                    reason = last_line(error)
             self.runtime.post_down(module, incarnation, "actor", reason)
 
         threading.Thread(target=wait, name=f"watch-{module}.{incarnation}", daemon=True).start()

@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import Weather
 from rayemu.cluster.host import own_host
@@ -18,7 +16,7 @@ from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_deat
 from rayemu.cluster.setup import Setup
 from rayemu.compression import WireError
 from rayemu.model.model import Model
-from rayemu.numerics import keep_denormals
+from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS
@@ -69,8 +67,8 @@ class CoordinatorRuntime:
         keep_denormals()  # Ray need not call from the thread that made this object
         self.link.connect(CLIENT, client)
         try:
-            with threadpool_limits(self.setup.blas_threads or 1):
-                self._loop()
+            set_blas_threads(self.setup.blas_threads or 1)
+            self._loop()
         finally:
             self.link.close()
 

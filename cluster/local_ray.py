@@ -2,33 +2,144 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import secrets
 import signal
 import socket
+import sys
+import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+from rayemu.cluster.host import end_processes_in, loopback_fault
+from rayemu.cluster.lean_ray import lean_start
+
+START_S = 120.0
 REACH_S = 3.0
+PATIENCE_S = 10.0  # for a start that was given up, before its processes are killed
 CALL_S = 20.0  # for a call on another machine, which may have to start a process for it
 OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
+LOCAL = "local"  # an address, of Ray's: a Ray that is started here, with as many CPUs as the machine has
 
 
 class RayUnavailable(RuntimeError):
     """Ray could not be started or joined, or has no room for the modules."""
 
 
-def connect(address: str | None, cpus: int, directory: Path) -> bool:
-    """Join the Ray cluster at `address` (or RAY_ADDRESS), else start one here. True if started here.
+def is_here(address: str | None) -> bool:
+    """Whether with this address, and RAY_ADDRESS, Ray is started here."""
+    return (address or os.environ.get("RAY_ADDRESS") or LOCAL) == LOCAL
 
-    A local Ray keeps its files in `directory`. Workers run at normal priority, because a niced module
-    answers heartbeats late. Ctrl-C waits until Ray is up: half started, it can neither be used nor stopped.
+
+class Connection:
+    """The connection to a Ray cluster that is started here, or was there before.
+
+    `open` waits for a thread of its own in which Ray is joined or started, so that an interrupt is heard at
+    once, whatever Ray waits for; `close` then ends what was begun. The kernel ends the processes of a Ray
+    that was started here together with that thread, so it goes on till then. They are deaf to SIGHUP,
+    which a closed terminal sends to all: the run stops them in order.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory  # of the run: a local Ray keeps its files in it
+        self.ours = False  # Ray was started here, and stops with the run
+        self._done, self._over = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def open(self, address: str | None, cpus: int, timeout_s: float = START_S) -> None:
+        """Join the Ray cluster at `address` (or RAY_ADDRESS), else start one here with so many CPUs.
+
+        Where this process has a connection already, that is used. Raises RayUnavailable.
+        """
+        loaded = sys.modules.get("ray")
+        if loaded is not None and loaded.is_initialized():
+            return
+        address = address or os.environ.get("RAY_ADDRESS")
+        arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
+        if is_here(address):
+            if fault := loopback_fault():
+                raise RayUnavailable(
+                    f"Ray cannot be started: {fault}, and its processes talk over it; bring the loopback "
+                    "interface up (`ip link set lo up`), or let the sandbox or firewall allow it"
+                )
+            arguments |= {
+                "address": LOCAL,
+                "num_cpus": cpus if address is None else None,
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": str(self.directory / "ray"),
+            }
+            self.ours = True
+        else:
+            assert address is not None
+            self._reach(address)
+            arguments["address"] = address
+        self._thread = threading.Thread(target=self._run, args=(arguments,), name="ray", daemon=True)
+        self._thread.start()
+        if not self._done.wait(timeout_s):
+            raise _unavailable(address, f"nothing came of it within {timeout_s:g} s")
+        if self._error is not None:
+            raise _unavailable(address, str(self._error)) from self._error
+
+    def close(self) -> None:
+        """Stop Ray if it was started here, also where that start failed or hangs."""
+        if self.ours and self._thread is not None:
+            import ray
+
+            if self._done.wait(PATIENCE_S) and self._error is None:
+                with contextlib.suppress(Exception):
+                    ray.shutdown()
+            else:  # at exit, that would wait a minute for what is killed here
+                atexit.unregister(ray.shutdown)
+            end_processes_in(self.directory / "ray")
+        self._over.set()
+
+    def _run(self, arguments: dict[str, Any]) -> None:
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # processes that it starts inherit it
+            _set_environment()
+            if self.ours:
+                _provide_token()
+            import ray
+
+            with lean_start() if self.ours else contextlib.nullcontext():
+                ray.init(configure_logging=True, **arguments)
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+        if self.ours:
+            self._over.wait()
+
+    def _reach(self, address: str) -> None:
+        """Fail at once where nobody listens: Ray itself would try for minutes."""
+        host, _, port = address.rpartition(":")
+        if "://" not in address and host and port.isdigit():
+            try:
+                socket.create_connection((host, int(port)), timeout=REACH_S).close()
+            except OSError as error:
+                raise _unavailable(address, str(error)) from error
+
+
+def _unavailable(address: str | None, why: str) -> RayUnavailable:
+    if is_here(address):
+        return RayUnavailable(f"Ray could not be started: {why}; see `rayemu doctor`")
+    return RayUnavailable(
+        f"Ray could not be joined at {address}: {why}; is it up, and of the same Ray and Python version? If "
+        "it wants a token, set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
+    )
+
+
+def _set_environment() -> None:
+    """Settings of Ray's that have no argument; those that the user made are left.
+
+    Workers run at normal priority, because a niced module answers heartbeats late.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,85 +149,23 @@ def connect(address: str | None, cpus: int, directory: Path) -> bool:
     unwanted = "A worker died or was killed|worker processes have been started"
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", unwanted)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
-        return False
-    address = address or os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": True}
-    try:
-        if address:
-            _reach(address)
-            with _signals_left_alone():
-                ray.init(address=address, **common)
-            return False
-        with _signals_left_alone():
-            ray.init(
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(directory / "ray"),
-                **common,
-            )
-        _end_log_monitor()
-        return True
-    except Exception as error:
-        what = f"joined at {address}" if address else "started"
-        remedy = "see `rayemu doctor`"
-        if address:
-            remedy = (
-                "is it up, and of the same Ray and Python version? If it wants a token, set "
-                "RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
-            )
-        raise RayUnavailable(f"Ray could not be {what}: {error}; {remedy}") from error
 
 
-@contextlib.contextmanager
-def _signals_left_alone() -> Iterator[None]:
-    """Keep `ray.init` from taking SIGTERM over: it would end this process while Ray is half started."""
-    from ray._private import utils
+def _provide_token() -> None:
+    """Where Ray can neither find its token in the home directory nor keep one there, give it one.
 
-    install = getattr(utils, "set_sigterm_handler", None)
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = install
-
-
-def _end_log_monitor() -> None:
-    """End the process that looks ten times a second for lines to print here: nobody wants them.
-
-    That takes over half a hundredth of two cores. `ray.init` has no setting for it.
+    It lives in the environment of this process and of Ray's: the user's alone can read it.
     """
-    with contextlib.suppress(Exception):
-        from ray._private.worker import _global_node
-
-        _global_node.kill_log_monitor(check_alive=False)
-
-
-def _reach(address: str) -> None:
-    """Fail at once where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if "://" not in address and host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-
-
-@contextlib.contextmanager
-def interrupts_deferred() -> Iterator[None]:
-    """Note Ctrl-C and SIGTERM and raise KeyboardInterrupt for them only at the end of the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
-    seen: list[int] = []
-    previous = [signal.signal(number, lambda got, _: seen.append(got)) for number in INTERRUPTS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(INTERRUPTS, previous, strict=True):
-            signal.signal(number, handler)
-    if seen:
-        raise KeyboardInterrupt
+    token = Path(os.path.expanduser("~/.ray/auth_token"))
+    with contextlib.suppress(OSError):
+        if os.access(token, os.R_OK):
+            return
+        token.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=token.parent):
+            return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def machines() -> int:
@@ -134,21 +183,48 @@ def own_address() -> str:
 
 
 def reserve(module_to_node: np.ndarray, timeout_s: float) -> Any:
-    """Reserve one bundle of CPUs per emulated node: a bundle never spans machines."""
+    """Reserve one bundle of CPUs per emulated node: a bundle never spans machines.
+
+    Raises RayUnavailable: at once where the cluster's machines are too few or too small, after the timeout
+    where others have their CPUs.
+    """
     import ray
     from ray.util.placement_group import placement_group
 
     sizes = np.bincount(module_to_node)
+    cpus = [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = f"{len(sizes)} emulated nodes need {int(sizes.max())} CPUs each, on one machine"
+    if not may_fit(sizes, cpus):
+        has = ", ".join(f"{number:g}" for number in cpus)
+        raise RayUnavailable(
+            f"no room on the Ray cluster: {nodes}, and its machines have {has} CPUs; lower cluster.nodes or "
+            "cluster.modules_per_node, start that Ray with a larger --num-cpus (modules may share cores), or "
+            "leave out the address: a Ray of the run's own has as many as it needs"
+        )
     group = placement_group([{"CPU": float(n)} for n in sizes], strategy="SPREAD")
     try:
         ray.get(group.ready(), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError:
+    except BaseException as error:
+        ray.util.remove_placement_group(group)
+        if not isinstance(error, ray.exceptions.GetTimeoutError):
+            raise
         free = ray.available_resources().get("CPU", 0)
         raise RayUnavailable(
-            f"no room on the Ray cluster: {len(sizes)} emulated nodes need machines with {int(sizes.max())} "
-            f"free CPUs each, {free:g} are free in all; lower cluster.nodes or cluster.modules_per_node"
+            f"no room on the Ray cluster: {nodes}, and for {timeout_s:g} s no more than {free:g} of "
+            f"{sum(cpus):g} were free; end what else runs there, or lower cluster.nodes or "
+            "cluster.modules_per_node"
         ) from None
     return group
+
+
+def may_fit(sizes: np.ndarray, cpus: list[float]) -> bool:
+    """Whether bundles of these sizes can lie on machines with so many CPUs, none across two.
+
+    Exact for bundles of one size; for unlike ones it may be true where they do not fit.
+    """
+    if sizes.sum() > sum(cpus):
+        return False
+    return all((sizes >= size).sum() <= sum(number // size for number in cpus) for size in np.unique(sizes))
 
 
 def machines_of(group: Any) -> list[str]:
@@ -185,14 +261,13 @@ def call_on(machines: list[str], function: Callable[..., Any], *args: Any) -> li
     return given
 
 
-def stop(coordinator: Any, modules: list[Any], group: Any, owns_ray: bool) -> None:
-    """Kill all actors of a run, then stop Ray itself if it is ours.
+def stop(coordinator: Any, modules: list[Any], group: Any) -> None:
+    """Kill all actors of a run.
 
     The coordinator is first: it starts replacements, which end with it because they are its children.
     """
-    import ray
-
-    if not ray.is_initialized():
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
         return
     for handle in [*([coordinator] if coordinator is not None else []), *modules]:
         with contextlib.suppress(Exception):
@@ -200,39 +275,3 @@ def stop(coordinator: Any, modules: list[Any], group: Any, owns_ray: bool) -> No
     if group is not None:
         with contextlib.suppress(Exception):
             ray.util.remove_placement_group(group)
-    if owns_ray:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-    else:
-        time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM while cleaning up: a second one must not leave half of it behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = [signal.signal(number, signal.SIG_IGN) for number in INTERRUPTS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(INTERRUPTS, previous, strict=True):
-            signal.signal(number, handler)
-
-
-def terminate_as_interrupt() -> Any:
-    """Let SIGTERM end a run as cleanly as Ctrl-C; return what `restore_terminate` puts back."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    return signal.signal(signal.SIGTERM, interrupt)
-
-
-def restore_terminate(previous: Any) -> None:
-    """Undo `terminate_as_interrupt`."""
-    if previous is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, previous)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rayemu.protocol.config import TOTALS
+from rayemu.protocol.memory import open_with_room
 from rayemu.report.machine import usable_cores
 
 _SLOT = struct.Struct(f"=qqd{len(TOTALS)}d")
@@ -30,10 +31,11 @@ class Pulses:
     """
 
     def __init__(self, directory: str, modules: int) -> None:
-        descriptor = os.open(Path(directory) / "pulses", os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(descriptor, modules * _SLOT.size)  # keeps what is there; new slots read as zero
-        self._map = mmap.mmap(descriptor, modules * _SLOT.size)
-        os.close(descriptor)
+        descriptor = open_with_room(Path(directory) / "pulses", modules * _SLOT.size)
+        try:
+            self._map = mmap.mmap(descriptor, modules * _SLOT.size)
+        finally:
+            os.close(descriptor)
 
     def beat(self, module: int, incarnation: int, epoch: int, totals: Mapping[str, float]) -> None:
         """Say that this module lives, and what it has done so far."""

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+_helpers: list[int] = []  # children of this process that wait
 _POLL_S = 0.05  # between two looks at whether the process is still there, without pidfds
 
 
@@ -27,8 +28,17 @@ def resume_after(pid: int, seconds: float) -> None:
 
 def _start_helper(seconds: float) -> None:
     """Have a child wait: whoever is stopped cannot. A stop or Ctrl-C of the terminal does not reach it."""
+    _helpers[:] = [pid for pid in _helpers if _runs(pid)]
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(seconds)]
-    os.posix_spawn(command[0], command, os.environ, setsid=True)
+    _helpers.append(os.posix_spawn(command[0], command, os.environ, setsid=True))
+
+
+def _runs(child: int) -> bool:
+    """Whether a child still runs; one that has ended is let go of, else it would stay as a zombie."""
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
 
 
 def _open(pid: int) -> int | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.cluster.faults import Weather, strike
@@ -24,7 +23,7 @@ from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
-from rayemu.numerics import keep_denormals
+from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import (
@@ -102,8 +101,8 @@ class ModuleRuntime:
         self.link.connect(CLIENT, client)
         self._start_thread("compute", self._compute)
         self._start_thread("heartbeat", partial(self._beat, coordinator, host))
-        with threadpool_limits(self.setup.blas_threads):
-            self._loop()
+        set_blas_threads(self.setup.blas_threads)
+        self._loop()
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
         """Start a thread whose failure is the module's."""
@@ -233,16 +232,16 @@ class ModuleRuntime:
         self._finish(job, start, end)
 
     def _compute(self) -> None:
-        with threadpool_limits(self.setup.blas_threads):
-            while True:
-                job = self.jobs.get()
-                if job.flops < TURN_FLOPS:
+        set_blas_threads(self.setup.blas_threads)
+        while True:
+            job = self.jobs.get()
+            if job.flops < TURN_FLOPS:
+                self.done.append((job, *self._run(job)))
+            else:
+                with self.turns.one(self._in_trouble):
+                    self._take_what_came(job)
                     self.done.append((job, *self._run(job)))
-                else:
-                    with self.turns.one(self._in_trouble):
-                        self._take_what_came(job)
-                        self.done.append((job, *self._run(job)))
-                self.link.wake()
+            self.link.wake()
 
     def _take_what_came(self, job: Job) -> None:
         """Have the loop add to a job that waited for a turn: more may have come for its expert."""

@@ -6,10 +6,8 @@ import contextlib
 import os
 import platform
 import shutil
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,9 @@ from rayemu.cluster.client import ClientRuntime, ClusterError
 from rayemu.cluster.coordinator import last_line
 from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
+from rayemu.cluster.interrupts import interrupts_held, restore, terminate_as_interrupt
 from rayemu.cluster.link import QueueLink, ZmqSettings
+from rayemu.cluster.scratch import new_directory, path_fault, room_fault
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
 from rayemu.model.agreement import own_arithmetic
@@ -35,14 +35,15 @@ from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
-from rayemu.protocol.record import in_order, read_records, totals_report
+from rayemu.protocol.record import in_order, is_cut, read_records, totals_report
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 
 
-def _read_scratch(directory: str) -> tuple[str, np.ndarray]:
-    """Read what the modules of this machine recorded."""
-    return own_host(), read_records(Path(directory).glob("record-*"))
+def _read_scratch(directory: str) -> tuple[str, np.ndarray, list[str]]:
+    """Read what the modules of this machine recorded; name those whose records end early."""
+    files = sorted(Path(directory).glob("record-*"))
+    return own_host(), read_records(files), [file.name for file in files if is_cut(file)]
 
 
 def _machine_kernels() -> tuple[str, set[str]]:
@@ -82,14 +83,12 @@ class Session:
         self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
         self._client: ClientRuntime  # from the moment that there are modules on
-        run_id = uuid.uuid4().hex[:8]
-        self.directory = Path(tempfile.gettempdir()) / f"rayemu-{run_id}"
-        self.directory.mkdir(mode=0o700)
-        (self.directory / "owner").write_text(str(os.getpid()))
-        self._previous_term = local_ray.terminate_as_interrupt()
+        self.directory = new_directory()
+        self._ray = local_ray.Connection(self.directory)
+        self._previous_handlers = terminate_as_interrupt()
         try:
-            with local_ray.interrupts_deferred():
-                self._owns_ray = local_ray.connect(address, len(module_to_node) + 1, self.directory)
+            self._make_directory(with_ray=local_ray.is_here(address))
+            self._ray.open(address, len(module_to_node) + 1, start_timeout_s)
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow
@@ -98,7 +97,7 @@ class Session:
                 )
             machine_of = self._reserve(module_to_node, start_timeout_s)
             self.setup = Setup(
-                run_id=run_id,
+                run_id=self.directory.name.removeprefix("rayemu-"),
                 config=config,
                 spec=spec,
                 placement=placement,
@@ -111,7 +110,7 @@ class Session:
                 links=links or {},
                 directory=str(self.directory),
                 arithmetic=own_arithmetic(),
-                coretype=None if self._owns_ray else self._common_kernels(),
+                coretype=None if self._ray.ours else self._common_kernels(),
             )
             self._start(start_timeout_s)
         except BaseException:
@@ -125,6 +124,16 @@ class Session:
         self.close()
 
     # -- start and stop ---------------------------------------------------------------------------------
+    def _make_directory(self, with_ray: bool) -> None:
+        temporary = self.directory.parent
+        try:
+            if fault := path_fault(temporary, with_ray) or room_fault(temporary):
+                raise ClusterError(f"{fault}; set TMPDIR to another directory")
+            self.directory.mkdir(mode=0o700)
+            (self.directory / "owner").write_text(str(os.getpid()))
+        except OSError as error:
+            raise ClusterError(f"{temporary}: {error.strerror}; set TMPDIR to a writable directory") from None
+
     def _zmq_settings(self, sockets: str) -> ZmqSettings:
         several = local_ray.machines() > 1
         if sockets == "ipc" and several:
@@ -180,7 +189,7 @@ class Session:
                 self._coordinator.begin.remote(link.endpoint, self._modules), timeout=timeout_s
             )
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"the coordinator did not start: {error}") from error
+            raise ClusterError(f"the coordinator did not start: {last_line(error)}") from error
         link.connect(COORDINATOR, endpoint)
         client.start()
         running = self._coordinator.run.remote()
@@ -234,23 +243,35 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        with local_ray.interrupts_held():
+        with interrupts_held():
             if hasattr(self, "_client"):
                 self._client.close()
-            local_ray.stop(self._coordinator, self._modules, self._group, getattr(self, "_owns_ray", False))
+            local_ray.stop(self._coordinator, self._modules, self._group)
+            if self._ray.ours:
+                self._ray.close()
+            else:
+                time.sleep(0.1)
             local_ray.call_on(self._elsewhere, _remove_scratch, str(self.directory))
             _remove_scratch(str(self.directory))
-        local_ray.restore_terminate(self._previous_term)
+        restore(self._previous_handlers)
 
     def record(self) -> np.ndarray:
         """Return the record of all modules so far (RECORD rows); read it before `close`.
 
-        Times are those of the clock of each module's machine.
+        Times are those of the clock of each module's machine. Where a record ends early, because a disk is
+        full, there is a notice of the kind "record_cut".
         """
         directory = str(self.directory)
-        there = local_ray.call_on(self._elsewhere, _read_scratch, directory)
-        by_host = dict([*there, _read_scratch(directory)])
-        return in_order(np.concatenate(list(by_host.values())))
+        found = [*local_ray.call_on(self._elsewhere, _read_scratch, directory), _read_scratch(directory)]
+        cut = sorted(name for _, _, names in found for name in names)
+        if cut:
+            what = (
+                f"the record is incomplete: there was no more room in {self.directory.parent} (TMPDIR) for "
+                f"{', '.join(cut)}"
+            )
+            with self._client.changed:
+                self._client.machine.notices.append(Notice("record_cut", self.now, {"what": what}))
+        return in_order(np.concatenate(list({host: rows for host, rows, _ in found}.values())))
 
     # -- batches ----------------------------------------------------------------------------------------
     def new_rows(self, rows: int, width: int) -> np.ndarray:

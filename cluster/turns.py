@@ -56,12 +56,15 @@ def _open(directory: Path, turns: int) -> None:
     libc.semctl(number, _COUNT, _SET, turns)
     libc.semctl(number, _MARK, _SET, mark)
     part = directory / f"{NAME}-{os.getpid()}"
-    part.write_text(f"{number} {mark}")
     try:
+        part.write_text(f"{number} {mark}")
         os.link(part, directory / NAME)
-    except FileExistsError:
+    except OSError as error:  # another was first, or the disk is full
         libc.semctl(number, 0, _REMOVE)
-    part.unlink()
+        if not isinstance(error, FileExistsError):
+            raise OSError(error.errno, error.strerror, str(part)) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def close_turns(directory: Path) -> None:

@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -18,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayemu.cluster.host import loopback_fault, processes_in
+from rayemu.cluster.scratch import path_fault, room_fault
 from rayemu.cluster.turns import close_turns
 from rayemu.report import machine
 from rayemu.units import format_bytes, format_seconds
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"
 SHARED_MEMORY_BYTES = 192 << 20  # what a local Ray of ours takes, with some room
-SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103  # bytes of a Unix socket's path
-SOCKET_PATH_OF_RAY = "/rayemu-01234567/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 RUN_DIRECTORY = re.compile(r"rayemu-[0-9a-f]{8}")
 OPEN_FILES = 1024
 ORPHAN_AFTER_S = 3600.0  # age of a directory without a note of its owner
@@ -101,18 +100,17 @@ def check_shared_memory(path: Path) -> Finding:
 
 
 def check_temporary_directory(path: Path) -> Finding:
-    """Where sockets and records go: writable, with room, and not too deep for a socket's path."""
-    longest = len(str(path)) + len(SOCKET_PATH_OF_RAY)
-    if longest > SOCKET_PATH_LIMIT:
-        room = SOCKET_PATH_LIMIT - len(SOCKET_PATH_OF_RAY)
-        text = f"{path} is too long a path for sockets below it"
-        return Finding("temporary files", WRONG, text, f"set TMPDIR to a path of at most {room} characters")
+    """Where sockets and records go: writable, with room, and a path that sockets and Ray can take."""
+    if fault := path_fault(path, with_ray=True):
+        return Finding("temporary files", WRONG, fault, "set TMPDIR to a short, plain path, like /tmp")
     try:
         with tempfile.TemporaryDirectory(dir=path):
-            free = shutil.disk_usage(path).free
+            fault, free = room_fault(path), shutil.disk_usage(path).free
     except OSError as error:
         text = f"{path}: {error.strerror}"
         return Finding("temporary files", WRONG, text, "set TMPDIR to a writable directory")
+    if fault:
+        return Finding("temporary files", WRONG, fault, "set TMPDIR to a directory with more room")
     text = f"{format_bytes(free)} free in {path}"
     if free < 1 << 30:
         return Finding("temporary files", WARNING, text, "Ray complains when it fills up")
@@ -140,18 +138,11 @@ def check_open_files() -> Finding:
 
 def check_ports() -> Finding:
     """TCP on this machine: Ray's own processes talk over it."""
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            server.settimeout(2.0)
-            with socket.create_connection(server.getsockname(), timeout=2.0) as client:
-                accepted, _ = server.accept()
-                with accepted:
-                    client.sendall(b"?")
-                    accepted.settimeout(2.0)
-                    accepted.recv(1)
-    except OSError as error:
-        remedy = "a firewall or sandbox may be in the way; Ray needs it"
-        return Finding("ports", WRONG, f"127.0.0.1 cannot be reached over TCP: {error}", remedy)
+    if fault := loopback_fault():
+        remedy = (
+            "bring the loopback interface up (`ip link set lo up`); a firewall or sandbox may be in the way"
+        )
+        return Finding("ports", WRONG, fault, remedy)
     return Finding("ports", OK, "TCP ports on 127.0.0.1 can be opened and reached")
 
 
@@ -187,7 +178,10 @@ def check_stale_directories(temporary: Path, fix: bool) -> Finding:
 
 
 def is_stale(directory: Path) -> bool:
-    """Whether a run's directory has outlived its run: its owner is dead, and no process works in it."""
+    """Whether a run's directory has outlived its run: its owner is dead, and no process works in it.
+
+    Ray's processes do, and need a moment to end with their run.
+    """
     try:
         if directory.stat().st_uid != os.getuid():
             return False
@@ -198,7 +192,7 @@ def is_stale(directory: Path) -> bool:
             return False
     except (OSError, ValueError):
         return False
-    return directory.is_dir() and not (owner and _lives(owner)) and not _in_use(directory)
+    return directory.is_dir() and not (owner and _lives(owner)) and not processes_in(directory)
 
 
 def _lives(pid: int) -> bool:
@@ -209,18 +203,6 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _in_use(directory: Path) -> bool:
-    """Whether a process was started with this path: Ray's are, and need a moment to end with their run."""
-    needle = os.fsencode(directory) + b"/"
-    for commandline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if needle in commandline.read_bytes():
-                return True
-        except OSError:
-            continue
-    return False
 
 
 def check_ray(emulator: Callable[[Any], Any] | None = None) -> Finding:

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from threadpoolctl import threadpool_limits
 
 from rayemu.emulator import Emulator
-from rayemu.numerics import ByElement, denormals_notice, way
+from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.protocol.record import RECORD, save_columns
@@ -104,7 +103,7 @@ def refuse_too_large(scenario: Scenario) -> None:
     free = machine.available_bytes()
     cluster, run, spec = scenario.cluster, scenario.run, scenario.spec
     simulated = cluster.transport == "memory"
-    elsewhere = simulated or cluster.address is not None or "RAY_ADDRESS" in os.environ
+    elsewhere = simulated or (cluster.address or os.environ.get("RAY_ADDRESS", "local")) != "local"
     parts = {"the modules": 0 if elsewhere else int(scenario.module_bytes().sum())}
     if simulated or run.check == "exact":
         parts["the reference's weights"] = spec.model_bytes()
@@ -205,6 +204,9 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
         measured.injected.append(injected)
         journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
     measured.record = emulator.record()
+    if notices := emulator.take_notices():  # of a record that ends early
+        _note(notices, measured, journal)
+        tell("run")
     measured.duplicate_results = emulator.duplicate_results
     measured.reissued_shards = int(emulator.totals.get("reissued", 0))
     return measured
@@ -268,7 +270,7 @@ def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: R
     cores = machine.cores()
     emulator.model  # noqa: B018 - made once, before threads ask for it
     inputs = zip(measured.results, measured.digests, _inputs(emulator.scenario), strict=True)
-    with threadpool_limits(1), ThreadPoolExecutor(cores) as pool:
+    with blas_threads(1), ThreadPoolExecutor(cores) as pool:
         while group := list(islice(inputs, cores)):
             for (result, _, _), facts in zip(
                 group, pool.map(partial(_mismatch, emulator), group), strict=True
@@ -335,6 +337,7 @@ def _summary(
         "start_wall_s": measured.start_wall_s,
         "check_wall_s": check_wall_s,
         **batch_times(measured.results, clock),
+        "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
         "seed": scenario.run.seed,

@@ -6,7 +6,8 @@ Ctrl-C interrupts whoever waits for that thread, never the simulation in the mid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from rayemu.numerics import denormals_kept
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
-from rayemu.protocol.simulator import Simulator
+from rayemu.protocol.simulator import CLOSED, SimulationStuck, Simulator
 
 
 class SerialSimulator:
@@ -25,29 +26,52 @@ class SerialSimulator:
         self._thread = ThreadPoolExecutor(1, "simulator")
         self.new_rows = simulator.new_rows
 
-    def _ask(self, work: Callable[..., Any], *given: Any) -> Future[Any]:
-        return self._thread.submit(denormals_kept()(work), *given)
-
     def submit(self, x: np.ndarray) -> int:
-        return self._ask(self.simulator.submit, x).result()
+        asked = self._begin(self.simulator.submit, x)
+        try:
+            return self._end(asked)
+        except BaseException:  # interrupted: nobody will know its number
+            asked.cancel()
+            asked.add_done_callback(self._forget)
+            raise
 
     def result(self, number: int, timeout_s: float = 600.0) -> BatchResult:
-        return self._ask(self.simulator.result, number, timeout_s).result()
+        return self._ask(self.simulator.result, number, timeout_s)
 
     def abandon(self, numbers: Iterable[int]) -> None:
-        self._ask(self.simulator.abandon, list(numbers))  # nobody need wait for that
+        with suppress(SimulationStuck):  # closed, and all is forgotten
+            self._begin(self.simulator.abandon, list(numbers))  # nobody need wait for that
 
     def poll(self) -> None:
-        self._ask(self.simulator.poll).result()
+        self._ask(self.simulator.poll)
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
-        self._ask(self.simulator.inject, fault, module).result()
+        self._ask(self.simulator.inject, fault, module)
 
     def take_notices(self) -> list[Notice]:
-        return self._ask(self.simulator.take_notices).result()
+        return self._ask(self.simulator.take_notices)
 
     def record(self) -> np.ndarray:
-        return self._ask(self.simulator.record).result()
+        return self._ask(self.simulator.record)
+
+    def _ask(self, work: Callable[..., Any], *given: Any) -> Any:
+        return self._end(self._begin(work, *given))
+
+    def _begin(self, work: Callable[..., Any], *given: Any) -> Future[Any]:
+        try:
+            return self._thread.submit(denormals_kept()(work), *given)
+        except RuntimeError:  # it takes no more work
+            raise SimulationStuck(CLOSED) from None
+
+    def _end(self, asked: Future[Any]) -> Any:
+        try:
+            return asked.result()
+        except CancelledError:
+            raise SimulationStuck(CLOSED) from None
+
+    def _forget(self, asked: Future[int]) -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self.abandon([asked.result()])
 
     def close(self) -> None:
         self.simulator.close()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,8 +85,17 @@ def test_a_temporary_directory_must_be_short_and_writable(tmp_path: Path) -> Non
     deep.mkdir()
     finding = doctor.check_temporary_directory(deep)
     assert finding.state == WRONG and "TMPDIR" in finding.remedy
+    strange = tmp_path.parents[-2] / "ü#"
+    finding = doctor.check_temporary_directory(strange)
+    assert finding.state == WRONG and "'ü#'" in finding.text and "TMPDIR" in finding.remedy
     missing = doctor.check_temporary_directory(Path("/none"))
     assert missing.state == WRONG and "No such file" in missing.text
+
+
+def test_a_full_disk_for_temporary_files_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 << 10))
+    finding = doctor.check_temporary_directory(Path("/tmp"))
+    assert finding.state == WRONG and "1000 KiB free" in finding.text and "TMPDIR" in finding.remedy
 
 
 def test_a_niced_process_is_warned_of() -> None:

@@ -102,6 +102,28 @@ def test_a_few_aliases_do_not_make_an_endless_line() -> None:
     assert len(str(refusal.value)) < 300
 
 
+def test_merges_of_merges_do_not_multiply() -> None:
+    levels = "".join(
+        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], b{n}: {n}}}\n" for n in range(1, 13)
+    )
+    merged = parse("a0: &a0 {c: 1}\n" + levels, "here")["a12"]
+    assert merged == {"c": 1, **{f"b{n}": n for n in range(1, 13)}}
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("faults: kill", "faults: 'kill' is not allowed; allowed: a list"),
+        ("faults:", "faults: None is not allowed; allowed: a list"),
+        ("run: {true: 4}", "run.1: the key True is not allowed; allowed: names"),
+    ],
+)
+def test_refusals_speak_of_yaml_not_of_python(text: str, refusal: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        Scenario.from_dict({"model": {"preset": "olmoe"}, **parse(text, "here")})
+    assert refusal in refused.value.problems
+
+
 def test_a_scenario_is_read_from_a_pipe_and_from_standard_input() -> None:
     read, write = os.pipe()
     os.write(write, EXAMPLE.encode())

@@ -15,17 +15,17 @@ from rayemu.model.spec import ModelSpec
 class Attention:
     """Attention and embeddings of a model: multi-head or grouped, or latent (DeepSeek) with `kv_rank`.
 
-    `head_norm` counts weights of the query and key norms of one layer. For latent attention `head_dim` is the
-    part of a query head without position, `rope_dim` the part with, `value_dim` a value head;
-    `q_rank` 0 means queries are not compressed. `blocks` is the number of attention blocks if it is not the
-    number of layers, `norms` that of other norm vectors of width D per layer.
+    `vectors` counts weights of one layer beside the matrices: query and key norms, biases, sinks. For latent
+    attention `head_dim` is the part of a query head without position, `rope_dim` the part with, `value_dim` a
+    value head; `q_rank` 0 means queries are not compressed. `blocks` is the number of attention blocks if it
+    is not the number of layers, `norms` that of other norm vectors of width D per layer.
     """
 
     vocabulary: int
     heads: int
     kv_heads: int
     head_dim: int
-    head_norm: int = 0
+    vectors: int = 0
     q_rank: int = 0
     kv_rank: int = 0
     rope_dim: int = 0
@@ -37,7 +37,7 @@ class Attention:
     def parameters(self, width: int) -> int:
         """Parameters of one attention block at model width `width`."""
         if not self.kv_rank:
-            return 2 * width * self.head_dim * (self.heads + self.kv_heads) + self.head_norm
+            return 2 * width * self.head_dim * (self.heads + self.kv_heads) + self.vectors
         query = self.heads * (self.head_dim + self.rope_dim)
         queries = width * self.q_rank + self.q_rank + self.q_rank * query if self.q_rank else width * query
         latent = width * (self.kv_rank + self.rope_dim) + self.kv_rank
@@ -57,11 +57,15 @@ class Attention:
 ATTENTION: dict[str, Attention] = {
     "mixtral-8x7b": Attention(32000, 32, 8, 128),
     "mixtral-8x22b": Attention(32000, 48, 8, 128),
-    "qwen3-30b-a3b": Attention(151936, 32, 4, 128, head_norm=256),
-    "qwen3-235b-a22b": Attention(151936, 64, 4, 128, head_norm=256),
-    "olmoe": Attention(50304, 16, 16, 128, head_norm=4096),
+    "qwen3-30b-a3b": Attention(151936, 32, 4, 128, vectors=256),
+    "qwen3-235b-a22b": Attention(151936, 64, 4, 128, vectors=256),
+    "olmoe": Attention(50304, 16, 16, 128, vectors=4096),
     "deepseek-v2-lite": Attention(102400, 16, 16, 128, kv_rank=512, rope_dim=64, value_dim=128),
     "deepseek-v3": Attention(129280, 128, 128, 128, q_rank=1536, kv_rank=512, rope_dim=64, value_dim=128),
+    # biases of queries, keys, values and output, a sink per head
+    "gpt-oss-20b": Attention(201088, 64, 8, 64, vectors=80 * 64 + 2880 + 64),
+    "gpt-oss-120b": Attention(201088, 64, 8, 64, vectors=80 * 64 + 2880 + 64),
+    "llama-4-scout": Attention(202048, 40, 8, 128),
     "switch-c-2048": Attention(32128, 32, 32, 64, tied=True, blocks=45),
     "16x110b": Attention(32000, 96, 96, 128),
     "64x156b": Attention(32000, 128, 128, 128),

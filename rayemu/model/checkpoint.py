@@ -2,7 +2,8 @@
 
 Known families are those of `checkpoint_families.FAMILIES`; gates decide as the transformers blocks do.
 Experts may be stored one by one (as published) or fused in 3-D tensors (as newer transformers keep them), in
-16 or more bits or in FP8 with scales per block. Attention, embeddings and dense layers are not read.
+16 or more bits, in FP8 with scales per block or in MXFP4 (gpt-oss). Attention, embeddings and dense layers
+are not read.
 
 Shapes: D model width, F expert width, E experts; files hold weights as [out, in], we keep [in, out].
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from rayemu.numerics import F32
 from rayemu.routing.gate import Gate
 
 _USUAL = ("gate_proj", "up_proj", "down_proj")
-_SHOWN = 10  # problems listed in an error
+_SHOWN = 5  # problems listed in an error
 _COUNTED = 1000  # problems after which the rest is not looked at
 # What stands before "layers.N." in a language model's tensor names, the likelier first.
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "language_model.")
@@ -92,7 +94,7 @@ class CheckpointWeights:
     @cached_property
     def files(self) -> TensorFiles:
         """The checkpoint's tensors."""
-        return TensorFiles(self.directory, self.quantisation.fp8_block)
+        return TensorFiles(self.directory, *self.quantisation)
 
     @property
     def notes(self) -> list[str]:
@@ -127,12 +129,23 @@ class CheckpointWeights:
 
     def expert(self, layer: int, expert: int) -> Expert:
         """Routed expert `expert` of MoE layer `layer`."""
-        width, inner, block = self.spec.d_model, self.spec.d_ff, self._block(layer)
+        spec, block = self.spec, self._block(layer)
         if not self._fused(block):
-            return self._ffn(f"{block}.experts.{expert}.", self.family.projections, inner)
-        shapes = self._fused_shapes(block)
-        both, down = (self.files.read(name, shape, expert) for name, shape in shapes.items())
-        return Expert(_transposed(both, (width, 2 * inner)), _transposed(down, (inner, width)))
+            return self._ffn(f"{block}.experts.{expert}.", self.family.projections, spec.d_ff)
+        up, down = (
+            part if self._rows_in(name) else part.T
+            for name, part in self._parts(self._fused_shapes(block), expert)
+        )
+        biases = [part for _, part in self._parts(self._bias_shapes(block), expert)]
+        sides = [up, *biases[:1]]
+        if self.family.interleaved:
+            sides = [np.concatenate((side[..., ::2], side[..., 1::2]), axis=-1) for side in sides]
+        copies = (np.array(a, order="C") for a in (sides[0], down, *sides[1:], *biases[1:]))
+        up, down, *biases = copies  # views would keep to the file, and to its order
+        return Expert(up, down, spec.activation, *biases)
+
+    def _parts(self, shapes: dict[str, tuple[int, ...]], part: int) -> Iterator[tuple[str, F32]]:
+        return ((name, self.files.read(name, shape, part)) for name, shape in shapes.items())
 
     def shared(self, layer: int) -> Expert | None:
         """Shared expert of MoE layer `layer`."""
@@ -151,11 +164,13 @@ class CheckpointWeights:
         """Gate of MoE layer `layer`."""
         spec, name = self.spec, f"{self._block(layer)}.{self.family.gate}."
         weight = self.files.read(f"{name}weight", (spec.experts, spec.d_model))
-        bias = None
+        selection = bias = None
         if self.family.selection_bias:  # -inf keeps an expert out
             read = self.files.read(f"{name}e_score_correction_bias", (spec.experts,), minus_infinity=True)
-            bias = np.array(read)
-        return Gate(_transposed(weight, (spec.d_model, spec.experts)), bias)
+            selection = np.array(read)
+        if spec.biases:
+            bias = np.array(self.files.read(f"{name}bias", (spec.experts,)))
+        return Gate(_transposed(weight, (spec.d_model, spec.experts)), selection, bias)
 
     def norm(self, layer: int) -> F32 | None:
         """Norm weight [D] of MoE layer `layer`."""
@@ -173,17 +188,19 @@ class CheckpointWeights:
                 problem = self.files.problem(name, shape)
                 if problem:
                     problems.append(problem)
-                elif entry := self.files.entry(name):
-                    types.add(entry.dtype)
+                else:
+                    entry = self.files.entry(name)
+                    types.add(entry.dtype if entry else "MXFP4")
             if len(problems) >= _COUNTED:
                 break
         if problems:
             more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-            lines = "\n  ".join(problems[:_SHOWN] + more)
-            raise CheckpointError(f"{self.directory}: {len(problems)} unusable tensors\n  {lines}")
-        if self.quantisation.fp8_block is not None and "F8_E4M3" not in types:
+            listed = "; ".join(problems[:_SHOWN] + more)
+            raise CheckpointError(f"{self.directory}: {len(problems)} unusable tensors: {listed}")
+        said = "fp8" if self.quantisation.fp8_block else "mxfp4" if self.quantisation.mxfp4 else None
+        if said and not types & {"F8_E4M3", "MXFP4"}:
             raise CheckpointError(
-                f"{self.config.file}: quantization_config says fp8, but the weights are "
+                f"{self.config.file}: quantization_config says {said}, but the weights are "
                 f"{', '.join(sorted(types))}; delete the key quantization_config"
             )
         for layer in range(self.spec.layers):
@@ -203,6 +220,8 @@ class CheckpointWeights:
             return shapes  # the config is of another model: its experts need not be listed
         if self.family.selection_bias:
             shapes[f"{block}.{self.family.gate}.e_score_correction_bias"] = (spec.experts,)
+        if spec.biases:
+            shapes[f"{block}.{self.family.gate}.bias"] = (spec.experts,)
         if spec.shared_gate:
             shapes[f"{block}.shared_expert_gate.weight"] = (1, spec.d_model)
         return shapes | self._expert_shapes(layer)
@@ -212,7 +231,7 @@ class CheckpointWeights:
         spec, block = self.spec, self._block(layer)
         shapes: dict[str, tuple[int, ...]] = {}
         if self._fused(block):
-            shapes |= self._fused_shapes(block)
+            shapes |= self._fused_shapes(block) | self._bias_shapes(block)
         else:
             names = self.family.projections
             for expert in range(spec.experts):
@@ -232,13 +251,28 @@ class CheckpointWeights:
         return f"{self.prefix}layers.{self.numbers[layer]}.post_attention_layernorm.weight"
 
     def _fused(self, block: str) -> bool:
-        return f"{block}.experts.gate_up_proj" in self.files
+        return self.family.rows_in or f"{block}.experts.gate_up_proj" in self.files
+
+    def _rows_in(self, name: str) -> bool:
+        """Whether fused experts lie as [E, in, out]; MXFP4 has its blocks along `in`: [E, out, in]."""
+        return self.family.rows_in and not self.files.packed(name)
 
     def _fused_shapes(self, block: str) -> dict[str, tuple[int, ...]]:
+        """Tensors of the experts, gate and up in one."""
         experts, width, inner = self.spec.experts, self.spec.d_model, self.spec.d_ff
+        shapes = {
+            f"{block}.experts.gate_up_proj": (2 * inner, width),
+            f"{block}.experts.down_proj": (width, inner),
+        }
+        return {n: (experts, *(shape[::-1] if self._rows_in(n) else shape)) for n, shape in shapes.items()}
+
+    def _bias_shapes(self, block: str) -> dict[str, tuple[int, ...]]:
+        """Their biases, in the same order."""
+        if not self.spec.biases:
+            return {}
         return {
-            f"{block}.experts.gate_up_proj": (experts, 2 * inner, width),
-            f"{block}.experts.down_proj": (experts, width, inner),
+            f"{block}.experts.gate_up_proj_bias": (self.spec.experts, 2 * self.spec.d_ff),
+            f"{block}.experts.down_proj_bias": (self.spec.experts, self.spec.d_model),
         }
 
     def _ffn_shapes(self, stem: str, names: tuple[str, ...], inner: int) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rayemu.model.checkpoint_config import Config
+from rayemu.model.expert import CLAMP_LIMIT, CLAMP_SLOPE
 from rayemu.model.spec import ModelSpec
 from rayemu.model.tensor_files import CheckpointError
 from rayemu.routing import make_router
@@ -22,9 +23,9 @@ class Family:
     inside a decoder layer of the MoE `blocks` (whichever is there), of the `gate`, of the three `projections`
     of an expert (gate, up, down) and of the `shared` expert; `norm_eps` where the config gives none.
 
-    `selection_bias`, `biases`: the gate has e_score_correction_bias; gate and experts have biases.
-    `rows_in` and `interleaved`: fused experts lie as [E, in, out] instead of [E, out, in]; their gate and up
-    values alternate instead of standing side by side.
+    `selection_bias`: the gate has e_score_correction_bias.
+    `rows_in`: experts are always fused, as [E, in, out] instead of [E, out, in]. `interleaved`: their gate
+    and up values alternate instead of standing side by side.
     """
 
     fields: Callable[[Config], dict[str, Any]]
@@ -35,7 +36,6 @@ class Family:
     projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     shared: str = "shared_experts"
     selection_bias: bool = False
-    biases: bool = False
     rows_in: bool = False
     interleaved: bool = False
 
@@ -133,7 +133,7 @@ def _every(config: Config, count: int) -> list[int]:
 
 def _sparse_steps(config: Config) -> list[int]:
     count, every = _layers(config), config.integer("decoder_sparse_step", 1)
-    dense = config.integers("mlp_only_layers", most=1 << 20)
+    dense = set(config.integers("mlp_only_layers", most=1 << 20))
     return [n for n in range(count) if n not in dense and (n + 1) % every == 0]
 
 
@@ -220,6 +220,28 @@ def _noaux(shared: int, groups: int, top_groups: int, scaling: float) -> Callabl
     return fields
 
 
+def _gpt_oss(config: Config) -> dict[str, Any]:
+    config.choice("swiglu_alpha", CLAMP_SLOPE)
+    config.choice("swiglu_limit", CLAMP_LIMIT)
+    experts = _experts(config, "num_local_experts")
+    widths = {"d_ff": config.integer("intermediate_size"), "experts": experts}
+    return {**widths, "activation": "clamped_swiglu", "biases": True}
+
+
+def _llama4(config: Config) -> dict[str, Any]:
+    if config.integer("num_experts_per_tok") != 1:
+        config.refuse("num_experts_per_tok", "1, as in all published models of this family")
+    width = config.integer("intermediate_size")
+    return {
+        "d_ff": width,
+        "experts": _experts(config, "num_local_experts"),
+        "shared_d_ff": width,
+        "weigh_input": True,
+        "router": "sigmoid_group_topk",
+        "router_params": {"renormalise": False},
+    }
+
+
 # DeepSeek's own configs always give n_shared_experts; one that does not, has none.
 _DEEPSEEK_V3 = Family(_noaux(0, 8, 4, 2.5), _after(dense=3), selection_bias=True)
 
@@ -233,7 +255,17 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": Family(_deepseek_v2, _after(dense=0)),
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": _DEEPSEEK_V3,  # the same code with other dimensions
+    "gpt_oss": Family(_gpt_oss, _all, 1e-5, gate="router", rows_in=True, interleaved=True),
+    "llama4_text": Family(
+        _llama4,
+        _interleaved,
+        1e-5,
+        blocks=("feed_forward",),
+        gate="router",
+        shared="shared_expert",
+        rows_in=True,
+    ),
     "glm4_moe": Family(_noaux(1, 1, 1, 1.0), _after(dense=1), 1e-5, selection_bias=True),
 }
 # Models that also see, and the family of their text_config where that does not say.
-_WITH_TEXT = {"kimi_k25": "deepseek_v3"}
+_WITH_TEXT = {"kimi_k25": "deepseek_v3", "llama4": "llama4_text"}

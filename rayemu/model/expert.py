@@ -14,20 +14,27 @@ from rayemu.numerics import F32, exact_matmul, padded, row_multiple, scratch
 
 _BLOCK_ELEMENTS = 1 << 24  # hidden values (64 MiB) per pass: bounds the scratch memory of a thread
 _CHUNK_ELEMENTS = 1 << 17  # elements (512 KiB) per step of the activation: stays in the second-level cache
+CLAMP_LIMIT, CLAMP_SLOPE = 7.0, 1.702  # of clamped_swiglu
 
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """Weights of one FFN: `up` [D, 2F] (gate | up) for swiglu, else [D, F]; `down` [F, D]; float32."""
+    """Weights of one FFN: `up` [D, 2F] (gate | up) where gated, else [D, F]; `down` [F, D]; float32.
+
+    `up_bias` [2F] or [F] and `down_bias` [D] are added to the products, where there are any.
+    """
 
     up: F32
     down: F32
     activation: str = "swiglu"
+    up_bias: F32 | None = None
+    down_bias: F32 | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both matrices."""
-        return self.up.nbytes + self.down.nbytes
+        """Bytes of the matrices and biases."""
+        biases = (bias.nbytes for bias in (self.up_bias, self.down_bias) if bias is not None)
+        return self.up.nbytes + self.down.nbytes + sum(biases)
 
 
 def expert_forward(expert: Expert, x: F32, out: F32 | None = None) -> F32:
@@ -48,8 +55,12 @@ def expert_forward(expert: Expert, x: F32, out: F32 | None = None) -> F32:
         hidden = scratch("hidden", enough, expert.up.shape[1])  # [n, 2F] or [n, F]
         whole = enough == len(given)
         exact_matmul(given if whole else padded(given, enough, "given"), expert.up, out=hidden)
+        if expert.up_bias is not None:
+            np.add(hidden, expert.up_bias, out=hidden)
         y = wanted if whole else scratch("output", enough, width)  # [n, D]
         exact_matmul(activated(expert, hidden), expert.down, out=y)
+        if expert.down_bias is not None:
+            np.add(y, expert.down_bias, out=y)
         if not whole:
             wanted[...] = y[: len(given)]
     return out
@@ -60,8 +71,11 @@ def activated(expert: Expert, hidden: F32) -> F32:
     return _ACTIVATIONS[expert.activation](hidden)
 
 
-def _swiglu(hidden: F32) -> F32:
-    """silu(gate) * up written over the gate half of hidden [n, 2F]; silu(g) = g / (1 + exp(-g))."""
+def _swiglu(hidden: F32, clamped: bool = False) -> F32:
+    """silu(gate) * up written over the gate half of hidden [n, 2F]; silu(g) = g / (1 + exp(-g)).
+
+    `clamped` as in gpt-oss: gate at most 7, up from -7 to 7, g / (1 + exp(-1.702 g)) * (up + 1).
+    """
     half = hidden.shape[1] // 2
     step = max(1, _CHUNK_ELEMENTS // (2 * half))
     temporary = scratch("activation", min(step, len(hidden)), half)  # [step, F]
@@ -69,12 +83,23 @@ def _swiglu(hidden: F32) -> F32:
         for start in range(0, len(hidden), step):
             gate, up = hidden[start : start + step, :half], hidden[start : start + step, half:]
             t = temporary[: len(gate)]
-            np.negative(gate, out=t)
+            if clamped:
+                np.minimum(gate, CLAMP_LIMIT, out=gate)
+                np.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT, out=up)
+                np.add(up, 1.0, out=up)
+                np.multiply(gate, -CLAMP_SLOPE, out=t)
+            else:
+                np.negative(gate, out=t)
             np.exp(t, out=t)
             np.add(t, 1.0, out=t)
             np.divide(gate, t, out=gate)
             np.multiply(gate, up, out=gate)
     return hidden[:, :half]
+
+
+def _clamped_swiglu(hidden: F32) -> F32:
+    """gpt-oss' activation, see `_swiglu`."""
+    return _swiglu(hidden, clamped=True)
 
 
 def _gelu(hidden: F32) -> F32:
@@ -114,4 +139,4 @@ def _relu(hidden: F32) -> F32:
 
 # Half of each coefficient of p, highest power first.
 _ERFC = tuple(c / 2 for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
-_ACTIVATIONS = {"swiglu": _swiglu, "gelu": _gelu, "relu": _relu}
+_ACTIVATIONS = {"swiglu": _swiglu, "clamped_swiglu": _clamped_swiglu, "gelu": _gelu, "relu": _relu}

@@ -21,7 +21,7 @@ from rayemu.model.spec import ModelSpec
 from rayemu.numerics import F32
 
 # What a stream of random weights is for: part of its seed.
-_EXPERT, _SHARED, _GATE, _NORM, _SHARED_GATE, _BIAS = range(6)
+_EXPERT, _SHARED, _GATE, _NORM, _SHARED_GATE, _BIAS, _GATE_BIAS = range(7)
 
 
 class Weights(Protocol):
@@ -194,8 +194,11 @@ class SeededWeights:
         """Gate of `layer`; with a selection bias where the router uses one."""
         spec = self.spec
         weight = self._normal(layer, 0, _GATE, (spec.d_model, spec.experts), spec.d_model**-0.5)
-        biased = spec.router == "sigmoid_group_topk"
-        return routing.Gate(weight, self._normal(layer, 0, _BIAS, (spec.experts,), 0.02) if biased else None)
+        shape = (spec.experts,)
+        selection = self._normal(layer, 0, _BIAS, shape, 0.02) if spec.selection_bias else None
+        return routing.Gate(
+            weight, selection, self._normal(layer, 0, _GATE_BIAS, shape, 0.1) if spec.biases else None
+        )
 
     def norm(self, layer: int) -> F32 | None:
         """Norm weight [D] of `layer`."""
@@ -204,12 +207,17 @@ class SeededWeights:
     def _ffn(self, layer: int, expert: int, tag: int, width: int) -> Expert:
         spec = self.spec
         rng = np.random.Generator(np.random.SFC64([spec.seed, layer, expert, tag]))
-        columns = width * (2 if spec.activation == "swiglu" else 1)
+        columns = width * (spec.matrices - 1)
         up = rng.standard_normal((spec.d_model, columns), dtype=np.float32)  # [D, 2F] or [D, F]
         up *= np.float32(spec.d_model**-0.5)
         down = rng.standard_normal((width, spec.d_model), dtype=np.float32)  # [F, D]
         down *= np.float32(width**-0.5)
-        return Expert(up, down, spec.activation)
+        if not spec.biases:
+            return Expert(up, down, spec.activation)
+        up_bias, down_bias = (
+            rng.standard_normal(n, dtype=np.float32) * np.float32(0.1) for n in (columns, spec.d_model)
+        )
+        return Expert(up, down, spec.activation, up_bias, down_bias)
 
     def _normal(self, layer: int, expert: int, tag: int, shape: tuple[int, ...], deviation: float) -> F32:
         rng = np.random.Generator(np.random.SFC64([self.spec.seed, layer, expert, tag]))

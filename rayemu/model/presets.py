@@ -56,6 +56,45 @@ _ALL = (
         router="sigmoid_group_topk",
         router_params={"groups": 8, "top_groups": 4, "renormalise": True, "scaling": 2.5},
     ),
+    # openai/gpt-oss-20b: biases in gate and experts, swiglu_limit 7.0
+    ModelSpec(
+        "gpt-oss-20b",
+        2880,
+        2880,
+        experts=32,
+        top_k=4,
+        layers=24,
+        activation="clamped_swiglu",
+        biases=True,
+        norm_eps=1e-5,
+    ),
+    # openai/gpt-oss-120b: the same
+    ModelSpec(
+        "gpt-oss-120b",
+        2880,
+        2880,
+        experts=128,
+        top_k=4,
+        layers=36,
+        activation="clamped_swiglu",
+        biases=True,
+        norm_eps=1e-5,
+    ),
+    # meta-llama/Llama-4-Scout-17B-16E: experts in every layer (Maverick's alternate with dense layers, which
+    # a spec does not describe), the expert's input times the sigmoid of its logit
+    ModelSpec(
+        "llama-4-scout",
+        5120,
+        8192,
+        experts=16,
+        top_k=1,
+        layers=48,
+        weigh_input=True,
+        shared_d_ff=8192,
+        norm_eps=1e-5,
+        router="sigmoid_group_topk",
+        router_params={"renormalise": False},
+    ),
     # google/switch-c-2048 and Fedus et al. 2021, table 9: 15 encoder and 15 decoder layers, every FFN routed,
     # top-1 weighted by the plain softmax probability
     ModelSpec(

@@ -52,6 +52,7 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     if not layer.has_experts:
         return dense_forward(layer, x)
     experts, weights = route(layer, x)
+    given, weights = expert_input(layer, x, weights)
     kept = replay.kept(layer.index) if replay is not None else None
     if kept is not None:
         weights = drop_choices(weights, kept)
@@ -64,7 +65,7 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
         if kept is not None:
             flat = flat[kept.reshape(-1)[flat]]
         tokens, choice = np.divmod(flat, choices)
-        sent = x[tokens]  # [n, D]
+        sent = given[tokens]  # [n, D]
         if replay is not None:
             sent = replay.dispatch(layer.index, tokens, choice, sent)
         reply = expert_forward(layer.experts[e], sent)
@@ -94,6 +95,16 @@ def route(layer: Layer, x: F32) -> Routing:
     if layer.gate is None:
         raise ValueError(f"layer {layer.index} is dense: it has no gate to route with")
     return layer.router.route(x, layer.gate)
+
+
+def expert_input(layer: Layer, x: F32, weights: F32) -> tuple[F32, F32]:
+    """What the experts are given of rows x [T, D], and the weights [T, K] of what they return.
+
+    These are x and `weights`, or x * weights and ones where the spec says `weigh_input`.
+    """
+    if not layer.spec.weigh_input:
+        return x, weights
+    return x * weights, np.ones_like(weights)
 
 
 def shared_forward(layer: Layer, x: F32) -> F32 | None:

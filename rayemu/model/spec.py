@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-ACTIVATIONS = ("swiglu", "gelu", "relu")
+ACTIVATIONS = ("swiglu", "gelu", "relu", "clamped_swiglu")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class ModelSpec:
     `dense_layers` counts leading layers whose FFN is dense (`dense_d_ff` wide) instead of routed.
     `shared_d_ff` is the width of the shared expert (all shared experts side by side), 0 for none;
     `shared_gate` scales its output by a sigmoid gate of the token.
+    `biases` gives gates and FFNs biases (gpt-oss). `weigh_input` multiplies the rows that go to an expert by
+    their weights instead of those that come back (Llama 4); with one choice per token only, since all choices
+    of a token share the row that is sent.
     All widths here are the model's own divided by `scale`; `full_d_model` and `full_d_ff` (derived, not to be
     given) are D and F before that, for pricing.
     `checkpoint` is a directory to read the weights from; otherwise they are drawn from `seed`.
@@ -37,6 +40,8 @@ class ModelSpec:
     top_k: int
     layers: int = 1
     activation: str = "swiglu"
+    biases: bool = False
+    weigh_input: bool = False
     shared_d_ff: int = 0
     shared_gate: bool = False
     dense_layers: int = 0
@@ -62,15 +67,26 @@ class ModelSpec:
         _require(self, "dense_layers", self.dense_layers <= self.layers, f"at most layers = {self.layers}")
         _require(self, "dense_d_ff", not self.dense_layers or self.dense_d_ff > 0, ">= 1 with dense_layers")
         _require(self, "shared_gate", not self.shared_gate or self.shared_d_ff > 0, "with shared_d_ff only")
+        _require(self, "weigh_input", not self.weigh_input or self.top_k == 1, "with top_k = 1 only")
         _require(self, "norm_eps", self.norm_eps > 0, "a number > 0")
         # Always derived, whatever was passed: `replace(spec, d_model=...)` must not keep a stale one.
         object.__setattr__(self, "full_d_model", self.d_model * self.scale)
         object.__setattr__(self, "full_d_ff", self.d_ff * self.scale)
 
     @property
+    def gated(self) -> bool:
+        """Whether an expert has a gate beside its up projection."""
+        return self.activation in ("swiglu", "clamped_swiglu")
+
+    @property
     def matrices(self) -> int:
         """Weight matrices of an expert: gate, up and down for SwiGLU, otherwise up and down."""
-        return 3 if self.activation == "swiglu" else 2
+        return 3 if self.gated else 2
+
+    @property
+    def selection_bias(self) -> bool:
+        """Whether gates have a bias to choose by: DeepSeek-V3's have, Llama 4's (that weigh inputs) not."""
+        return self.router == "sigmoid_group_topk" and not self.weigh_input
 
     @property
     def moe_layers(self) -> int:
@@ -99,7 +115,14 @@ class ModelSpec:
 
     def ffn_parameters(self, width: int) -> int:
         """Parameters of one FFN of D x `width`."""
-        return self.matrices * self.d_model * width
+        return self.matrices * self.d_model * width + self._ffn_biases(width)
+
+    def _ffn_biases(self, width: int) -> int:
+        return (self.matrices - 1) * width + self.d_model if self.biases and width else 0
+
+    def ffn_flops(self, width: int) -> int:
+        """Floating-point operations of one row through an FFN: two per multiply-add, one per bias."""
+        return 2 * self.matrices * self.d_model * width + self._ffn_biases(width)
 
     def expert_parameters(self) -> int:
         """Parameters of one routed expert in one layer."""
@@ -110,8 +133,8 @@ class ModelSpec:
         return self.expert_parameters() * bits // 8
 
     def router_parameters(self) -> int:
-        """Parameters of one layer's gate, with its selection bias where the router uses one."""
-        return self.experts * (self.d_model + (self.router == "sigmoid_group_topk"))
+        """Parameters of one layer's gate, with its biases, also for selection where the router uses one."""
+        return self.experts * (self.d_model + self.selection_bias + self.biases)
 
     def shared_parameters(self) -> int:
         """Parameters of one layer's shared expert and its gate."""
@@ -136,22 +159,23 @@ class ModelSpec:
         return self.parameters() * bits // 8
 
     def flops_per_row(self) -> int:
-        """Floating-point operations of one row through one routed expert (two per multiply-add)."""
-        return 2 * self.expert_parameters()
+        """Floating-point operations of one row through one routed expert."""
+        return self.ffn_flops(self.d_ff)
 
     def flops_per_token(self) -> int:
         """Floating-point operations of one token through the stack: gates, K experts, shared, dense parts."""
-        gates = 2 * (self.d_model * self.experts + self.shared_parameters())
-        moe = self.top_k * self.flops_per_row() + gates
-        return self.moe_layers * moe + self.dense_layers * 2 * self.ffn_parameters(self.dense_d_ff)
+        gates = 2 * self.d_model * (self.experts + self.shared_gate) + self.biases * self.experts
+        moe = self.top_k * self.flops_per_row() + gates + self.ffn_flops(self.shared_d_ff)
+        return self.moe_layers * moe + self.dense_layers * self.ffn_flops(self.dense_d_ff)
 
     def activation_bytes(self, tokens: int) -> int:
         """Bytes of float32 activations that one layer needs at once for `tokens` tokens on one module.
 
-        Input, normalised rows, K reply rows per token, output, and the scratch of the widest expert GEMM.
+        Input, normalised rows (weighted ones too), K reply rows per token, output, and the scratch of the
+        widest expert GEMM.
         """
-        wide = self.d_ff * (2 if self.activation == "swiglu" else 1)
-        return 4 * tokens * (self.d_model * (3 + self.top_k) + wide)
+        wide = self.d_ff * (self.matrices - 1)
+        return 4 * tokens * (self.d_model * (3 + self.top_k + self.weigh_input) + wide)
 
 
 def _require(spec: ModelSpec, name: str, holds: bool, allowed: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -21,20 +22,30 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rayemu.model.quantised import E4M3, scaled_blocks
+from rayemu.model.quantised import E4M3, MX_BLOCK, mxfp4, scaled_blocks
 from rayemu.numerics import F32
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _CODES = {"F8_E4M3": "u1", "U8": "u1"}  # what only quantised checkpoints hold
+_MESSAGE = 2000  # characters of an error
+_LONGEST_NAME = 255  # bytes of a file's, on all common file systems
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 _SCALES = "_scale_inv"  # after the name of an FP8 tensor
+_MX_CODES, _MX_SCALES = "_blocks", "_scales"  # in place of an MXFP4 tensor, after its name
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: says which file or tensor, what was found and what was expected."""
+    """A checkpoint that cannot be used: says which file or tensor, what was found and what was expected.
+
+    In one line of printable characters, whatever names and values the files hold.
+    """
+
+    def __init__(self, message: str) -> None:
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]} ...")
 
 
 class Entry(NamedTuple):
@@ -103,13 +114,15 @@ class TensorFile:
 class TensorFiles:
     """All tensors of a checkpoint directory.
 
-    `fp8_block` (rows, columns) is what one scale of an FP8 tensor is for. `notes` says which files were
-    passed over, for the user to read.
+    `fp8_block` (rows, columns) is what one scale of an FP8 tensor is for; `mxfp4` allows MXFP4 tensors.
+    `notes` says which files were passed over, for the user to read.
     """
 
-    def __init__(self, directory: Path, fp8_block: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, directory: Path, fp8_block: tuple[int, int] | None = None, mxfp4: bool = False
+    ) -> None:
         self.directory = directory
-        self.fp8_block = fp8_block
+        self.fp8_block, self.mxfp4 = fp8_block, mxfp4
         self.notes: list[str] = []
         self._open: dict[str, TensorFile] = {}
 
@@ -148,7 +161,13 @@ class TensorFiles:
         """File name of each tensor where there is no index."""
         files = sorted(path.name for path in self.directory.glob("*.safetensors"))
         shards = {name: match[1] for name in files if (match := _SHARD.fullmatch(name))}
-        if len(set(shards.values())) != 1:
+        sets = sorted(set(shards.values()))
+        if len(sets) > 1:
+            raise CheckpointError(
+                f"{self.directory}: shards of several models, of {' and of '.join(sets)} files, and no "
+                f"{_INDEX} that says which; remove those that do not belong to the model"
+            )
+        if not sets:
             found = f"; found {', '.join(files[:5])}" if files else ""
             raise CheckpointError(
                 f"{self.directory}: no *.safetensors files of a model ({_SINGLE}, or {_INDEX}, or one set of "
@@ -165,6 +184,10 @@ class TensorFiles:
     def __contains__(self, name: str) -> bool:
         return name in self.file_of
 
+    def packed(self, name: str) -> bool:
+        """Whether tensor `name` [..., N] is there as MXFP4: as codes [..., N / 32, 16] and scales."""
+        return name + _MX_CODES in self
+
     def entry(self, name: str) -> Entry | None:
         """Type and shape of tensor `name`, None when the checkpoint has no such tensor."""
         file = self.file_of.get(name)
@@ -177,13 +200,10 @@ class TensorFiles:
 
         Raises CheckpointError where a value is NaN or infinite; -inf is let through with `minus_infinity`.
         """
-        entry = self._expect(name, shape)
-        values = self._file(self.file_of[name]).read(name, part)
-        if entry.dtype == "F8_E4M3":
-            assert self.fp8_block is not None
-            scaled_blocks(
-                values, self._file(self.file_of[name + _SCALES]).read(name + _SCALES, part), self.fp8_block
-            )
+        problem = self.problem(name, shape)
+        if problem:
+            raise CheckpointError(f"{self.directory}: {problem}")
+        values = self._values(name, part)
         fine = np.isfinite(values)
         if minus_infinity:
             fine |= values == -np.inf
@@ -195,19 +215,25 @@ class TensorFiles:
             )
         return values
 
-    def codes(self, name: str, shape: tuple[int, ...], part: int) -> npt.NDArray[np.uint8]:
-        """Part [part] of the quantised tensor `name`, as bytes."""
-        self._expect(name, shape, "U8")
-        return self._file(self.file_of[name]).raw(name, part)
-
-    def _expect(self, name: str, shape: tuple[int, ...], dtype: str | None = None) -> Entry:
-        problem, entry = self.problem(name, shape, dtype), self.entry(name)
-        if problem or entry is None:
-            raise CheckpointError(f"{self.directory}: {problem}")
-        return entry
+    def _values(self, name: str, part: int | None) -> F32:
+        if self.packed(name):
+            codes, scales = (
+                self._file(self.file_of[tensor]).raw(tensor, part)
+                for tensor in (name + _MX_CODES, name + _MX_SCALES)
+            )
+            return mxfp4(codes, scales)
+        file = self._file(self.file_of[name])
+        values = file.read(name, part)
+        if file.entries[name].dtype == "F8_E4M3":
+            assert self.fp8_block is not None
+            scales = self._file(self.file_of[name + _SCALES]).read(name + _SCALES, part)
+            scaled_blocks(values, scales, self.fp8_block)
+        return values
 
     def problem(self, name: str, shape: tuple[int, ...], dtype: str | None = None) -> str | None:
         """What is wrong with tensor `name`, or None. Its type may be a float's, or must be `dtype`."""
+        if dtype is None and self.packed(name):
+            return self._packed_problem(name, shape)
         entry = self.entry(name)
         if entry is None:
             return f"{name} is missing; expected shape {list(shape)}"
@@ -222,6 +248,18 @@ class TensorFiles:
         if name + _SCALES in self:
             return f"{name} has type {entry.dtype} beside {name}{_SCALES}; expected F8_E4M3"
         return None
+
+    def _packed_problem(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with the codes and scales of the MXFP4 tensor `name` of `shape`, or None."""
+        if not self.mxfp4:
+            return f"{name}{_MX_CODES} is there, but config.json has no quantization_config of mxfp4"
+        if name in self:
+            return f"{name} is there twice: also as {name}{_MX_CODES}"
+        if shape[-1] % MX_BLOCK:
+            return f"{name}{_MX_CODES} is there, but {shape[-1]} values are no multiple of {MX_BLOCK}"
+        scales = (*shape[:-1], shape[-1] // MX_BLOCK)
+        codes = self.problem(name + _MX_CODES, (*scales, MX_BLOCK // 2), "U8")
+        return codes or self.problem(name + _MX_SCALES, scales, "U8")
 
     def _scale_problem(self, name: str, shape: tuple[int, ...]) -> str | None:
         """What is wrong with the scales of the FP8 tensor `name`, or None."""
@@ -244,8 +282,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         names = {str(k): str(v) for k, v in json.loads(index.read_bytes())["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: damaged index: {error!r}") from error
+        raise CheckpointError(f"{index}: damaged index: {type(error).__name__} {error}") from error
     for tensor, name in names.items():
-        if Path(name).name != name:
+        if Path(name).name != name or len(os.fsencode(name)) > _LONGEST_NAME or "\0" in name:
             raise CheckpointError(f"{index}: {tensor} is in {name!r}; allowed: a file beside the index")
     return names

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from rayemu.numerics.blas import blas_info, coretype, kernels, runnable
+from rayemu.numerics.blas import (
+    blas_info,
+    blas_threads,
+    coretype,
+    kernels,
+    runnable,
+    set_blas_threads,
+    thread_count,
+)
 from rayemu.numerics.denormals import (
     DenormalsFlushed,
     denormals_kept,
@@ -10,7 +18,7 @@ from rayemu.numerics.denormals import (
     keep_denormals,
     keeps_denormals,
 )
-from rayemu.numerics.products import cost, exact_matmul, row_multiple, use, way
+from rayemu.numerics.products import cost, exact_matmul, keeps_rows, row_multiple, use, way
 from rayemu.numerics.scratch import F32, padded, scratch
 from rayemu.numerics.ways import ByElement, MendedEdges, PaddedRows, Way
 
@@ -22,6 +30,7 @@ __all__ = [
     "PaddedRows",
     "Way",
     "blas_info",
+    "blas_threads",
     "coretype",
     "cost",
     "denormals_kept",
@@ -29,11 +38,14 @@ __all__ = [
     "exact_matmul",
     "keep_denormals",
     "keeps_denormals",
+    "keeps_rows",
     "kernels",
     "padded",
     "row_multiple",
     "runnable",
     "scratch",
+    "set_blas_threads",
+    "thread_count",
     "use",
     "way",
 ]

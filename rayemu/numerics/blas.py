@@ -1,8 +1,14 @@
-"""The BLAS libraries of this process: what they are, and how many threads they use."""
+"""The BLAS libraries of this process: what they are, and how many threads they use.
+
+A library with threads of its own has one number for the process, one of OpenMP a number for every thread that
+calls it. threadpoolctl sets them, but leaves a number for the process to the first thread that asked; here
+whoever multiplies must be obeyed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -75,33 +81,89 @@ def _libraries() -> list[Any]:
 
 
 _lock = threading.Lock()
-_inside = 0  # how many are within `one_thread` now
+_inside: set[object] = set()  # those that are within `one_thread` now
 _before: list[int] = []  # threads of each library, to be restored
+
+
+def set_blas_threads(count: int) -> None:
+    """Have BLAS use so many threads from now on (with OpenMP: for the products of this thread)."""
+    global _before
+    with _lock:
+        if _inside:
+            _before = [count] * len(_before)
+        for library in _libraries():
+            if not _inside or _by_caller(library):
+                _set(library, count)
+
+
+def thread_count() -> int:
+    """The threads that BLAS uses for a product now; 1 where that cannot be known."""
+    return max((library.get_num_threads() for library in _libraries()), default=1)
+
+
+@contextlib.contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Have BLAS use so many threads for a while."""
+    before = thread_count()
+    set_blas_threads(count)
+    try:
+        yield
+    finally:
+        set_blas_threads(before)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[int]:
     """Make BLAS use one thread for a while; yields how many threads it would have used.
 
-    The setting is the process's: whoever comes while others are within shares it, the last one restores it.
+    Where the setting is the process's, whoever comes while others are within shares it, and the last one
+    restores it.
     """
-    global _inside, _before
-    with _lock:
-        if not _inside:
-            _before = [library.get_num_threads() for library in _libraries()]
-            _set([1] * len(_before), _before)
-        _inside += 1
-        allowed = max(_before, default=1)
-    try:
+    global _before
+    me = object()
+    own = {each: each.get_num_threads() for each in _libraries() if _by_caller(each)}
+    try:  # from here on, since Ctrl-C may come at any place
+        with _lock:
+            if not _inside:
+                _before = [library.get_num_threads() for library in _libraries()]
+            _inside.add(me)
+            for library in _libraries():
+                _set(library, 1)
+            allowed = max(_before, default=1)
         yield allowed
     finally:
         with _lock:
-            _inside -= 1
-            if not _inside:
-                _set(_before, [1] * len(_before))
+            if me in _inside:
+                _inside.remove(me)
+                for library, count in zip(_libraries(), _before, strict=True):
+                    if not _inside or library in own:
+                        _set(library, own.get(library, count))
 
 
-def _set(threads: list[int], now: list[int]) -> None:
-    for library, wanted, present in zip(_libraries(), threads, now, strict=True):
-        if wanted != present:
-            library.set_num_threads(wanted)
+def _by_caller(library: Any) -> bool:
+    """Whether each thread that calls a library has its own number of threads."""
+    return getattr(library, "threading_layer", None) == "openmp"
+
+
+def _set(library: Any, count: int) -> None:
+    free = getattr(library, "clear_controlling_thread", None)
+    for _ in range(100):  # another user of threadpoolctl may come between
+        if library.get_num_threads() == count:
+            return
+        if free is not None:
+            free(force=True)
+        library.set_num_threads(count)
+
+
+def _after_fork() -> None:
+    """A child has none of the threads that may be within, or hold the lock."""
+    global _lock
+    _lock = threading.Lock()
+    if _inside:
+        _inside.clear()
+        for library, count in zip(_libraries(), _before, strict=True):
+            _set(library, count)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rayemu.numerics.blas import one_thread
+
 _SMALLEST_NORMAL = sys.float_info.min
 _DENORMAL: float = struct.unpack("<d", b"\x01" + bytes(7))[0]  # by its bits: literals are computed
 _FENV_BYTES = 256  # more than any platform's fenv_t
@@ -37,13 +39,11 @@ def denormals_kept() -> Iterator[None]:
     if keeps_denormals():
         yield
         return
-    from threadpoolctl import threadpool_limits
-
     before = ctypes.create_string_buffer(_FENV_BYTES)
     ctypes.CDLL(None).fegetenv(before)
     keep_denormals()
     try:
-        with threadpool_limits(1, "blas"):
+        with one_thread():
             yield
     finally:
         ctypes.CDLL(None).fesetenv(before)

@@ -9,10 +9,11 @@ Shapes: x [M, K] rows, w [K, N], y [M, N].
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from rayemu.numerics.blas import one_thread
 from rayemu.numerics.denormals import keep_denormals
-from rayemu.numerics.scratch import F32
+from rayemu.numerics.scratch import F32, forget_scratch
 from rayemu.numerics.ways import ByElement, MendedEdges, PaddedRows, Way, edge_block
 
 _LEAST_ROWS = 96  # that a thread of ours is given
@@ -33,12 +34,19 @@ def exact_matmul(x: F32, w: F32, out: F32 | None = None) -> F32:
     """x @ w with each row's bits independent of the other rows; x [M, K] float32, w [K, N] C-contiguous.
 
     Rows of `x` and `out` may be strided as long as each row is contiguous. Returns `out` if given. Rows that
-    are a multiple of `row_multiple()` save a copy.
+    are a multiple of `row_multiple()` save a copy. Raises TypeError for other types, which would round twice.
     """
     if out is None:
         out = np.empty((len(x), w.shape[1]), np.float32)
-    if len(x):
-        _multiply(_way or way(), x, w, out)
+    for array in (x, w, out):
+        if array.dtype != np.float32 or (array.strides[-1] != 4 and array.size > len(array)):
+            found = f"{array.dtype} with strides {array.strides}"
+            raise TypeError(f"an array of {found}; wanted: float32, each row contiguous")
+    if len(w):
+        if len(x) and w.shape[1]:
+            _multiply(_way or way(), x, w, out)
+    else:
+        out[...] = 0
     return out
 
 
@@ -54,15 +62,39 @@ def _multiply(chosen: Way, x: F32, w: F32, out: F32) -> None:
             return
         step = -(-len(x) // (parts * chosen.multiple)) * chosen.multiple
         cuts = [slice(low, low + step) for low in range(0, len(x), step)]
-        pending = [_pool().submit(chosen.product, x[cut], w, out[cut]) for cut in cuts[1:]]
-        chosen.product(x[cuts[0]], w, out[cuts[0]])
-        for each in pending:
-            each.result()
+        pending: list[Future[None]] = []
+        try:
+            for cut in cuts[1:]:
+                pending.append(_pool().submit(_part, chosen, x[cut], w, out[cut]))
+            chosen.product(x[cuts[0]], w, out[cuts[0]])
+            for each in pending:
+                each.result()
+        except BaseException:  # Ctrl-C, say: what helpers still write to must not be used for anything else
+            for each in pending:
+                each.cancel()
+            forget_scratch()
+            raise
+
+
+def _part(chosen: Way, x: F32, w: F32, out: F32) -> None:
+    with one_thread():  # of OpenMP each thread has its own
+        chosen.product(x, w, out)
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="rayemu-products", initializer=keep_denormals)
+
+
+def _after_fork() -> None:
+    """A child has none of the threads of the pool, nor of those that hold the lock."""
+    global _choosing
+    _choosing = threading.Lock()
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def row_multiple() -> int:
@@ -71,7 +103,7 @@ def row_multiple() -> int:
 
 
 def way() -> Way:
-    """The way in which this process makes its products, found out at the first call; takes < 50 ms."""
+    """The way in which this process makes its products, found out at the first call in some 50 to 120 ms."""
     global _way
     with _choosing:
         if _way is None:

@@ -27,6 +27,11 @@ def scratch(name: str, rows: int, columns: int) -> F32:
     return buffer[:needed].reshape(rows, columns)
 
 
+def forget_scratch() -> None:
+    """Let go of this thread's buffers: others may still write to them."""
+    _local.__dict__.clear()
+
+
 def padded(x: F32, rows: int, name: str = "padded") -> F32:
     """x [n, K] with zero rows appended [rows, K], contiguous; x itself where nothing has to be done."""
     if len(x) == rows and x.flags.c_contiguous:

@@ -24,6 +24,7 @@ _NARROW = 64  # columns below which rows are computed in tiles
 _TILE = 16  # rows of a tile
 _BLOCK = 256  # K that no kernel cuts into blocks
 _UNROLL = 32  # K whose halves are whole unrolled steps of every kernel
+_MOST_ROWS = 512 * 12  # that are padded or mended at once: bounds what a thread keeps
 
 
 class Way(Protocol):
@@ -79,6 +80,11 @@ class PaddedRows:
         """The same for a K that all thread counts treat alike."""
         rows, inner = x.shape
         columns = w.shape[1]
+        if rows > _MOST_ROWS and (columns < _NARROW or rows % self.multiple):
+            for start in range(0, rows, _MOST_ROWS):
+                part = slice(start, start + _MOST_ROWS)
+                self._product(x[part], w, out[part])
+            return
         if columns < _NARROW:
             if columns == 1:  # one column would take another kernel, too
                 w = np.hstack((w, np.zeros_like(w)))
@@ -112,23 +118,25 @@ class MendedEdges:
     alone: ClassVar[bool] = True
     name: ClassVar = "mended edges"
 
-    _MOST_ROWS: ClassVar = 512 * 12  # of a call: far below the rows at which it begins a new round of tiles
     _HALF_FROM: ClassVar = 96  # rows from which it pays to pick out those that are unlike
 
     def product(self, x: F32, w: F32, out: F32) -> None:
         """Write x @ w to out."""
-        rows, columns = len(x), w.shape[1]
-        if columns == 1:  # would take another kernel
+        if w.shape[1] == 1:  # would take another kernel
             w = np.hstack((w, np.zeros_like(w)))
+        for start in range(0, len(x), _MOST_ROWS):  # far fewer than make BLAS begin a new round of tiles
+            part = slice(start, start + _MOST_ROWS)
+            self._product(x[part], w, out[part])
+
+    def _product(self, x: F32, w: F32, out: F32) -> None:
+        rows, columns = out.shape
         enough = -(-rows // self.multiple) * self.multiple
-        if enough == rows and columns > 1:
-            x_whole, y = x, out
+        if enough == rows and columns == w.shape[1]:
+            y = out
         else:
-            x_whole, y = padded(x, enough), scratch("whole", enough, w.shape[1])
-        for start in range(0, enough, self._MOST_ROWS):
-            part = slice(start, start + self._MOST_ROWS)
-            np.matmul(x_whole[part], w, out=y[part])
-            self._mend(x_whole[part], w, y[part])
+            x, y = padded(x, enough), scratch("whole", enough, w.shape[1])
+        np.matmul(x, w, out=y)
+        self._mend(x, w, y)
         if y is not out:
             out[...] = y[:rows, :columns]
 

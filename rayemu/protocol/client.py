@@ -104,7 +104,7 @@ class ClientMachine:
             self._heard_at = now
         self.pending[number] = _Pending(rows, result, now + 4 * self.retry_after, left=len(rows))
         self._advanced(now)
-        return number, [Send(COORDINATOR, Submit(number, rows))]
+        return number, [Send(COORDINATOR, Submit(number, min(self.pending), rows))]
 
     def receive(self, message: Message, now: float) -> list[Send]:
         """Handle one message."""
@@ -135,7 +135,7 @@ class ClientMachine:
         for number, p in self.pending.items():
             if not p.accepted and p.retry_at <= now:
                 p.retry_at = now + 4 * self.retry_after
-                sends.append(Send(COORDINATOR, Submit(number, p.rows)))
+                sends.append(Send(COORDINATOR, Submit(number, min(self.pending), p.rows)))
         return sends
 
     def deadline(self) -> float:

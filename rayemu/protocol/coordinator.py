@@ -80,6 +80,7 @@ class CoordinatorMachine:
             sends = self.apply(self.membership.heard(message.module, message.incarnation, now), now)
             return sends or self._announce_to_laggard(message, now)
         if isinstance(message, Submit):
+            self.ledger.forget_below(message.oldest)
             shards = self.ledger.submit(message.batch, message.rows, self.membership.view, now)
             return [*self._with_routing(shards), Send(CLIENT, Accepted(message.batch))]
         if isinstance(message, Ack):

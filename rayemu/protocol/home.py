@@ -12,7 +12,7 @@ import numpy as np
 from rayemu.alltoall import Parcel, View, plan_parcels
 from rayemu.compression import WireError
 from rayemu.model.model import Model
-from rayemu.model.reference import combine, drop_choices, finish, prepare, route
+from rayemu.model.reference import combine, drop_choices, expert_input, finish, prepare, route
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.memory import rows_at
 from rayemu.protocol.messages import (
@@ -150,7 +150,9 @@ class Home:
 
     def _dispatch(self, unit: Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
         pairs = experts.size
-        unit.experts, unit.weights = experts, weights
+        assert unit.x is not None
+        unit.x, unit.weights = expert_input(self.model.layers[unit.layer], unit.x, weights)
+        unit.experts = experts
         if unit.rows is None or unit.rows.shape[0] != pairs:
             unit.rows = self._buffer(pairs, unit.h.shape[1])
         unit.have = np.zeros(pairs, bool)

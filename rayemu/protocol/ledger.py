@@ -61,9 +61,20 @@ class Ledger:
         if shard < 0 or not batch.open:
             del self.batches[number]
             self.completed.add(number)
-            while self.complete_below in self.completed:
-                self.completed.remove(self.complete_below)
-                self.complete_below += 1
+            self._advance()
+
+    def forget_below(self, number: int) -> None:
+        """Take all batches below a number for complete, also those that never came here."""
+        if number > self.complete_below:
+            self.complete_below = number
+            self.batches = {n: batch for n, batch in self.batches.items() if n >= number}
+            self.completed = {n for n in self.completed if n >= number}
+            self._advance()
+
+    def _advance(self) -> None:
+        while self.complete_below in self.completed:
+            self.completed.remove(self.complete_below)
+            self.complete_below += 1
 
     def on_view(self, view: View, now: float) -> list[Send]:
         """Give the shards of dead or hanging homes to live ones."""

@@ -25,10 +25,11 @@ DROPPED = 255  # in place of a path: the choice was dropped because every copy o
 
 @dataclass(slots=True)
 class Submit:
-    """Client to coordinator: run this batch."""
+    """Client to coordinator: run this batch, and forget those below `oldest`: they are over."""
 
     ARRAYS: ClassVar = ("rows",)
     batch: int
+    oldest: int
     rows: np.ndarray  # [T, D] float32
 
 

@@ -1,12 +1,14 @@
 """The record of a run: one row per dispatch, expert GEMM and combine, in columns.
 
-Each process of a module appends to a file of its own through a memory map, so what it wrote survives its own
-SIGKILL. The run folder holds all of them merged, as one compressed column per field. Times are wall time;
-those of a simulation are virtual, and their columns are named so.
+Each process of a module appends to a file of its own through a memory map, so what it wrote survives its
+own SIGKILL; on a full disk it goes on without a record, and that is said. The run folder holds all merged,
+as one compressed column per field. Times are wall time; those of a simulation are virtual, and their columns
+are named so.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.protocol.config import LEVELS, TOTALS
+from rayemu.protocol.memory import open_with_room
 from rayemu.protocol.messages import Dispatch, Reply, Totals
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import SHARED, Job, Part
@@ -59,12 +62,16 @@ def ends(record: np.ndarray) -> np.ndarray:
 
 
 class Recorder:
-    """Keeps rows in a file, which may end in unused rows (their end time is 0); without a path, in memory."""
+    """Keeps rows in a file, which may end in unused rows (their end time is 0); without a path, in memory.
+
+    Where its disk has no more room, what comes then is dropped, and the file has no unused row: see `is_cut`.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._size = 0
-        self._rows = self._room(_GROW, "w+")
+        self._rows = np.zeros(0, RECORD)
+        self._grow()
 
     def append(
         self,
@@ -89,20 +96,38 @@ class Recorder:
     ) -> None:
         """Write one row; see RECORD for the fields."""
         if self._size == len(self._rows):
-            more = _GROW if self.path is not None else self._size
-            full, self._rows = self._rows, self._room(self._size + more, "r+")
-            if self.path is None:
-                self._rows[: self._size] = full
+            return
         where = (kind, level, codec, src, dst, layer, micro, batch, shard, epoch, expert)
         self._rows[self._size] = (*where, rows, flops, raw_bytes, sent_bytes, start_s, end_s)
         self._size += 1
+        if self._size == len(self._rows):
+            self._grow()
 
     def rows(self) -> np.ndarray:
         """Return what was written so far."""
         return self._rows[: self._size]
 
-    def _room(self, rows: int, mode: Any) -> np.ndarray:
-        return np.zeros(rows, RECORD) if self.path is None else np.memmap(self.path, RECORD, mode, shape=rows)
+    def _grow(self) -> None:
+        """Make room for more rows, if there is any."""
+        if self.path is None:
+            more = np.zeros(max(self._size, _GROW), RECORD)
+            self._rows = np.concatenate([self._rows, more])
+            return
+        rows = self._size + _GROW
+        try:
+            os.close(open_with_room(self.path, rows * RECORD.itemsize))
+            self._rows = np.memmap(self.path, RECORD, "r+", shape=rows)
+        except OSError:
+            pass
+
+
+def is_cut(path: Path) -> bool:
+    """Whether the file of a recorder ends where its disk had no more room."""
+    rows = path.stat().st_size // RECORD.itemsize
+    if not rows:
+        return True
+    (last,) = np.fromfile(path, RECORD, 1, offset=(rows - 1) * RECORD.itemsize)
+    return bool(last["end_wall_s"] > 0)
 
 
 class ModuleRecord:

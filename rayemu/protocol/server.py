@@ -137,7 +137,7 @@ class ExpertServer:
         if job.expert == SHARED:
             shared = self.model.layers[job.layer].shared
             assert shared is not None
-            per_row = 2 * (shared.up.size + shared.down.size)
+            per_row = self.model.spec.ffn_flops(len(shared.down))
         job.flops = float(per_row) * job.rows
 
     def deadline(self) -> float:

@@ -69,8 +69,11 @@ class Counters:
     hangs: int = 0
 
 
+CLOSED = "the emulator was closed"
+
+
 class SimulationStuck(StalledError):
-    """The virtual time limit passed before the run was done, or the simulation was closed."""
+    """The virtual time limit passed before the run was done, or the emulator was closed."""
 
 
 class _Module:
@@ -108,7 +111,7 @@ class Simulator:
         self.now = 0.0
         self.counters = Counters()
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
-        self.client = ClientMachine(model.spec, config.retry_after)
+        self.client = ClientMachine(model.spec, config.retry_after, config.stall_after)
         self.coordinator_faults, self.client_faults = MessageFaults(self.rng), MessageFaults(self.rng)
         self.modules: list[_Module | None] = [None] * len(module_to_node)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -130,16 +133,25 @@ class Simulator:
         return number
 
     def result(self, number: int, timeout_s: float = 600.0) -> BatchResult:
-        """Run until a batch is finished; SimulationStuck after `timeout_s` virtual seconds."""
+        """Run until a batch is finished. StalledError after `stall_after` virtual seconds without progress.
+
+        SimulationStuck after `timeout_s`.
+        """
+        client = self.client
         try:
-            self._run_until(lambda: number in self.client.finished, timeout_s)
+            self._run_until(
+                lambda: number in client.finished or bool(client.stalled(number, self.now)), timeout_s
+            )
         except SimulationStuck as error:
             if number in self.client.pending:
                 waits = self.client.waits_for(number, self.now)
                 raise SimulationStuck(f"batch {number}: {error}: {waits}") from None
             raise
-        result = self.client.take(number)
-        assert result is not None
+        result = client.take(number)
+        if result is None:
+            stalled = client.stalled(number, self.now)
+            assert stalled is not None
+            raise stalled
         return result
 
     def abandon(self, numbers: Iterable[int]) -> None:
@@ -226,7 +238,7 @@ class Simulator:
         end = self.now + limit
         while not done():
             if self._closed:
-                raise SimulationStuck("the simulation was closed")
+                raise SimulationStuck(CLOSED)
             if not self._queue or self._queue[0][0] > end:
                 raise SimulationStuck(f"nothing finished within {limit:g} virtual seconds")
             self.now, _, action = heapq.heappop(self._queue)

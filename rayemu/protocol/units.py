@@ -23,7 +23,7 @@ class Unit:
     high: int
     h: np.ndarray  # [t, D] residual stream
     layer: int = 0
-    x: np.ndarray | None = None  # [t, D] normed input of the layer
+    x: np.ndarray | None = None  # [t, D] normed input of the layer, then what its experts are given
     experts: np.ndarray | None = None  # [t, K]
     weights: np.ndarray | None = None  # [t, K]
     rows: np.ndarray | None = None  # [t * K, D] expert outputs, one per pair

@@ -16,7 +16,7 @@ import numpy as np
 
 from rayemu.compression import Codec, CodecError, make_codec
 from rayemu.model.model import Layer, Model
-from rayemu.model.reference import finish, moe_forward, prepare
+from rayemu.model.reference import expert_input, finish, moe_forward, prepare, route
 from rayemu.numerics import F32
 
 CODECS = (
@@ -87,18 +87,19 @@ def budget(model: Model, x: F32, codecs: Sequence[str] = CODECS) -> Iterator[Ent
 
 def measure(codec: Codec, layer: Layer, x: F32, y: F32) -> Entry:
     """One codec on the rows x [T, D] of a layer whose output is y [T, D]."""
+    sent, _ = expert_input(layer, x, route(layer, x).weights)
     entry = Entry(str(codec), layer.index, codec.lossless, codec.row_local)
     try:
-        encoded = codec.encode(x)
+        encoded = codec.encode(sent)
         seen = codec.decode(*encoded, x.shape)
         output = moe_forward(layer, x, _Both(codec))
     except CodecError as error:
         return replace(entry, refused=str(error))
-    memory, rows = np.zeros(codec.buffer_bytes(x.shape), np.uint8), np.empty_like(x)
-    encode_s = _time(lambda: codec.encode(x, memory))
+    memory, rows = np.zeros(codec.buffer_bytes(x.shape), np.uint8), np.empty_like(sent)
+    encode_s = _time(lambda: codec.encode(sent, memory))
     decode_s = _time(lambda: codec.decode(*encoded, x.shape, rows))
     ratio, whole = x.nbytes / max(1, encoded.nbytes), y.astype(np.float64)
-    errors = _norms(seen.astype(np.float64) - x) / np.maximum(_norms(x.astype(np.float64)), 1e-300)
+    errors = _norms(seen.astype(np.float64) - sent) / np.maximum(_norms(sent.astype(np.float64)), 1e-300)
     return replace(
         entry,
         bytes_per_value=encoded.nbytes / x.size,

@@ -66,6 +66,10 @@ def dimensions(spec: Any) -> str:
         extras.append(f"shared expert {spec.shared_d_ff}")
     if spec.dense_layers:
         extras.append(f"{spec.dense_layers} dense layers first")
+    if spec.biases:
+        extras.append("biases")
+    if spec.weigh_input:
+        extras.append("weights on the inputs")
     listed = f", {', '.join(extras)}" if extras else ""
     return (
         f"D={spec.d_model} F={spec.d_ff} E={spec.experts} K={spec.top_k} L={spec.layers}, {spec.activation}, "

@@ -33,7 +33,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
 def one_line(summary: Mapping[str, Any], folder: Path) -> str:
     """The shortest account of a run."""
     rate = f", {count(summary['tokens_per_wall_s'])} tokens/s" if summary["tokens_per_wall_s"] else ""
-    return f"{summary['name']}: {verdict(summary)}; {summary['tokens_out']} tokens{rate}; {folder}"
+    cut = f"; {summary['record_cut']}" if summary["record_cut"] else ""
+    return f"{summary['name']}: {verdict(summary)}; {summary['tokens_out']} tokens{rate}; {folder}{cut}"
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
@@ -67,6 +68,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{name} {format_seconds(s[f'batch_{name}_{clock}_s'])}" for name in ("p50", "p99", "max")
             ]
             yield "time of a batch", ", ".join(took) + (" (virtual)" if clock == "virtual" else "")
+    if s["record_cut"]:
+        yield "record", f"{s['record_cut']}; nor are the figures below complete"
     if s["bytes_sent"] is not None:
         yield (
             "module frames",

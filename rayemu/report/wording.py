@@ -48,6 +48,8 @@ def describe(event: Mapping[str, Any]) -> str:
         return f"{where}: {link}: {event['before']} -> {event['after']} ({why})"
     if kind == "fallback":
         return f"fallback: {event['what']}"
+    if kind == "record_cut":
+        return str(event["what"])
     return ""
 
 

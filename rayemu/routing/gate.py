@@ -25,12 +25,14 @@ class Routing(NamedTuple):
 class Gate:
     """A gate's parameters: `weight` [D, E]; `selection_bias` [E] is added to scores to choose, or None.
 
+    `bias` [E] is added to the logits, where there is one.
     A selection bias of -inf keeps an expert for last; NaN and +inf are a ValueError, for they would draw
     every token without a trace in the weights.
     """
 
     weight: F32
     selection_bias: F32 | None = None
+    bias: F32 | None = None
 
     def __post_init__(self) -> None:
         bias = self.selection_bias
@@ -40,7 +42,10 @@ class Gate:
 
     def logits(self, x: F32) -> F32:
         """x [T, D] -> [T, E]; a row's bits do not depend on the other rows."""
-        return exact_matmul(x, self.weight)
+        logits = exact_matmul(x, self.weight)
+        if self.bias is not None:
+            logits += self.bias
+        return logits
 
 
 def softmax_powers(logits: F32) -> F32:

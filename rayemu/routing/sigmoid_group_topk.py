@@ -17,6 +17,8 @@ class SigmoidGroupTopK:
     A group is as good as the sum of its two best biased scores. Weights are the scores without bias, with
     `renormalise` divided by their sum over the K choices, times `scaling`.
     DeepSeek-AI 2024 (V3), equations 13-16 and section 2.1.2, node-limited routing.
+    Without bias and groups experts are chosen by their logits (Llama 4), whose order is that of the scores
+    without the ties of scores that round to 1.
     """
 
     top_k: int
@@ -33,14 +35,19 @@ class SigmoidGroupTopK:
     def route(self, x: F32, gate: Gate) -> Routing:
         """x [T, D] -> choices [T, K] by descending biased score, ties to the lower group and expert."""
         scores = gate.logits(x)  # [T, E], turned into 1 / (1 + exp(-logit)) in place
+        limited = self.top_groups < self.groups
+        by_logit = None if limited or gate.selection_bias is not None else scores.copy()
         np.negative(scores, out=scores)
         with np.errstate(over="ignore"):  # exp = inf gives score 0, which is right
             np.exp(scores, out=scores)
         scores += 1.0
         np.reciprocal(scores, out=scores)
-        biased = scores.copy() if gate.selection_bias is None else scores + gate.selection_bias  # [T, E]
+        if by_logit is not None:
+            biased = by_logit
+        else:  # [T, E]
+            biased = scores.copy() if gate.selection_bias is None else scores + gate.selection_bias
         closed = None
-        if self.top_groups < self.groups:
+        if limited:
             rows, experts = scores.shape
             grouped = biased.reshape(rows * self.groups, experts // self.groups).copy()  # [T*G, E/G]
             _, two = top_k(grouped, 2)  # [T*G, 2]

@@ -109,6 +109,10 @@ def _text(error: Any, top: type[BaseModel]) -> str:
         )
     if kind == "bool_type":
         return f"{show(value)} is not allowed; allowed: true or false"
+    if kind in ("tuple_type", "list_type"):
+        return f"{show(value)} is not allowed; allowed: a list"
+    if kind == "invalid_key":
+        return f"the key {show(value)} is not allowed; allowed: names"
     if kind == "model_type":
         return f"{show(value)} is not allowed; it takes keys: {', '.join(_keys(top, error['loc']))}"
     return f"{show(value)} is not allowed; {re.sub(r'^[A-Z][a-z]+ should', 'it should', message)}"

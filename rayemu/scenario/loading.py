@@ -38,9 +38,8 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._flat: set[int] = (
-            set()
-        )  # ids of mappings whose merge keys are resolved; nodes live as long as this
+        # ids of mappings whose merge keys are resolved; nodes live as long as this
+        self._flat: set[int] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Resolve merge keys; before that the keys are as they were written, and each may be there once."""
@@ -56,6 +55,9 @@ class _Loader(yaml.SafeLoader):
                     raise _refusal(written, f"the key {show(name)} is given twice")
                 seen.add(key)
             super().flatten_mapping(node)
+            # What is merged comes first, and the last one of a key wins. Merges of merges would multiply.
+            by_key = {self.construct_object(pair[0], deep=True): pair for pair in node.value}
+            node.value = list(by_key.values())
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The node's value; what its tag's constructor has against it is a ConstructorError with a place."""

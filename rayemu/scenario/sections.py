@@ -50,7 +50,9 @@ class Model(Section):
     d_ff: Positive | None = None
     experts: Few | None = None
     top_k: Few | None = None
-    activation: Literal["swiglu", "gelu", "relu"] | None = None
+    activation: Literal["swiglu", "gelu", "relu", "clamped_swiglu"] | None = None
+    biases: bool | None = None
+    weigh_input: bool | None = None
     shared_d_ff: NotNegative | None = None
     shared_gate: bool | None = None
     dense_layers: NotNegative | None = None

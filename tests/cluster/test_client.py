@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -146,10 +147,10 @@ def test_a_lost_acceptance_is_no_busy_loop(quick: Coordinator) -> None:
     """A part of the result says as much as Accepted: there is nothing to submit again, and no deadline."""
     number = quick.client.submit(ROWS)
     quick.say(done(number, ROWS[:3]))
-    time.sleep(0.05)
-    used = time.process_time()
-    time.sleep(0.2)
-    assert time.process_time() - used < 0.1
+    machine = quick.client.machine
+    with mock.patch.object(machine, "tick", side_effect=machine.tick) as ticks:
+        time.sleep(0.2)
+    assert ticks.call_count < 20
     assert quick.client.machine.deadline() == float("inf") and quick.count(Submit) <= 2
     quick.say(done(number, ROWS[3:], 1, 3))
     assert np.array_equal(quick.client.result(number).y, ROWS)

@@ -97,7 +97,7 @@ def test_all_missing_and_misshaped_tensors_are_named(tmp_path: Path) -> None:
 
 
 def test_many_problems_are_cut_short(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"(?s)22 unusable tensors.*and 12 more"):
+    with pytest.raises(CheckpointError, match=r"22 unusable tensors: .*; and 17 more$"):
         load_checkpoint(write(tmp_path / "none", MIXTRAL, {"lm_head.weight": np.zeros((2, 2))}))
 
 

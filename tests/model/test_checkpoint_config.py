@@ -29,6 +29,8 @@ LEAST: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**QWEN, "n_routed_experts": 256},
     "kimi_k2": {**QWEN, "n_routed_experts": 256},
     "glm4_moe": {**QWEN, "n_routed_experts": 6},
+    "gpt_oss": {**QWEN, "intermediate_size": 8},
+    "llama4_text": {**QWEN, "intermediate_size": 8, "num_experts_per_tok": 1},
 }
 # What the configuration classes of transformers 5.23 take where the config says nothing.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -45,6 +47,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "scaling": 2.5,
         "layers": 1,
     },
+    "gpt_oss": {"norm_eps": 1e-5, "layers": 4, "biases": True, "activation": "clamped_swiglu"},
+    "llama4_text": {"norm_eps": 1e-5, "renormalise": False, "layers": 4, "shared_d_ff": 8},
     "glm4_moe": {
         "norm_eps": 1e-5,
         "groups": 1,
@@ -76,7 +80,7 @@ def test_given_fields_win(family: str, tmp_path: Path) -> None:
     spec = spec_of(tmp_path, {"model_type": family, **LEAST[family], **given})
     assert spec.norm_eps == 0.25
     assert spec.router_params.get("scaling", 3) == 3
-    if "renormalise" in spec.router_params and family != "deepseek_v2":
+    if "renormalise" in spec.router_params and family not in ("deepseek_v2", "llama4_text"):
         assert spec.router_params["renormalise"] is given["norm_topk_prob"]
 
 
@@ -185,6 +189,7 @@ _READ = {
     *("decoder_sparse_step", "num_experts", "num_local_experts", "n_routed_experts", "intermediate_size"),
     *("moe_intermediate_size", "norm_topk_prob", "shared_expert_intermediate_size", "n_shared_experts"),
     *("scoring_func", "topk_method", "routed_scaling_factor", "n_group", "topk_group", "text_config"),
+    *("swiglu_alpha", "swiglu_limit", "moe_layers", "interleave_moe_layer_step"),
 }
 
 

@@ -46,7 +46,7 @@ def test_two_sets_of_shards_without_an_index_are_refused(tmp_path: Path) -> None
     write(tmp_path, MIXTRAL, mixtral_tensors(), shards=3)
     (tmp_path / "model.safetensors.index.json").unlink()
     save(tmp_path / "model-00001-of-00002.safetensors", {})
-    with pytest.raises(CheckpointError, match=r"one set of shards model-N-of-M.safetensors\); found model-0"):
+    with pytest.raises(CheckpointError, match="shards of several models, of 00002 and of 00003 files"):
         load_checkpoint(tmp_path)
 
 
@@ -285,3 +285,29 @@ def test_other_quantisations_are_refused_with_those_that_are_read(given: Any, tm
         match=r"quantization_config is .*; allowed: fp8 .*, mxfp4 .*, or none: .*delete the key",
     ):
         checkpoint_spec(tmp_path)
+
+
+def test_a_refusal_is_one_line_whatever_the_files_hold(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    refusals = []
+    for text in (
+        json.dumps({"weight_map": {"a\nb": "c\nd\x1b[2J"}}).encode(),
+        json.dumps({"weight_map": {"a\nb": "\ud800/c"}}).encode(),
+        json.dumps({"weight_map": {"a": "b" * 300}}).encode(),
+        json.dumps({"weight_map": {"a": "b\0c"}}).encode(),
+        b"\xff" * 100_000,
+        b'{"weight_map": {"' + b"x" * 100_000 + b'": "../model.safetensors"}}',
+    ):
+        index.write_bytes(text)
+        with pytest.raises(CheckpointError) as refusal:
+            load_checkpoint(tmp_path)
+        refusals.append(str(refusal.value))
+    index.unlink()
+    save(tmp_path / "model.safetensors", mixtral_tensors())
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole.replace(b'"F32"', b'"\\n2"', 1))
+    with pytest.raises(CheckpointError, match=r"has type .n2; allowed") as refusal:
+        load_checkpoint(tmp_path)
+    for text in (*refusals, str(refusal.value)):
+        assert text.isprintable() and len(text) < 2100 and text.startswith(str(tmp_path))

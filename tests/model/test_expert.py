@@ -14,27 +14,37 @@ from rayemu.model import Expert, expert_forward
 from rayemu.model import expert as module
 from rayemu.numerics import scratch
 
-ACTIVATIONS = ["swiglu", "gelu", "relu"]
+ACTIVATIONS = ["swiglu", "clamped_swiglu", "gelu", "relu"]
 
 
 def _expert(width: int, inner: int, activation: str, seed: int = 0) -> Expert:
     rng = np.random.default_rng(seed)
-    columns = inner * (2 if activation == "swiglu" else 1)
+    columns = inner * (2 if "swiglu" in activation else 1)
     up = rng.standard_normal((width, columns), dtype=np.float32) / np.float32(width**0.5)
     down = rng.standard_normal((inner, width), dtype=np.float32) / np.float32(inner**0.5)
-    return Expert(up, down, activation)
+    if activation != "clamped_swiglu":
+        return Expert(up, down, activation)
+    biases = (rng.standard_normal(n, dtype=np.float32) for n in (columns, width))  # gpt-oss has both
+    return Expert(up, down, activation, *biases)
 
 
 def _in_float64(expert: Expert, x: np.ndarray) -> np.ndarray:
     hidden = x.astype(np.float64) @ expert.up.astype(np.float64)
+    if expert.up_bias is not None:
+        hidden += expert.up_bias
     if expert.activation == "swiglu":
         gate, up = np.split(hidden, 2, axis=1)
         hidden = gate / (1 + np.exp(-gate)) * up
+    elif expert.activation == "clamped_swiglu":
+        gate, up = np.split(hidden, 2, axis=1)
+        gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+        hidden = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
     elif expert.activation == "gelu":
         hidden = hidden * 0.5 * (1 + erf(hidden / math.sqrt(2)))
     else:
         hidden = np.maximum(hidden, 0)
-    return hidden @ expert.down.astype(np.float64)
+    y = hidden @ expert.down.astype(np.float64)
+    return y if expert.down_bias is None else y + expert.down_bias
 
 
 def _rows(count: int, width: int) -> np.ndarray:
@@ -55,11 +65,23 @@ def test_tiny_relu_by_hand() -> None:
     np.testing.assert_array_equal(expert_forward(expert, np.array([[3], [-2]], np.float32)), [[30], [200]])
 
 
+def test_tiny_clamped_swiglu_with_biases_by_hand() -> None:
+    # gate = 2 x0 + 1, up = 3 x1 - 1, y = 2 hidden + 5
+    up, down = np.array([[2, 0], [0, 3]], np.float32), np.array([[2, 0]], np.float32)
+    biases = np.array([1, -1], np.float32), np.array([5, 4], np.float32)
+    x = np.array([[1, 1], [100, 100], [-100, 1], [1, -100]], np.float32)
+    y = expert_forward(Expert(up, down, "clamped_swiglu", *biases), x)
+    swish = [3 / (1 + math.exp(-1.702 * 3)), 7 / (1 + math.exp(-1.702 * 7)), 0.0]
+    hidden = [swish[0] * (2 + 1), swish[1] * (7 + 1), swish[2], swish[0] * (-7 + 1)]
+    np.testing.assert_allclose(y, [[2 * h + 5, 4] for h in hidden], rtol=1e-6)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("count", [1, 2, 100])
 def test_equals_float64(activation: str, count: int) -> None:
     expert, x = _expert(96, 200, activation), 3 * _rows(count, 96)
-    np.testing.assert_allclose(expert_forward(expert, x), _in_float64(expert, x), atol=1e-5, rtol=1e-5)
+    x = 2 * x if activation == "clamped_swiglu" else x  # beyond 7, both ways
+    np.testing.assert_allclose(expert_forward(expert, x), _in_float64(expert, x), atol=3e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

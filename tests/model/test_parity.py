@@ -13,6 +13,7 @@ import pytest
 from rayemu.model import PRESETS, load_checkpoint, moe_forward, reference_forward, route
 from rayemu.model.accounting import ATTENTION, parameters
 from rayemu.model.model import Layer, Model
+from rayemu.model.quantised import mxfp4
 
 _REASON = "install the parity extra: bash launch/test.sh --parity"
 torch = pytest.importorskip("torch", reason=_REASON)
@@ -38,6 +39,11 @@ _MLA = {
 }
 
 
+def _config(family: str, **settings: Any) -> Any:
+    text = "Text" if family == "Llama4" else ""
+    return getattr(transformers, f"{family}{text}Config")(**settings)
+
+
 @dataclasses.dataclass
 class Case:
     """A family, its settings, which of its decoder layers hold experts, what its published config says."""
@@ -50,7 +56,7 @@ class Case:
     def build(self) -> Any:
         """A tiny transformers model with random weights, gates far from ties and norms that matter."""
         torch.manual_seed(7)
-        config = getattr(transformers, f"{self.family}Config")(**{**_DIMENSIONS, **self.settings})
+        config = _config(self.family, **{**_DIMENSIONS, **self.settings})
         model = getattr(transformers, f"{self.family}ForCausalLM")(config).eval()
         with torch.no_grad():
             for name, weight in model.named_parameters():
@@ -76,6 +82,9 @@ _QWEN = {"intermediate_size": 40, "moe_intermediate_size": 24, "num_experts": 6,
 _GLM = {"intermediate_size": 40, "moe_intermediate_size": 24, "num_experts_per_tok": 3, "head_dim": 8}
 _V2 = {**_MLA, "n_routed_experts": 8, "num_experts_per_tok": 3, "q_lora_rank": None}
 _V3 = {**_MLA, "n_routed_experts": 16, "num_experts_per_tok": 4, "q_lora_rank": 16}
+
+_GPT = {"intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 8}
+_LLAMA4 = {"intermediate_size": 24, "intermediate_size_mlp": 40, "num_local_experts": 6, "head_dim": 8}
 
 CASES = {
     "mixtral": Case(
@@ -171,6 +180,11 @@ CASES = {
         },
         [3],
     ),
+    "gpt-oss": Case("GptOss", _GPT, [0, 1, 2, 3]),
+    "gpt-oss-square": Case("GptOss", {**_GPT, "intermediate_size": 16}, [0, 1, 2, 3]),  # 2F = D
+    "llama4": Case("Llama4", _LLAMA4, [0, 1, 2, 3]),
+    "llama4-every-second": Case("Llama4", {**_LLAMA4, "interleave_moe_layer_step": 2}, [1, 3]),
+    "llama4-listed": Case("Llama4", {**_LLAMA4, "moe_layers": [0, 3]}, [0, 3]),
     "kimi2": Case(  # DeepSeek's code with Kimi-K2's settings
         "DeepseekV3",
         {
@@ -193,7 +207,8 @@ def _tokens(count: int = 50) -> np.ndarray:
 
 def _block(decoder: Any) -> Any:
     """A decoder layer's MoE block; Mixtral's had another name before transformers 5."""
-    return decoder.mlp if hasattr(decoder, "mlp") else decoder.block_sparse_moe
+    names = ("mlp", "feed_forward", "block_sparse_moe")
+    return next(getattr(decoder, name) for name in names if hasattr(decoder, name))
 
 
 def _block_output(block: Any, x: np.ndarray) -> np.ndarray:
@@ -222,9 +237,12 @@ def _compare_choices(block: Any, layer: Layer, x: np.ndarray) -> None:
     if int(transformers.__version__.split(".")[0]) < 5:
         return  # its gates answer with logits only, or take other shapes
     with torch.no_grad():
-        answer = block.gate(torch.from_numpy(x))
-    weights, experts = (np.asarray(part) for part in answer[1:])
+        answer = (block.gate if hasattr(block, "gate") else block.router)(torch.from_numpy(x))
     ours = route(layer, x)
+    if answer[0].shape == answer[1].shape:  # Llama 4's: scores of all experts, 0 where not chosen, and logits
+        weights, experts = (np.asarray(part) for part in answer[0].topk(layer.spec.top_k))
+    else:
+        weights, experts = (np.asarray(part) for part in answer[1:])
     dense = np.zeros((2, len(x), experts.max() + ours.experts.max() + 1), np.float32)
     np.put_along_axis(dense[0], experts, weights, axis=1)
     np.put_along_axis(dense[1], ours.experts.astype(np.int64), ours.weights, axis=1)
@@ -255,6 +273,27 @@ def test_fused_experts_load(name: str, tmp_path: Path) -> None:
     _compare(theirs, CASES[name], _saved(theirs, CASES[name], tmp_path, save_original_format=False))
 
 
+def test_clamps_equal_those_of_transformers(tmp_path: Path) -> None:
+    theirs = CASES["gpt-oss"].build()
+    layer = _saved(theirs, CASES["gpt-oss"], tmp_path).layers[0]
+    x = 10 * _tokens()
+    beyond = np.abs(x @ layer.experts[0].up) > 7
+    assert 0.1 < beyond.mean() < 0.9
+    np.testing.assert_allclose(
+        moe_forward(layer, x), _block_output(theirs.model.layers[0].mlp, x), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_mxfp4_equals_what_transformers_makes_of_it() -> None:
+    packing = pytest.importorskip("transformers.integrations.mxfp4")
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 256, (3, 8, 2, 16), np.uint8)
+    scales = rng.integers(100, 140, (3, 8, 2), np.uint8)
+    theirs = packing.convert_moe_packed_tensors(torch.from_numpy(codes), torch.from_numpy(scales))
+    ours = mxfp4(codes, scales)  # [E, out, in], theirs [E, in, out]
+    np.testing.assert_array_equal(ours.transpose(0, 2, 1), theirs.float().numpy())
+
+
 def test_base_model_without_prefix_loads(tmp_path: Path) -> None:
     case = CASES["deepseek3"]
     theirs = case.build()
@@ -271,6 +310,9 @@ _PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("Olmoe", {}),
     "deepseek-v2-lite": ("DeepseekV2", {"n_shared_experts": 2, "first_k_dense_replace": 1}),
     "deepseek-v3": ("DeepseekV3", {"n_shared_experts": 1, "first_k_dense_replace": 3}),
+    "gpt-oss-20b": ("GptOss", {}),
+    "gpt-oss-120b": ("GptOss", {}),
+    "llama-4-scout": ("Llama4", {}),
 }
 
 
@@ -280,7 +322,8 @@ def test_preset_parameters_equal_those_of_the_transformers_model(name: str) -> N
     spec = dataclasses.replace(PRESETS[name], layers=PRESETS[name].dense_layers + 2)
     attention = ATTENTION[name]
     family, more = _PUBLISHED[name]
-    config = getattr(transformers, f"{family}Config")(
+    config = _config(
+        family,
         vocab_size=attention.vocabulary,
         hidden_size=spec.d_model,
         num_hidden_layers=spec.layers,

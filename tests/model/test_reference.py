@@ -50,6 +50,15 @@ SPECS = {
         router="sigmoid_group_topk",
         router_params={"groups": 4, "top_groups": 2, "scaling": 2.5},
     ),
+    "gpt-oss": dataclasses.replace(PLAIN, activation="clamped_swiglu", biases=True),
+    "llama 4": dataclasses.replace(
+        PLAIN,
+        top_k=1,
+        weigh_input=True,
+        shared_d_ff=24,
+        router="sigmoid_group_topk",
+        router_params={"renormalise": False},
+    ),
     "softmax groups": dataclasses.replace(
         PLAIN,
         experts=8,
@@ -64,15 +73,19 @@ def _rows(count: int, width: int = 48) -> np.ndarray:
 
 
 def _ffn64(expert: Expert, x: np.ndarray) -> np.ndarray:
-    hidden = x @ expert.up.astype(np.float64)
+    hidden = x @ expert.up.astype(np.float64) + (0 if expert.up_bias is None else expert.up_bias)
     if expert.activation == "swiglu":
         gate, up = np.split(hidden, 2)
         hidden = gate / (1 + np.exp(-gate)) * up
+    elif expert.activation == "clamped_swiglu":
+        gate, up = np.split(hidden, 2)
+        gate = np.minimum(gate, 7)
+        hidden = gate / (1 + np.exp(-1.702 * gate)) * (np.clip(up, -7, 7) + 1)
     elif expert.activation == "gelu":
         hidden = hidden * np.array([0.5 * (1 + math.erf(v / math.sqrt(2))) for v in hidden])
     else:
         hidden = np.maximum(hidden, 0)
-    return hidden @ expert.down.astype(np.float64)
+    return hidden @ expert.down.astype(np.float64) + (0 if expert.down_bias is None else expert.down_bias)
 
 
 def _token64(layer: Layer, h: np.ndarray) -> np.ndarray:
@@ -82,7 +95,8 @@ def _token64(layer: Layer, h: np.ndarray) -> np.ndarray:
     if layer.has_experts:
         experts, weights = route(layer, x[None].astype(np.float32))
         for expert, weight in zip(experts[0], weights[0], strict=True):
-            y += weight.astype(np.float64) * _ffn64(layer.experts[expert], x)
+            outer, inner = (1.0, float(weight)) if layer.spec.weigh_input else (float(weight), 1.0)
+            y += outer * _ffn64(layer.experts[expert], inner * x)
     if layer.shared is not None:
         opening = 1.0
         if layer.shared_gate is not None:
@@ -256,6 +270,21 @@ def test_replay_does_to_rows_what_the_run_did(dropping: bool) -> None:
     np.testing.assert_array_equal(y, combine(weights, rows))
     everything = {(1, t, k) for t in range(20) for k in range(3) if kept is None or kept[t, k]}
     assert set(replay.seen) == everything and len(replay.seen) == len(everything)
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+def test_replay_gets_rows_that_are_weighed_already(dropping: bool) -> None:
+    layer, x = Model(SPECS["llama 4"]).layers[1], _rows(20)
+    kept = np.random.default_rng(2).random((20, 1)) < 0.6 if dropping else None
+    experts, weights = route(layer, x)
+    rows = np.zeros((20, 48), np.float32)
+    for t in range(20):
+        if kept is None or kept[t, 0]:
+            sent = np.round(x[t : t + 1] * weights[t], 1)
+            rows[t] = _one_row(layer.experts[experts[t, 0]], sent) / 2
+    shared = shared_forward(layer, x)
+    assert shared is not None
+    np.testing.assert_array_equal(moe_forward(layer, x, _Replay(kept)), rows + shared)
 
 
 def _one_row(expert: Expert, row: np.ndarray) -> np.ndarray:

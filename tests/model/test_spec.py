@@ -75,6 +75,35 @@ def test_expert_figures_by_hand() -> None:
     assert spec.activation_bytes(6) == 4 * 6 * (5 * 10 + 14)
 
 
+def test_biases_by_hand() -> None:
+    spec = ModelSpec(
+        "m", d_model=10, d_ff=7, experts=4, top_k=2, layers=3, activation="clamped_swiglu", biases=True,
+        shared_d_ff=5, dense_layers=1, dense_d_ff=6,
+    )  # fmt: skip
+    expert, shared, dense = ((3 * 10 * n, 2 * n + 10) for n in (7, 5, 6))  # weights, biases
+    assert spec.expert_parameters() == sum(expert) and spec.expert_bytes() == 4 * 234
+    assert spec.router_parameters() == 4 * (10 + 1)
+    assert spec.flops_per_row() == 2 * expert[0] + expert[1]
+    one = 2 * (2 * expert[0] + expert[1]) + 4 * (2 * 10 + 1) + 2 * shared[0] + shared[1]
+    assert spec.flops_per_token() == 2 * one + 2 * dense[0] + dense[1]
+    assert spec.parameters() == 2 * (4 * 234 + 44 + sum(shared) + 10) + sum(dense) + 10
+    model = Model(spec)
+    assert model.layers[1].experts[0].nbytes == spec.expert_bytes()
+    gate = model.layers[1].gate
+    assert gate is not None and gate.bias is not None and gate.selection_bias is None
+
+
+def test_weighed_inputs_by_hand() -> None:
+    spec = ModelSpec("m", 10, 7, experts=4, top_k=1, weigh_input=True, router="sigmoid_group_topk")
+    assert spec.router_parameters() == 40
+    gate = Model(spec).layers[0].gate
+    assert gate is not None and gate.bias is None and gate.selection_bias is None
+    # 6 tokens: input, norm, weighed rows, output and a reply of width 10, and 14 columns of scratch
+    assert spec.activation_bytes(6) == 4 * 6 * (5 * 10 + 14)
+    with pytest.raises(ValueError, match=r"model.weigh_input is True; allowed: with top_k = 1 only"):
+        dataclasses.replace(spec, top_k=2)
+
+
 # Totals that the models' authors publish: exact where their checkpoints' tensors were counted.
 @pytest.mark.parametrize(
     ("name", "total", "active"),
@@ -85,6 +114,8 @@ def test_expert_figures_by_hand() -> None:
         ("olmoe", 6_919_161_856, None),
         ("deepseek-v2-lite", 15_706_484_224, None),
         ("deepseek-v3", 671_026_419_200, None),
+        ("gpt-oss-20b", 20_914_757_184, None),
+        ("gpt-oss-120b", 116_829_156_672, None),
     ],
 )
 def test_parameter_totals(name: str, total: int, active: int | None) -> None:
@@ -95,7 +126,12 @@ def test_parameter_totals(name: str, total: int, active: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("name", "total", "active"),
-    [("mixtral-8x22b", 141e9, 39e9), ("switch-c-2048", 1571e9, None), ("olmoe", 6.9e9, 1.3e9)],
+    [
+        ("mixtral-8x22b", 141e9, 39e9),
+        ("switch-c-2048", 1571e9, None),
+        ("olmoe", 6.9e9, 1.3e9),
+        ("llama-4-scout", 107.8e9, 17.2e9),
+    ],
 )
 def test_rounded_parameter_totals(name: str, total: float, active: float | None) -> None:
     parts = parameters(PRESETS[name], ATTENTION[name])

@@ -9,7 +9,10 @@ or fails with what differs.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from rayemu.numerics import exact_matmul, kernels, way
+from rayemu.numerics import exact_matmul, kernels, thread_count, way
 from rayemu.numerics.blas import one_thread
 
 # [K, N] around every border of every way, and shapes of experts and gates that people have.
@@ -76,6 +79,39 @@ def check_experts() -> None:
                 assert same and np.array_equal(alone.experts[0], routed.experts[row]), f"gate of {experts}"
 
 
+def check_threads() -> None:
+    """Products of several threads at once, of a forked child, and of a thread that was interrupted in one."""
+    from rayemu.model.expert import Expert, expert_forward
+
+    rng = np.random.default_rng(4)
+    x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((900, 256), (256, 2000)))
+    before, whole = thread_count(), exact_matmul(x, w)
+    with ThreadPoolExecutor(4) as pool:
+        for y in pool.map(exact_matmul, [x] * 20, [w] * 20):
+            assert np.array_equal(y, whole), "rows differ in another thread"
+    assert thread_count() == before, "BLAS was left with other threads"
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends a child that hangs
+        os._exit(0 if np.array_equal(exact_matmul(x, w), whole) else 1)
+    assert os.waitpid(child, 0)[1] == 0, "a forked child has no products, or other ones"
+
+    expert = Expert(w, rng.standard_normal((1000, 256), dtype=np.float32))
+    given, other = (rng.standard_normal((1200, 256), dtype=np.float32) for _ in range(2))
+    right, cut_short = expert_forward(expert, given), 0
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    for attempt in range(40):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (attempt + 1))
+            for _ in range(50):
+                expert_forward(expert, other)
+        except KeyboardInterrupt:
+            cut_short += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert np.array_equal(expert_forward(expert, given), right), "rows differ after an interruption"
+    assert cut_short > 20
+
+
 def check_runs() -> None:
     """Simulated runs, among them some with a crash."""
     from tests.protocol import chaos
@@ -88,6 +124,7 @@ if __name__ == "__main__":
     check_products(SHAPES)
     if not sys.argv[1:]:
         check_experts()
+        check_threads()
         check_runs()
     chosen = way()
     facts = {"kernels": kernels(), "way": chosen.name, "multiple": chosen.multiple, "alone": chosen.alone}

@@ -11,6 +11,8 @@ from threadpoolctl import threadpool_limits
 from rayemu.numerics import ByElement, blas_info, exact_matmul, kernels, products
 from rayemu.numerics.blas import one_thread
 from rayemu.numerics.products import keeps_rows
+from rayemu.numerics.scratch import _local as buffers_of_thread
+from rayemu.numerics.scratch import forget_scratch
 from rayemu.numerics.ways import edges
 
 # [K, N] around every border of the rule: one column, narrow, wide, long K, long K with a ragged end.
@@ -157,3 +159,29 @@ def test_threads_of_blas_are_restored_by_the_last_of_several() -> None:
 def test_blas_is_named() -> None:
     assert all(entry["num_threads"] >= 1 for entry in blas_info())
     assert blas_info()[0]["version"] in kernels()
+
+
+@pytest.mark.parametrize("shapes", [((0, 5), (5, 3)), ((4, 0), (0, 3)), ((4, 5), (5, 0)), ((0, 0), (0, 0))])
+def test_empty_products(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """As NumPy has them: a sum of nothing is 0."""
+    x, w = (np.ones(shape, np.float32) for shape in shapes)
+    y = exact_matmul(x, w)
+    assert y.shape == (shapes[0][0], shapes[1][1]) and not y.any()
+
+
+def test_what_would_round_twice_or_be_copied_is_refused() -> None:
+    x, w = np.ones((20, 8), np.float32), np.ones((8, 40), np.float32)
+    for arguments in ((x.astype(float), w), (x, w.astype(np.float16)), (np.asfortranarray(x), w)):
+        with pytest.raises(TypeError, match="wanted: float32, each row contiguous"):
+            exact_matmul(*arguments)
+    with pytest.raises(TypeError, match="strides"):
+        exact_matmul(x, w, np.empty((20, 40), np.float32, order="F"))
+
+
+def test_a_huge_product_takes_little_memory() -> None:
+    """What is padded is a part of the rows: the whole of them would be kept by the thread for good."""
+    forget_scratch()
+    for columns in (8, 40, 200):
+        exact_matmul(np.ones((40_001, 500), np.float32), np.ones((500, columns), np.float32))
+    buffers = buffers_of_thread.__dict__.values()
+    assert all(buffer.nbytes <= 64 << 20 for buffer in buffers)  # the least of a buffer; x has 76 MiB

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,11 @@ CODECS = [  # module link, node link, and node link on the way back
     ({"auto": ["raw", "bf16", "int8"]}, {"auto": ["planes", "int4"]}, "auto"),
     ("auto", {"deadline": {"within_ms": 0.5}}, {"auto": ["int8", "raw"]}),
 ]
+KINDS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "gpt-oss": {"activation": "clamped_swiglu", "biases": True},
+    "llama-4": {"weigh_input": True, "top_k": 1, "router": "sigmoid_group_topk"},
+}
 FAULTS = (
     "none",
     "crash",
@@ -69,6 +75,8 @@ def run(seed: int, batches: int = 4) -> Outcome:
         dense_d_ff=16,
         seed=seed,
     )
+    kind = str(np.random.default_rng([seed, 1]).choice(list(KINDS)))
+    spec = replace(spec, **KINDS[kind])
     model = Model(spec)
     module_codec, node_codec, combine_codec = CODECS[int(rng.integers(len(CODECS)))]
     config = ProtocolConfig(
@@ -99,7 +107,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
     numbers = [simulator.submit(x) for x in inputs]
     plan(simulator, fault, modules, rng)
     links(simulator, rng)
-    traits = {"dense"} if spec.dense_layers else set()
+    traits = {kind, "dense"} if spec.dense_layers else {kind}
     may_lose = "crash" in fault and (copies == 1 or fault == "two crashes")
     for x, number in zip(inputs, numbers, strict=True):
         result = simulator.result(number)

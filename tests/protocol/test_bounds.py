@@ -41,7 +41,7 @@ EXPERTS, WEIGHTS = np.array([[0, 7], [1, 2], [3, 4]], np.int32), np.full((3, 2),
 PATHS = np.zeros((2, 3, 2), np.uint8)
 FOUR, SLOTS = np.arange(4, dtype=np.int32), np.arange(8, dtype=np.int32)
 GOOD: list[Message] = [
-    Submit(0, ROWS),
+    Submit(0, 0, ROWS),
     Shard(0, 0, 0, 1, 0, ROWS, EXPERTS, WEIGHTS),
     RouteRequest(3, 0, 0, 0, 1, ROWS),
     RouteReply(0, 0, 0, 1, EXPERTS, WEIGHTS),

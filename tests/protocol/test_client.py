@@ -136,3 +136,19 @@ def test_notices_wait_for_the_reader_and_totals_are_the_last() -> None:
     for live in (3, 4):
         machine.receive(Totals(live, 0, 0, np.zeros(0, np.int32), np.zeros((0, 7))), 0.0)
     assert machine.take_notices() == notices and machine.totals is not None and machine.totals.live == 4
+
+
+def test_a_submission_says_what_is_over() -> None:
+    """So that the coordinator forgets also batches of which it never heard."""
+    machine = client(0)
+    oldest = []
+    for _ in range(4):
+        _, (send,) = machine.submit(X, 1.0)
+        assert isinstance(send.message, Submit)
+        oldest.append(send.message.oldest)
+        machine.abandon([1])
+    assert oldest == [0, 0, 0, 0]
+    machine.abandon([0])
+    (send,) = machine.submit(X, 1.0)[1]
+    assert isinstance(send.message, Submit) and send.message.oldest == 2
+    assert {send.message.oldest for send in machine.tick(9.0)} == {2}  # type: ignore[union-attr]

@@ -127,24 +127,24 @@ def test_bad_news_is_told_at_once_and_good_news_once_for_all() -> None:
 
 def test_a_batch_is_accepted_once_cut_and_routed() -> None:
     m = joined()
-    sends = m.receive(Submit(0, X), 0.0)
+    sends = m.receive(Submit(0, 0, X), 0.0)
     shards = [s.message for s in of(Shard, sends)]
     assert sorted(s.to for s in of(Shard, sends)) == [0, 1, 2, 3]
     assert [type(s.message) for s in sends if s.to == CLIENT] == [Accepted]
     expected = route(MODEL.layers[0], prepare(MODEL.layers[0], X))
     for name, wanted in (("rows", X), ("experts", expected.experts), ("weights", expected.weights)):
         assert np.array_equal(np.concatenate([getattr(s, name) for s in shards]), wanted)
-    assert [type(s.message) for s in m.receive(Submit(0, X), 0.0)] == [Accepted]
+    assert [type(s.message) for s in m.receive(Submit(0, 0, X), 0.0)] == [Accepted]
     dense = joined()
     dense.model = Model(replace(SCENARIO.spec, dense_layers=1, dense_d_ff=16))
     for other in (joined(route_at_coordinator=False), dense):
-        unrouted = other.receive(Submit(0, X), 0.0)
+        unrouted = other.receive(Submit(0, 0, X), 0.0)
         assert all(s.message.experts is None for s in of(Shard, unrouted))  # type: ignore[union-attr]
 
 
 def test_the_shards_of_a_dead_home_go_to_others_with_the_news_and_finished_ones_do_not() -> None:
     m = joined()
-    homes = {s.to: s.message.shard for s in of(Shard, m.receive(Submit(0, X), 0.0))}  # type: ignore[union-attr]
+    homes = {s.to: s.message.shard for s in of(Shard, m.receive(Submit(0, 0, X), 0.0))}  # type: ignore[union-attr]
     m.receive(Ack(0, homes[0]), 0.0)
     for lost in (0, 1):
         sends = m.down(lost, 0, "process", 0.01)
@@ -162,14 +162,14 @@ def test_shards_wait_for_the_first_module_that_can_take_them() -> None:
     m = joined()
     for module in range(4):
         m.down(module, 0, "process", 0.0)
-    assert [type(s.message) for s in m.receive(Submit(0, X), 0.1)] == [Accepted]
+    assert [type(s.message) for s in m.receive(Submit(0, 0, X), 0.1)] == [Accepted]
     m.receive(Join(2, 1, "new"), 0.2)
     assert {s.to for s in of(Shard, m.tick(0.2))} == {2}
 
 
 def test_overdue_shards_are_probed_and_resent_to_who_does_not_know_them() -> None:
     m = joined(suspect_after=1e9)
-    homes = {s.to: s.message.shard for s in of(Shard, m.receive(Submit(0, X), 0.0))}  # type: ignore[union-attr]
+    homes = {s.to: s.message.shard for s in of(Shard, m.receive(Submit(0, 0, X), 0.0))}  # type: ignore[union-attr]
     probes = of(ShardProbe, m.tick(10.0))
     assert {s.to: s.message.shard for s in probes} == homes  # type: ignore[union-attr]
     assert m.receive(ShardStatus(0, homes[2], 2, True), 10.0) == []

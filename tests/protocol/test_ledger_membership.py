@@ -91,6 +91,22 @@ def test_complete_below_is_contiguous() -> None:
     assert ledger.submit(1, np.zeros((5, 2), np.float32), ALL, 9.0) == [], "a finished batch is not run again"
 
 
+def test_what_the_client_is_done_with_is_complete_whatever_came_here() -> None:
+    """Batch 1 never came, as its frame was lost, and the word that batch 2 was given up was lost, too."""
+    ledger = Ledger(10, 0.25)
+    x = np.zeros((5, 2), np.float32)
+    for number in (0, 2, 3):
+        ledger.submit(number, x, ALL, 0.0)
+    ledger.acknowledge(0, 0)
+    ledger.acknowledge(3, 0)
+    assert ledger.complete_below == 1 and list(ledger.batches) == [2]
+    ledger.forget_below(3)
+    assert ledger.complete_below == 4 and not ledger.batches and not ledger.completed
+    ledger.forget_below(2)
+    assert ledger.complete_below == 4
+    assert ledger.submit(1, x, ALL, 1.0) == [], "a frame that was late starts nothing"
+
+
 def test_overdue_shards_are_probed_and_resent_if_unknown() -> None:
     ledger = Ledger(64, 0.25)
     home = ledger.submit(0, np.zeros((5, 2), np.float32), ALL, 0.0)[0].to

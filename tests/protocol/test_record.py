@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +20,7 @@ from rayemu.protocol.record import (
     ModuleRecord,
     Recorder,
     in_order,
+    is_cut,
     load_columns,
     read_records,
     save_columns,
@@ -93,3 +98,56 @@ def test_a_gemm_of_several_batches_has_a_row_for_each() -> None:
     assert noted["end_wall_s"].tolist() == [13, 16, 18, 21]
     assert noted["raw_bytes"].tolist() == [48, 48, 32, 128]
     assert (record.totals["rows"], record.totals["busy_s"]) == (16, 9)
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from rayemu.cluster.pulse import Pulses
+from rayemu.cluster.turns import Turns
+from rayemu.protocol.record import GEMM, Recorder, is_cut, read_records
+
+disk = Path(sys.argv[1])
+recorder = Recorder(disk / "record")
+for n in range(40_000):
+    recorder.append(GEMM, 3, 4, n, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=n)
+rows = read_records([disk / "record"])
+assert len(rows) == len(recorder.rows()) == 16384, len(rows)
+assert rows["rows"].tolist() == list(range(16384))
+assert is_cut(disk / "record")
+with open(disk / "filler", "wb", 0) as filler:
+    try:
+        while True:
+            filler.write(bytes(4096))
+    except OSError:
+        pass
+late = Recorder(disk / "late")
+late.append(GEMM, 3, 4, 1, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=1)
+assert len(late.rows()) == 0 and is_cut(disk / "late")
+for mapped in (lambda: Pulses(str(disk), 1000), lambda: Turns(disk, 2)):
+    try:
+        mapped()
+    except OSError as error:
+        print(Path(error.filename).name.split("-")[0])
+"""
+
+
+def test_on_a_full_disk_records_end_early_and_nothing_is_killed(tmp_path: Path) -> None:
+    """A disk of 2 MiB: the recorder's first room fits, no more."""
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}"
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "sh", "-c", mount]).returncode:
+        pytest.skip("a disk of one's own cannot be made here")
+    run = shlex.join([sys.executable, "-c", FULL_DISK, str(tmp_path)])
+    done = subprocess.run(
+        [*unshare, "sh", "-c", f"{mount} && exec {run}"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["pulses", "turns"]
+
+
+def test_a_record_with_room_is_not_cut(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "record")
+    assert not is_cut(tmp_path / "record")
+    fill(recorder, 1)
+    assert not is_cut(tmp_path / "record")

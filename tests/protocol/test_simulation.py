@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from rayemu import Emulator, Scenario
 from rayemu.model.reference import reference_forward
+from rayemu.scenario import Fault
 from tests.protocol import chaos
 
 BLOCK = 60
@@ -32,7 +33,7 @@ def test_seeds(first: int) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
         seen |= {outcome.fault, f"copies: {outcome.copies}", *outcome.traits}
     traits = {"copies: 1", "copies: 2", "dense", "dropped", "failed", "other codec"}
-    assert seen >= {*chaos.FAULTS, *traits}, "the seeds cover too little"
+    assert seen >= {*chaos.FAULTS, *chaos.KINDS, *traits}, "the seeds cover too little"
 
 
 @pytest.mark.slow
@@ -98,4 +99,31 @@ def test_finished_batches_leave_no_garbage() -> None:
             gc.enable()
     # Of 120 and 240; the simulation, in a thread of its own, may be a message ahead of whoever reads results.
     assert 0 < held["HeldShard"] <= 5 * 4 and held["Unit"] <= 2 * 5 * 4
-    assert held["Dispatch"] + held["Reply"] + held["Work"] + held["Job"] <= 4
+    assert max(held[kind] for kind in ("Dispatch", "Reply", "Work", "Job")) < len(batches)
+
+
+@pytest.mark.parametrize("place", ["coordinator", "modules"])
+@pytest.mark.parametrize("codec", ["raw", "int8"])
+@pytest.mark.parametrize("preset", ["gpt-oss-20b", "llama-4-scout"])
+def test_biases_and_weighed_inputs_stay_exact_through_a_kill(preset: str, codec: str, place: str) -> None:
+    scenario = Scenario.from_dict(
+        {
+            "model": {"preset": preset, "scale": 160 if preset == "gpt-oss-20b" else 256, "layers": 3},
+            "cluster": {"nodes": 2, "modules_per_node": 2, "transport": "memory"},
+            "placement": {"copies": 2},
+            "routing": {"place": place},
+            "exchange": {"micro_batches": 3, "codec": {"module": codec, "node": codec}},
+        }
+    )
+    spec = scenario.spec
+    rng = np.random.default_rng(8)
+    batches = [rng.standard_normal((60, spec.d_model), dtype=np.float32) for _ in range(6)]
+    with Emulator(scenario) as emulator:
+        for number, result in enumerate(emulator.stream(batches, in_flight=3)):
+            if number == 1:
+                emulator.inject(Fault.model_validate({"kind": "kill", "module": 1}))
+            x = batches[number]
+            assert np.array_equal(result.y, emulator.reference(x, result))
+            far = np.abs(result.y - reference_forward(emulator.model, x)).max()
+            assert far == 0 if codec == "raw" else far > 0
+        assert emulator._backend.simulator.counters.crashes == 1

@@ -191,6 +191,7 @@ SUMMARY: dict[str, Any] = {
     "dropped_choices": 3,
     "failed_batches": [],
     "wall_s": 0.5,
+    "record_cut": None,
     "tokens_per_wall_s": 4096.0,
     "start_wall_s": 4.0,
     "check_wall_s": 0.1,
@@ -263,3 +264,11 @@ def test_the_shortest_account() -> None:
         "seen: not compared with the reference, nothing lost, nothing duplicated; 2048 tokens, "
         "4.10 k tokens/s; r"
     )
+
+
+def test_a_record_that_ends_early_is_said_in_both_accounts() -> None:
+    cut = {**SUMMARY, "record_cut": "no more room in /small"}
+    assert one_line(cut, Path("r")).endswith("; r; no more room in /small")
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_summary(cut, Path("r"), console)
+    assert "no more room in /small; nor are the figures below complete" in console.export_text()

@@ -44,6 +44,23 @@ def _logit_gate(logits: list[float], bias: list[float] | None = None) -> tuple[n
     return np.ones((1, 1), np.float32), gate
 
 
+def test_sigmoid_scores_that_round_to_one_are_told_apart_by_their_logits() -> None:
+    x, gate = _logit_gate([20.0, 40.0, 1.0, 30.0])
+    experts, weights = SigmoidGroupTopK(top_k=2, renormalise=False).route(x, gate)
+    assert experts.tolist() == [[1, 3]] and weights.tolist() == [[1.0, 1.0]]
+    biased = _logit_gate([20.0, 40.0, 1.0, 30.0], [0.1, 0.0, 0.0, 0.0])[1]
+    assert SigmoidGroupTopK(top_k=2).route(x, biased).experts.tolist() == [[0, 1]]
+
+
+def test_a_gate_s_bias_counts_in_choices_and_weights() -> None:
+    x, gate = _logit_gate([1.0, 2.0, 3.0])
+    gate = Gate(gate.weight, None, np.array([4.0, 0.0, 0.0], np.float32))
+    experts, weights = SoftmaxTopK(top_k=2).route(x, gate)
+    assert experts.tolist() == [[0, 2]]
+    odds = math.exp(5) / (math.exp(5) + math.exp(3))
+    np.testing.assert_allclose(weights, [[odds, 1 - odds]], rtol=1e-6)
+
+
 def _brute_force(router: Any, logits: np.ndarray, bias: np.ndarray | None) -> tuple[list[int], list[float]]:
     """One token's choices and weights, straight from the definitions, in float64."""
     count = len(logits)
