@@ -15,9 +15,9 @@ from rayemu.numerics.blas import NEEDS, runnable
 
 ROOT = Path(__file__).parents[2]
 
-# The quickest way that was found to hold for each, by the name that OpenBLAS reports (docs/architecture.md): the
-# way, the multiple of rows, and whether BLAS is kept to one thread. A slower one would be as exact: nothing but
-# its cost would show.
+# The quickest way that was found to hold for each, by the name that OpenBLAS reports (docs/architecture.md):
+# the way, the multiple of rows, and whether BLAS is kept to one thread. A slower one would be as exact, so
+# nothing but its cost would show.
 MANY_THREADS = ("padded rows", 1, False)
 ONE_THREAD = ("padded rows", 8, True)
 MENDED = ("mended edges", 12, True)
