@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rayemu.scenario import FAULTS, Scenario, ScenarioError
-from rayemu.scenario.errors import show
+from rayemu.scenario.errors import problem_of, show
 
 TINY: dict[str, Any] = {"model": {"d_model": 8, "d_ff": 16, "experts": 4, "top_k": 2}}
 
@@ -201,7 +201,7 @@ REFUSED = [
     (["run.batches=3.0"], ["run.batches: 3.0 is not allowed"]),
     (["run.batches=true"], ["run.batches: True is not allowed"]),
     (["run=5"], ["run: 5 is not allowed; it takes keys: batches"]),
-    (["faults={}"], ["faults: {} is not allowed"]),
+    (["faults={}"], ["faults: {} is not allowed; allowed: a list"]),
     (["faults.0=3"], ["faults.0: 3 is not allowed; it takes keys: kind"]),
     (["cluster.replace=1"], ["cluster.replace: 1 is not allowed"]),
     (["model=7"], ["model: 7 is not allowed; it takes keys: preset"]),
@@ -307,7 +307,10 @@ REFUSED = [
         ],
     ),
     # what cannot be meant
-    (["run.batches=" + "9" * 60], ["run.batches: 999", "less than or equal to 2147483647"]),
+    (
+        ["run.batches=" + "9" * 60],
+        ["run.batches: 99999999999999999999... is not allowed", "less than or equal to 2147483647"],
+    ),
     (["model.experts=4294967296"], ["model.experts: 4294967296 is not allowed", "65536"]),
     (["model.d_model=" + "9" * 400], ["model.d_model: a number of more than 3", "digits is not allowed"]),
     # 2 GiB without 1 MiB hold (2^31 - 2^20 - 64) / 2064 rows of 512 values and two choices of 8 bytes
@@ -378,6 +381,28 @@ def test_numbers_are_shown_with_their_digits_or_how_many_these_are() -> None:
     for exponent in (100, 101, 1000):
         found = re.fullmatch(r"a number of more than (\d+) digits", show(-(10**exponent)))
         assert found and 0.98 * exponent < int(found[1]) < exponent + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "says"),
+    [
+        ("model.top_k is 9; allowed: 1 to 8", ("model", "top_k"), "9 is not allowed; allowed: 1 to 8"),
+        ("model.name is no preset; allowed: a, b", ("model", "name"), "is no preset; allowed: a, b"),
+        ("model.name is no preset; allowed: no a", ("model", "name"), "is no preset; allowed: no a"),
+        ("model.name is 3; allowed: no 3", ("model", "name"), "3 is not allowed; allowed: no 3"),
+        ("context: 1.5 is too much", ("stream", "context"), "1.5 is too much"),
+        ("something else", ("stream",), "something else"),
+    ],
+)
+def test_where_other_modules_say_that_something_is_wrong(text: str, path: tuple[str, ...], says: str) -> None:
+    assert problem_of(ValueError(text), "stream") == (path, says)
+
+
+def test_memory_that_is_just_enough_is_enough() -> None:
+    needs = int(Scenario.from_dict(TINY).module_bytes().max())
+    Scenario.from_dict(TINY | {"cluster": {"memory": needs}})
+    with pytest.raises(ScenarioError, match=r"cluster\.memory: .* is not enough"):
+        Scenario.from_dict(TINY | {"cluster": {"memory": needs - 1}})
 
 
 def test_a_value_is_cut_where_it_would_hide_the_message() -> None:

@@ -86,6 +86,7 @@ def test_replicas_hold_the_expert_and_live(kind: str) -> None:
         slots = REPLICAS[kind]().choose(experts, view, home, np.zeros(8, np.int64))
         assert (view.placement.slot_to_expert[slots] == experts).all()
         assert (view.state[view.slot_to_module[slots]] == ALIVE).all()
+        assert slots.dtype == np.int32
 
 
 @pytest.mark.parametrize("kind", REPLICAS)
@@ -115,11 +116,25 @@ def test_nearest_prefers_home_then_node() -> None:
 
 
 def test_nearest_takes_the_copy_at_home_before_its_neighbour_s() -> None:
-    placed = Placement(np.array([0, 0, 0], np.int32), np.array([0, 1, 2], np.int32))
-    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 1)
-    nearest, expert = REPLICAS["nearest"](), np.zeros((1, 1), int)
-    chosen = [int(view.slot_to_module[nearest.choose(expert, view, h, np.zeros(4))[0, 0]]) for h in range(4)]
-    assert chosen == [0, 1, 2, 2]
+    experts = np.arange(5)  # each on modules 0, 1 and 2; the turn among equals goes by expert and home
+    placed = Placement(np.repeat(experts, 3).astype(np.int32), np.tile(np.arange(3, dtype=np.int32), 5))
+    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 5)
+    for home, wanted in enumerate((0, 1, 2, 2)):  # module 3 is the neighbour of 2 and holds nothing
+        slots = REPLICAS["nearest"]().choose(experts[None], view, home, np.zeros(4))
+        assert view.slot_to_module[slots].tolist() == [[wanted] * 5]
+
+
+def test_hash_is_multiplicative_in_expert_and_home() -> None:
+    """Knuth's method on 32 bits, its upper half modulo the copies; in Python numbers."""
+    experts, copies = 64, 3
+    slots = np.repeat(np.arange(experts, dtype=np.int32), copies)
+    placed = Placement(slots, np.tile(np.arange(copies, dtype=np.int32), experts))
+    states = np.full(8, ALIVE, np.uint8)
+    view = View(1, np.zeros(8, int), states, np.zeros(8, np.int32), placed, experts)
+    for home in range(8):
+        found = REPLICAS["hash"]().choose(np.arange(experts)[None], view, home, np.zeros(8))[0]
+        mixed = [(e * 2654435761 + home * 2246822519) % 2**32 // 2**16 % copies for e in range(experts)]
+        assert view.slot_to_module[found].tolist() == mixed
 
 
 @pytest.mark.parametrize("kind", ["nearest", "hash"])

@@ -36,6 +36,11 @@ def test_linear_by_hand() -> None:
     assert placed.experts_on(2) == [0, 2]
 
 
+def test_three_copies_lie_a_third_of_the_ring_apart() -> None:
+    placed = PLACEMENTS["linear"]().place(np.array([3, 3]), 8, np.random.default_rng(0))
+    assert placed.slot_to_module.tolist() == [0, 2, 5, 4, 6, 1]  # 0, 8 // 3 and 16 // 3 further on
+
+
 def test_linear_keeps_neighbours_together() -> None:
     placed = PLACEMENTS["linear"]().place(np.ones(8, int), 4, np.random.default_rng(0))
     assert placed.slot_to_module.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
