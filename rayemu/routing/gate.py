@@ -55,7 +55,8 @@ def softmax_powers(logits: F32) -> F32:
     NaN stays NaN.
     """
     highest = logits.max(axis=1, keepdims=True)  # [T, 1]
-    with np.errstate(invalid="ignore"):  # inf - inf, which is put right below
+    # inf - inf is put right below; a difference beyond float32 is -inf and gives 0, which is right
+    with np.errstate(invalid="ignore", over="ignore"):
         powers = logits - highest
     rows = np.flatnonzero(np.isinf(highest))
     powers[rows] = np.where(logits[rows] == highest[rows], np.float32(0), np.float32(-np.inf))
