@@ -220,7 +220,7 @@ def test_without_loopback_a_start_is_refused_at_once(temporary: Path, tmp_path: 
     assert nothing_is_left(temporary)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_second_one_does_not_stop_the_cleaning_up(number: signal.Signals) -> None:
     got: list[int] = []
     previous = signal.signal(number, lambda received, _: got.append(received))
