@@ -266,8 +266,11 @@ def stop(coordinator: Any, modules: list[Any], group: Any) -> None:
 
     The coordinator is first: it starts replacements, which end with it because they are its children.
     """
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if coordinator is None and group is None:
+        return  # Ray may not even be imported
+    import ray
+
+    if not ray.is_initialized():
         return
     for handle in [*([coordinator] if coordinator is not None else []), *modules]:
         with contextlib.suppress(Exception):

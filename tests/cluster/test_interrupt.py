@@ -144,6 +144,7 @@ def test_it_leaves_nothing_behind(
         shown += process.stdout.readlines()
         assert process.wait(30) == 130, "".join(shown)
     assert shown[-1] == "rayemu: interrupted\n"
+    assert not [line for line in shown if "received at time" in line], "Ray's traces of C++"
     assert '"interrupted"' in (tmp_path / "out" / "events.jsonl").read_text()
     assert nothing_is_left(temporary)
     assert semaphores.left() == set()
