@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from rayemu.scenario import FAULTS, Scenario, ScenarioError
+from rayemu.scenario.errors import problem_of, show
 
 TINY: dict[str, Any] = {"model": {"d_model": 8, "d_ff": 16, "experts": 4, "top_k": 2}}
 
@@ -199,7 +201,7 @@ REFUSED = [
     (["run.batches=3.0"], ["run.batches: 3.0 is not allowed"]),
     (["run.batches=true"], ["run.batches: True is not allowed"]),
     (["run=5"], ["run: 5 is not allowed; it takes keys: batches"]),
-    (["faults={}"], ["faults: {} is not allowed"]),
+    (["faults={}"], ["faults: {} is not allowed; allowed: a list"]),
     (["faults.0=3"], ["faults.0: 3 is not allowed; it takes keys: kind"]),
     (["cluster.replace=1"], ["cluster.replace: 1 is not allowed"]),
     (["model=7"], ["model: 7 is not allowed; it takes keys: preset"]),
@@ -249,7 +251,9 @@ REFUSED = [
         ["stream.alpha=2"],
         ["stream.alpha: is not a parameter of text, which takes: path, vocabulary, context"],
     ),
-    (["stream.vocabulary=many"], ["stream.vocabulary: 'many' is not allowed"]),
+    (["stream.vocabulary=many"], ["stream.vocabulary: 'many' is not allowed; it should be a valid integer"]),
+    (["stream.vocabulary='64'"], ["stream.vocabulary: '64' is not allowed; it should be a valid integer"]),
+    (["stream={kind: uniform, alpha: 1}"], ["stream.alpha: is not a parameter of uniform, which takes"]),
     (["stream.context=1"], ["stream.context: 1 is not allowed; allowed: 0 up to"]),
     (["stream.path=/no/such/text"], ["stream.path: '/no/such/text' does not exist"]),
     (
@@ -295,10 +299,25 @@ REFUSED = [
     (["cluster={transport: memory, links: {node: 1 MB/s}}"], ["cluster.links: ", "zmq or ray"]),
     (["exchange.codec.node={deadline: {within_ms: 0}}"], ["exchange.codec.node", "within_ms"]),
     (["exchange.codec.node={auto: [raw, delta]}"], ["exchange.codec.node", "delta"]),
+    (
+        ["exchange.codec.node=delta"],
+        [
+            "exchange.codec.node: delta looks at several rows at once",
+            "; leave out delta and project here",
+        ],
+    ),
     # what cannot be meant
-    (["run.batches=" + "9" * 60], ["run.batches: 999", "less than or equal to 2147483647"]),
+    (
+        ["run.batches=" + "9" * 60],
+        ["run.batches: 99999999999999999999... is not allowed", "less than or equal to 2147483647"],
+    ),
     (["model.experts=4294967296"], ["model.experts: 4294967296 is not allowed", "65536"]),
     (["model.d_model=" + "9" * 400], ["model.d_model: a number of more than 3", "digits is not allowed"]),
+    # 2 GiB without 1 MiB hold (2^31 - 2^20 - 64) / 2064 rows of 512 values and two choices of 8 bytes
+    (
+        ["run.batch_tokens=1100000"],
+        ["run.batch_tokens: 1100000 is not allowed; allowed: 1 to 1039939", "what a frame holds"],
+    ),
     (["run.seed=" + "9" * 30], ["run.seed: 999", "less than 9223372036854775808"]),
     (["model.norm_eps=1e-320"], ["model.norm_eps: 1e-320 is not allowed"]),  # 0 in float32
     (["cluster.nodes=5000"], ["cluster: nodes x modules_per_node = 20000", "allowed: up to 4096"]),
@@ -350,6 +369,65 @@ def test_all_problems_come_at_once_one_line_each() -> None:
         "placement.copies.20",
         "faults.0.module",
     ]
+
+
+def test_all_assignments_that_are_none_come_at_once() -> None:
+    found = problems("top_k", "faults.7.module=1", "a..b=1", "run.seed={")
+    assert [line.split(":")[0] for line in found] == ["top_k", "faults.7.module", "a..b=1", "run.seed"]
+
+
+def test_numbers_are_shown_with_their_digits_or_how_many_these_are() -> None:
+    assert show(10**75) == "1" + "0" * 75
+    for exponent in (100, 101, 1000):
+        found = re.fullmatch(r"a number of more than (\d+) digits", show(-(10**exponent)))
+        assert found and 0.98 * exponent < int(found[1]) < exponent + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "says"),
+    [
+        ("model.top_k is 9; allowed: 1 to 8", ("model", "top_k"), "9 is not allowed; allowed: 1 to 8"),
+        ("model.name is no preset; allowed: a, b", ("model", "name"), "is no preset; allowed: a, b"),
+        ("model.name is no preset; allowed: no a", ("model", "name"), "is no preset; allowed: no a"),
+        ("model.name is 3; allowed: no 3", ("model", "name"), "3 is not allowed; allowed: no 3"),
+        ("context: 1.5 is too much", ("stream", "context"), "1.5 is too much"),
+        ("something else", ("stream",), "something else"),
+    ],
+)
+def test_where_other_modules_say_that_something_is_wrong(text: str, path: tuple[str, ...], says: str) -> None:
+    assert problem_of(ValueError(text), "stream") == (path, says)
+
+
+def test_memory_that_is_just_enough_is_enough() -> None:
+    needs = int(Scenario.from_dict(TINY).module_bytes().max())
+    Scenario.from_dict(TINY | {"cluster": {"memory": needs}})
+    with pytest.raises(ScenarioError, match=r"cluster\.memory: .* is not enough"):
+        Scenario.from_dict(TINY | {"cluster": {"memory": needs - 1}})
+
+
+def test_a_value_is_cut_where_it_would_hide_the_message() -> None:
+    assert show("x" * 78) == repr("x" * 78)
+    assert show("x" * 79) == "'" + "x" * 75 + " ..."
+    assert show(list(range(3))) == "[0, 1, 2]"
+
+
+def test_directions_are_shown_once_where_they_are_alike() -> None:
+    scenario = Scenario.from_dict(TINY).with_overrides(
+        ["exchange.codec.node={dispatch: int8, combine: bf16}", "exchange.codec.module=fp16"]
+    )
+    assert str(scenario.exchange.codec.node) == "int8 out, bf16 back"
+    assert str(scenario.exchange.codec.module) == "fp16"
+
+
+def test_copies_of_each_expert_are_whole_numbers() -> None:
+    for copies in (2, {1: 2}):
+        scenario = Scenario.from_dict(TINY | {"placement": {"copies": copies}})
+        found = scenario.placement.copies_per_expert(4)
+        assert found.dtype == np.int64 and found.tolist() == ([2] * 4 if copies == 2 else [1, 2, 1, 1])
+
+
+def test_a_model_of_dimensions_is_named_custom() -> None:
+    assert Scenario.from_dict(TINY).spec.name == "custom"
 
 
 def test_a_line_stays_a_line_and_short() -> None:

@@ -88,8 +88,12 @@ def test_merge_keys_give_what_is_not_given() -> None:
     merged = parse(text, "here")
     assert [fault["module"] for fault in merged] == [1, 2, 3, 4]
     assert all(fault["kind"] == "kill" for fault in merged)
-    for twice in ("{<<: {a: 1}, b: 1, b: 2}", "{<<: {a: 1, a: 2}}", "{<<: {a: 1}, <<: {b: 1}}"):
-        with pytest.raises(ScenarioError, match="is given twice"):
+    for twice, key in (
+        ("{<<: {a: 1}, b: 1, b: 2}", "b"),
+        ("{<<: {a: 1, a: 2}}", "a"),
+        ("{<<: {a: 1}, <<: {b: 1}}", "<<"),
+    ):
+        with pytest.raises(ScenarioError, match=f"the key '{key}' is given twice"):
             parse(twice, "here")
 
 

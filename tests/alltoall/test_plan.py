@@ -64,6 +64,20 @@ def test_parcels_by_hand() -> None:
     assert (small.hop, small.pairs.tolist()) == (0, [1, 4])
 
 
+def test_pairs_of_a_lot_keep_token_order() -> None:
+    pairs = np.arange(500)
+    module, expert = pairs % 2, pairs // 7 % 3
+    (parcel,) = plan_parcels(pairs, np.zeros(500, int), module, expert, 500)
+    by_hand = [p for m in range(2) for e in range(3) for p in range(500) if (p % 2, p // 7 % 3) == (m, e)]
+    assert parcel.pairs.tolist() == by_hand
+
+
+def test_larger_parcels_come_first_and_equal_ones_by_hop() -> None:
+    hops = np.array([3, 1, 1, 2, 0, 0, 0, 4])
+    parcels = plan_parcels(np.arange(8), hops, hops, np.zeros(8, int), 100)
+    assert [(p.hop, len(p.pairs)) for p in parcels] == [(0, 3), (1, 2), (2, 1), (3, 1), (4, 1)]
+
+
 @pytest.mark.parametrize("kind", REPLICAS)
 def test_replicas_hold_the_expert_and_live(kind: str) -> None:
     view = make_view([ALIVE, DEAD, ALIVE, ALIVE, ALIVE, ALIVE, SUSPECTED, ALIVE])
@@ -72,6 +86,7 @@ def test_replicas_hold_the_expert_and_live(kind: str) -> None:
         slots = REPLICAS[kind]().choose(experts, view, home, np.zeros(8, np.int64))
         assert (view.placement.slot_to_expert[slots] == experts).all()
         assert (view.state[view.slot_to_module[slots]] == ALIVE).all()
+        assert slots.dtype == np.int32
 
 
 @pytest.mark.parametrize("kind", REPLICAS)
@@ -101,11 +116,25 @@ def test_nearest_prefers_home_then_node() -> None:
 
 
 def test_nearest_takes_the_copy_at_home_before_its_neighbour_s() -> None:
-    placed = Placement(np.array([0, 0, 0], np.int32), np.array([0, 1, 2], np.int32))
-    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 1)
-    nearest, expert = REPLICAS["nearest"](), np.zeros((1, 1), int)
-    chosen = [int(view.slot_to_module[nearest.choose(expert, view, h, np.zeros(4))[0, 0]]) for h in range(4)]
-    assert chosen == [0, 1, 2, 2]
+    experts = np.arange(5)  # each on modules 0, 1 and 2; the turn among equals goes by expert and home
+    placed = Placement(np.repeat(experts, 3).astype(np.int32), np.tile(np.arange(3, dtype=np.int32), 5))
+    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 5)
+    for home, wanted in enumerate((0, 1, 2, 2)):  # module 3 is the neighbour of 2 and holds nothing
+        slots = REPLICAS["nearest"]().choose(experts[None], view, home, np.zeros(4))
+        assert view.slot_to_module[slots].tolist() == [[wanted] * 5]
+
+
+def test_hash_is_multiplicative_in_expert_and_home() -> None:
+    """Knuth's method on 32 bits, its upper half modulo the copies; in Python numbers."""
+    experts, copies = 64, 3
+    slots = np.repeat(np.arange(experts, dtype=np.int32), copies)
+    placed = Placement(slots, np.tile(np.arange(copies, dtype=np.int32), experts))
+    states = np.full(8, ALIVE, np.uint8)
+    view = View(1, np.zeros(8, int), states, np.zeros(8, np.int32), placed, experts)
+    for home in range(8):
+        found = REPLICAS["hash"]().choose(np.arange(experts)[None], view, home, np.zeros(8))[0]
+        mixed = [(e * 2654435761 + home * 2246822519) % 2**32 // 2**16 % copies for e in range(experts)]
+        assert view.slot_to_module[found].tolist() == mixed
 
 
 @pytest.mark.parametrize("kind", ["nearest", "hash"])
@@ -144,6 +173,49 @@ def test_least_loaded_counts_what_it_gives_away_busiest_expert_first() -> None:
         assert sorted(given([0, 0], home)) == [5, 6]  # 5; 3, 2; 1 to either
         assert given([0, 3], home) == [7, 4]  # loads after each: (5, 3), (5, 6), (7, 6), (7, 7)
         assert given([20, 0], home) == [0, 11]
+
+
+def test_least_loaded_experts_with_as_many_rows_take_turns_by_number() -> None:
+    """Brute force over 40 experts on 3 of 7 modules each, with equal numbers of rows."""
+    modules, experts, home = 7, 40, 3
+    held = [sorted({e % 7, (3 * e + 1) % 7, (5 * e + 2) % 7}) for e in range(experts)]
+    slots = np.array([(e, m) for e in range(experts) for m in held[e]], np.int32)
+    placed = Placement(slots[:, 0], slots[:, 1])
+    nodes, states = np.zeros(modules, int), np.full(modules, ALIVE, np.uint8)
+    view = View(1, nodes, states, np.zeros(modules, np.int32), placed, experts)
+    load = np.array([3, 0, 1, 4, 1, 5, 9])
+    wanted, outstanding = [], load.tolist()
+    for e in range(experts):
+        turn = (home + e) % len(held[e])
+        best = min(held[e][turn:] + held[e][:turn], key=lambda m: outstanding[m])
+        outstanding[best] += 2
+        wanted.append(best)
+    found = REPLICAS["least_loaded"]().choose(np.arange(experts).repeat(2)[:, None], view, home, load)
+    assert (
+        view.slot_to_module[found[::2, 0]].tolist() == view.slot_to_module[found[1::2, 0]].tolist() == wanted
+    )
+    assert load.tolist() == [3, 0, 1, 4, 1, 5, 9], "what the home keeps is left alone"
+
+
+def test_tables_are_made_once_for_a_view_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    for kind in RELAYS:
+        monkeypatch.setitem(
+            RELAYS, kind, lambda members, home, of=kind: chosen.append((of, home)) or members[0]
+        )
+    view, modules = make_view([ALIVE] * 8), np.arange(8)
+    for _ in range(3):
+        for home in range(4):
+            for kind in RELAYS:
+                EXCHANGES["hierarchical"](relay=kind).first_hops(modules, view, home)
+    assert sorted(chosen) == sorted((kind, home) for kind in RELAYS for home in range(4))
+    for kind in ("nearest", "hash"):
+        first, again = (REPLICAS[kind]().choose(modules[None], view, 1, np.zeros(8)) for _ in range(2))
+        assert first.dtype == again.dtype == np.int32
+        before = len(view.memo)
+        REPLICAS[kind]().choose(modules[None], view, 1, np.zeros(8))
+        REPLICAS[kind]().choose(modules[None], view, 2, np.zeros(8))
+        assert len(view.memo) == before + 1
 
 
 def test_least_loaded_homes_do_not_all_begin_with_the_same_copy() -> None:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from rayemu.model import Expert, expert_forward
 from rayemu.model import expert as module
+from rayemu.numerics import scratch
 
 ACTIVATIONS = ["swiglu", "clamped_swiglu", "gelu", "relu"]
 
@@ -108,6 +109,27 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 33 * 192)
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1)
     np.testing.assert_array_equal(expert_forward(expert, x), whole)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_scratch_memory_is_bounded_whatever_the_rows(
+    activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass makes 64 MiB of hidden values at most, an activation three times 256 KiB; here a thousandth."""
+    asked: dict[str, int] = {}
+
+    def noting(name: str, rows: int, columns: int) -> np.ndarray:
+        asked[name] = max(asked.get(name, 0), rows * columns)
+        return scratch(name, rows, columns)
+
+    monkeypatch.setattr(module, "scratch", noting)
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1 << 10)
+    expert, x = _expert(16, 64, activation), _rows(3000, 16)
+    expert_forward(expert, x)
+    assert x.shape[0] * expert.up.shape[1] > 10 * (1 << 14), "many passes"
+    assert asked["hidden"] <= (1 << 14) + 12 * expert.up.shape[1]  # whole tiles of up to 12 rows
+    assert asked.get("activation", 0) <= 3 * (1 << 9)
 
 
 def test_out_is_filled_and_weights_and_input_are_left_alone() -> None:

@@ -126,4 +126,6 @@ if __name__ == "__main__":
         check_experts()
         check_threads()
         check_runs()
-    print(json.dumps({"kernels": kernels(), "way": way().name}))
+    chosen = way()
+    facts = {"kernels": kernels(), "way": chosen.name, "multiple": chosen.multiple, "alone": chosen.alone}
+    print(json.dumps(facts))

@@ -16,9 +16,17 @@ def test_contract(kind: str, experts: int, modules: int) -> None:
     assert placed.slot_to_module.min() >= 0 and placed.slot_to_module.max() < modules
     pairs = set(zip(placed.slot_to_expert.tolist(), placed.slot_to_module.tolist(), strict=True))
     assert len(pairs) == copies.sum(), "a module holds two copies of one expert"
+    assert placed.slot_to_expert.dtype == placed.slot_to_module.dtype == np.int32, "as frames carry them"
     again = PLACEMENTS[kind]().place(copies, modules, np.random.default_rng(1))
     same = PLACEMENTS[kind]().place(copies, modules, np.random.default_rng(1))
     assert np.array_equal(again.slot_to_module, same.slot_to_module)
+
+
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_no_experts_take_no_slots(kind: str) -> None:
+    placed = PLACEMENTS[kind]().place(np.zeros(0, int), 4, np.random.default_rng(0))
+    assert placed.slot_to_expert.shape == placed.slot_to_module.shape == (0,)
+    assert placed.slot_to_module.dtype == np.int32
 
 
 def test_linear_by_hand() -> None:
@@ -26,6 +34,11 @@ def test_linear_by_hand() -> None:
     assert placed.slot_to_expert.tolist() == [0, 0, 1, 2, 3, 3]
     assert placed.slot_to_module.tolist() == [0, 2, 1, 2, 3, 1]
     assert placed.experts_on(2) == [0, 2]
+
+
+def test_three_copies_lie_a_third_of_the_ring_apart() -> None:
+    placed = PLACEMENTS["linear"]().place(np.array([3, 3]), 8, np.random.default_rng(0))
+    assert placed.slot_to_module.tolist() == [0, 2, 5, 4, 6, 1]  # 0, 8 // 3 and 16 // 3 further on
 
 
 def test_linear_keeps_neighbours_together() -> None:

@@ -136,5 +136,9 @@ def test_what_fits_is_taken(message: Message) -> None:
 )
 def test_what_does_not_fit_is_a_bad_frame(kind: type, changes: dict[str, Any]) -> None:
     frame = WIRE.encode(replace(good(kind), **changes))
-    with pytest.raises(WireError):
+    with pytest.raises(WireError) as refusal:
         WIRE.decode(frame)
+    if set(changes) != {"endpoints"} or len(changes["endpoints"]) != 7:  # those are no text at all
+        names = {"lots": "lot", "slot_to_expert": "slot"}
+        assert any(names.get(key, key) in str(refusal.value) for key in changes), "the field is named"
+        assert kind.__name__ in str(refusal.value)
