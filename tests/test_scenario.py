@@ -333,6 +333,7 @@ REFUSED = [
     (["run.batches=" + "[" * 3000], ["run.batches: lists or mappings lie too deep"]),
     (["run.batches=&a [*a, *a]"], ["run.batches: [[", "... is not allowed; it should be a valid integer"]),
     (["run.batches=3 # three"], ["run.batches: '3 # three' is not allowed"]),  # no comments here
+    (["stream.path=&anchor # all"], ["stream.path: '# all' would be a comment"]),
     (["faults.0={kind: drop} # all"], ["faults.0: '# all' would be a comment"]),
     (["faults.x.rate=1"], ["'x' is not a position in a list of 1"]),
     (["x." * 3000 + "y=1"], ["x.x.x", " ...: is not an assignment"]),
@@ -390,6 +391,7 @@ def test_numbers_are_shown_with_their_digits_or_how_many_these_are() -> None:
         ("model.name is no preset; allowed: a, b", ("model", "name"), "is no preset; allowed: a, b"),
         ("model.name is no preset; allowed: no a", ("model", "name"), "is no preset; allowed: no a"),
         ("model.name is 3; allowed: no 3", ("model", "name"), "3 is not allowed; allowed: no 3"),
+        ("model.name is 'a\nb'; allowed: c", ("model", "name"), "'a\nb' is not allowed; allowed: c"),
         ("context: 1.5 is too much", ("stream", "context"), "1.5 is too much"),
         ("something else", ("stream",), "something else"),
     ],

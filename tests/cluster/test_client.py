@@ -53,6 +53,7 @@ def test_two_streams_take_turns(emulator: Emulator) -> None:
     for n, (one, other) in enumerate(both):
         assert np.array_equal(one.y, emulator.reference(x[n]))
         assert np.array_equal(other.y, emulator.reference(x[4 + n]))
+    assert n == 3
 
 
 def test_several_threads_each_get_their_own_results(emulator: Emulator) -> None:

@@ -275,6 +275,30 @@ def test_line_separates_fixed_cost_from_cost_per_byte() -> None:
     assert flat.at(1e9) == pytest.approx(flat.at(1.0)) and flat.at(1.0) > 0
 
 
+def test_frames_of_about_one_size_say_what_a_byte_costs_and_no_more() -> None:
+    line = Line()
+    for turn in range(1000):  # a two-thousandth apart, the larger one sooner by chance
+        line.add(1_000_500 if turn % 2 else 1_000_000, 1e-3 if turn % 2 else 2e-3)
+    assert line.at(2_000_000) == pytest.approx(2 * 1.5e-3, rel=0.05)
+    assert line.at(100_000) == pytest.approx(0.1 * 1.5e-3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "current", "picked"),
+    [
+        ([10, 9, 8.1], 0, 0),  # a fifth sooner is worth a change, less is not
+        ([10, 9, 7.9], 0, 2),
+        ([10, 7.9, 7.8], 1, 1),
+        ([0.5, 9, 10], 2, 0),
+    ],
+)
+def test_deadline_missed_by_all_takes_what_is_sooner_by_a_fifth(
+    milliseconds: list[float], current: int, picked: int
+) -> None:
+    policy = make_policy({"deadline": {"within_ms": 1, "codecs": ["raw", "int8", "int4"]}})
+    assert policy.pick([m / 1e3 for m in milliseconds], current, hidden=False) == picked
+
+
 def test_coders_are_sampled_once_and_learn_from_use() -> None:
     coders, codec = Coders(thread_time), make_codec("int8")
     assert not coders.knows(codec)

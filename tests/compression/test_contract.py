@@ -194,6 +194,7 @@ def test_row_bytes_do_not_know_their_neighbours(name) -> None:
     x = rows_like((40, 1000), seed=3)
     together = [np.ascontiguousarray(s).tobytes() for s in codec.encode(x).segments]
     alone = [codec.encode(x[i : i + 1]).segments for i in range(len(x))]
+    assert together and {len(segments) for segments in alone} == {len(together)}
     for place, segment in enumerate(together):
         assert segment == b"".join(np.ascontiguousarray(row[place]).tobytes() for row in alone)
 

@@ -123,6 +123,15 @@ def test_softmax_of_rows_without_a_highest_logit() -> None:
     np.testing.assert_array_equal(powers, [[1, 1], [1, 0], [1, 0], [NAN, NAN]])
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinite_logits_are_taken_without_a_warning() -> None:
+    inf = np.float32(np.inf)
+    assert softmax_powers(np.array([[inf, 0, inf], [-inf, -inf, -inf]], np.float32)).tolist() == [
+        [1, 0, 1],
+        [1, 1, 1],
+    ]
+
+
 def test_as_many_groups_open_as_are_to_be() -> None:
     scores = np.full((2, 6), -INF, np.float32)
     closed = close_groups(scores, np.array([[-INF, -INF, -INF], [-INF, -INF, 1]], np.float32), 2)

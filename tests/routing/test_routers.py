@@ -222,6 +222,22 @@ def test_impossible_parameters_are_refused(kind: str, params: dict[str, Any], me
         make_router(kind, 8, **params)
 
 
+def test_unknown_names_are_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError) as refusal:
+        make_router("best", 8, top_k=2)
+    known = "softmax_topk, softmax_group_topk, sigmoid_group_topk"
+    assert str(refusal.value) == f"routing.kind is 'best'; allowed: one of {known}"
+    with pytest.raises(ValueError) as refusal:
+        make_router("softmax_topk", 8, top_k=2, groups=2)
+    assert str(refusal.value).startswith("routing.groups is no parameter of softmax_topk; allowed: top_k, ")
+
+
+def test_groups_of_one_expert_will_do_where_all_groups_are_open() -> None:
+    make_router("sigmoid_group_topk", 8, top_k=2, groups=8, top_groups=8)
+    with pytest.raises(ValueError, match=r"routing\.groups is 8; allowed: a divisor of 8 experts with >= 2"):
+        make_router("sigmoid_group_topk", 8, top_k=2, groups=8, top_groups=4)
+
+
 def test_every_router_says_what_it_is_for() -> None:
     assert {kind for kind, _ in MEMBERS} == ROUTERS.keys()
     assert all((strategy.__doc__ or "").splitlines()[0].endswith(".") for strategy in ROUTERS.values())
