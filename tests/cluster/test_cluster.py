@@ -135,7 +135,10 @@ def test_auto_compresses_on_the_slow_link_only_and_says_so() -> None:
         record = emulator.record()
         late = record[np.isin(record["kind"], [DISPATCH, FORWARD, REPLY]) & (record["batch"] >= 340)]
         coded = {level: (late["codec"][late["level"] == level] > 0).mean() for level in (1, 2)}
-        assert coded[2] > 0.8 and coded[1] < 0.5
+        # While something else has the cores, time on a link is hidden behind it, and compressing does not pay.
+        back = [f for f in node if f["after"] == "raw"]
+        assert all(f["hidden"] for f in back)
+        assert coded[1] < 0.5 and (coded[2] > 0.8 or back)
 
 
 def settled(emulator: Emulator, wanted: set[int]) -> bool:
