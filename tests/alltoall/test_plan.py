@@ -210,12 +210,12 @@ def test_tables_are_made_once_for_a_view_and_a_home(monkeypatch: pytest.MonkeyPa
                 EXCHANGES["hierarchical"](relay=kind).first_hops(modules, view, home)
     assert sorted(chosen) == sorted((kind, home) for kind in RELAYS for home in range(4))
     for kind in ("nearest", "hash"):
-        first, again = (REPLICAS[kind]().choose(modules[None], view, 1, np.zeros(8)) for _ in range(2))
-        assert first.dtype == again.dtype == np.int32
-        before = len(view.memo)
-        REPLICAS[kind]().choose(modules[None], view, 1, np.zeros(8))
-        REPLICAS[kind]().choose(modules[None], view, 2, np.zeros(8))
-        assert len(view.memo) == before + 1
+        kept = []
+        for home in (1, 1, 2, 1):
+            assert REPLICAS[kind]().choose(modules[None], view, home, np.zeros(8)).dtype == np.int32
+            kept.append(dict(view.memo))
+        assert len(kept[1]) == len(kept[0]) and len(kept[3]) == len(kept[2]) == len(kept[1]) + 1
+        assert all(table is not None and kept[3][key] is table for key, table in kept[0].items())
 
 
 def test_least_loaded_homes_do_not_all_begin_with_the_same_copy() -> None:
@@ -274,6 +274,7 @@ def test_only_the_same_incarnation_of_a_live_module_is_waited_for() -> None:
 def test_cuts_cover_the_rows(tokens: int, modules: int, least: int) -> None:
     for cuts in (cut_shards(tokens, modules, least), cut_micro_batches(tokens, modules)):
         assert cuts[0][0] == 0 and cuts[-1][1] == tokens
+        assert all(type(edge) is int for cut in cuts for edge in cut)
         assert all(a[1] == b[0] for a, b in itertools.pairwise(cuts))
         sizes = [high - low for low, high in cuts]
         assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1 and len(cuts) <= modules

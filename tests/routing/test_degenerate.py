@@ -132,6 +132,14 @@ def test_infinite_logits_are_taken_without_a_warning() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("kind", "params"), MEMBERS)
+def test_extreme_logits_are_taken_without_a_warning(kind: str, params: dict[str, Any]) -> None:
+    gate = Gate(np.diag(np.array([-3e38, -200, -100, 0, 1, 100, 200, 3e38], np.float32)))
+    weights = make_router(kind, 8, top_k=2, **params).route(np.ones((1, 8), np.float32), gate).weights
+    assert np.isfinite(weights).all()
+
+
 def test_as_many_groups_open_as_are_to_be() -> None:
     scores = np.full((2, 6), -INF, np.float32)
     closed = close_groups(scores, np.array([[-INF, -INF, -INF], [-INF, -INF, 1]], np.float32), 2)
