@@ -76,7 +76,7 @@ class ModuleActor:
         setup = setup.fitted(module)
         if keep_denormals():  # BLAS's own threads may be in the mode that this one was in
             setup = replace(setup, blas_threads=1)
-        set_blas_threads(setup.blas_threads)
+        set_blas_threads(setup.blas_threads or 1)
         agree(setup.arithmetic)
         self.link = open_link(setup, module_name(module, incarnation))
         self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)

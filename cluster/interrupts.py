@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and the closing of the terminal: all end a run in the same, clean way.
+"""Ctrl-C, Ctrl-\\, SIGTERM and the closing of the terminal: all end a run in the same, clean way.
 
 A signal that is ignored stays so: `nohup` ignores SIGHUP, and a shell SIGINT for its background jobs.
 """
@@ -11,12 +11,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-TERMINATE = (signal.SIGTERM, signal.SIGHUP)
+TERMINATE = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 INTERRUPTS = (signal.SIGINT, *TERMINATE)
 
 
 def terminate_as_interrupt() -> dict[int, Any]:
-    """Let SIGTERM and SIGHUP end a run as cleanly as Ctrl-C; return what `restore` puts back."""
+    """Let the others end a run as cleanly as Ctrl-C; return what `restore` puts back."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

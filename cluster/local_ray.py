@@ -28,6 +28,22 @@ OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds litt
 LOCAL = "local"  # an address, of Ray's: a Ray that is started here, with as many CPUs as the machine has
 
 
+_forked = False  # from a process in which Ray was
+
+
+def _after_fork() -> None:
+    """Keep a child from using its parent's Ray: it would wait for ever, at its end, too."""
+    global _forked
+    ray = sys.modules.get("ray")
+    if ray is not None and hasattr(ray, "is_initialized") and ray.is_initialized():
+        _forked = True
+        atexit.unregister(ray.shutdown)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class RayUnavailable(RuntimeError):
     """Ray could not be started or joined, or has no room for the modules."""
 
@@ -58,6 +74,11 @@ class Connection:
 
         Where this process has a connection already, that is used. Raises RayUnavailable.
         """
+        if _forked:
+            raise RayUnavailable(
+                "this process was forked from one that uses Ray, whose threads and connections are not here; "
+                'start it with multiprocessing\'s "spawn", or use cluster.transport: memory'
+            )
         loaded = sys.modules.get("ray")
         if loaded is not None and loaded.is_initialized():
             return
@@ -266,8 +287,11 @@ def stop(coordinator: Any, modules: list[Any], group: Any) -> None:
 
     The coordinator is first: it starts replacements, which end with it because they are its children.
     """
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if coordinator is None and group is None:
+        return  # Ray may not even be imported
+    import ray
+
+    if not ray.is_initialized():
         return
     for handle in [*([coordinator] if coordinator is not None else []), *modules]:
         with contextlib.suppress(Exception):

@@ -101,7 +101,7 @@ class ModuleRuntime:
         self.link.connect(CLIENT, client)
         self._start_thread("compute", self._compute)
         self._start_thread("heartbeat", partial(self._beat, coordinator, host))
-        set_blas_threads(self.setup.blas_threads)
+        set_blas_threads(self.setup.blas_threads or 1)
         self._loop()
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
@@ -232,7 +232,7 @@ class ModuleRuntime:
         self._finish(job, start, end)
 
     def _compute(self) -> None:
-        set_blas_threads(self.setup.blas_threads)
+        set_blas_threads(self.setup.blas_threads or 1)
         while True:
             job = self.jobs.get()
             if job.flops < TURN_FLOPS:

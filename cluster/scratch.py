@@ -18,9 +18,25 @@ FORBIDDEN = "#|'\\"  # the first two have a meaning in endpoints, Ray's command 
 LEAST_BYTES = 1 << 20  # with less not even Ray's own files fit
 
 
+def temporary_directory() -> Path:
+    """Return the directory for temporary files; on macOS /tmp, since its own is too long for sockets."""
+    given = Path(tempfile.gettempdir())
+    return Path("/tmp") if sys.platform == "darwin" and _size(given) > _room(True) else given
+
+
 def new_directory() -> Path:
     """Name a directory for a run, below that for temporary files."""
-    return Path(tempfile.gettempdir()) / f"rayemu-{uuid.uuid4().hex[:8]}"
+    return temporary_directory() / f"rayemu-{uuid.uuid4().hex[:8]}"
+
+
+def _size(path: Path) -> int:
+    return len(os.fsencode(path))
+
+
+def _room(with_ray: bool) -> int:
+    """Bytes that the path of a directory may have so that sockets can lie below it."""
+    longest = SOCKET_PATH_OF_RAY.format(pid=os.getpid()) if with_ray else SOCKET_PATH
+    return SOCKET_PATH_LIMIT - len(longest)
 
 
 def path_fault(temporary: Path, with_ray: bool) -> str:
@@ -28,9 +44,7 @@ def path_fault(temporary: Path, with_ray: bool) -> str:
 
     Empty if they can. Ray cannot pass on characters that are not ASCII.
     """
-    longest = SOCKET_PATH_OF_RAY.format(pid=os.getpid()) if with_ray else SOCKET_PATH
-    room = SOCKET_PATH_LIMIT - len(longest)
-    size = len(os.fsencode(temporary))
+    size, room = _size(temporary), _room(with_ray)
     if size > room:
         return (
             f"{temporary} is too long a path for sockets below it: {size} bytes; at most {room} can be used"

@@ -89,6 +89,7 @@ class Session:
         try:
             self._make_directory(with_ray=local_ray.is_here(address))
             self._ray.open(address, len(module_to_node) + 1, start_timeout_s)
+            terminate_as_interrupt()  # again: Ray puts a handler before it that prints where C++ was
             if transport == "ray":
                 slow = RAY_TRANSPORT_SLOWDOWN
                 heartbeat *= slow

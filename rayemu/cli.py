@@ -74,19 +74,17 @@ def run(
     """
     import json
 
-    from rich.console import Console
-
     changes = list(settings or [])
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address)}")
     with _plain_errors():
-        from rayemu.report.live import make_view
+        from rayemu.report.live import ViewConsole, make_view
         from rayemu.report.table import one_line, print_summary
         from rayemu.run import run_scenario
         from rayemu.scenario import Scenario
 
         chosen = Scenario.load(scenario).with_overrides(changes)
-        console = Console()
+        console = ViewConsole()
         folder = out or Path("runs") / chosen.name
         with make_view(chosen, console, quiet) as view:
             summary = run_scenario(chosen, folder, view, trace, overwrite)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rayemu.cluster.host import loopback_fault, processes_in
-from rayemu.cluster.scratch import path_fault, room_fault
+from rayemu.cluster.scratch import path_fault, room_fault, temporary_directory
 from rayemu.cluster.turns import close_turns
 from rayemu.report import machine
 from rayemu.units import format_bytes, format_seconds
@@ -46,12 +46,12 @@ def examine(fix: bool = False, with_ray: bool = True) -> Iterator[Finding]:
     yield check_cores()
     yield check_memory()
     yield check_shared_memory(Path("/dev/shm"))
-    yield check_temporary_directory(Path(tempfile.gettempdir()))
+    yield check_temporary_directory(temporary_directory())
     yield check_niceness(os.getpriority(os.PRIO_PROCESS, 0))
     yield check_open_files()
     yield check_ports()
     yield check_blas()
-    yield check_stale_directories(Path(tempfile.gettempdir()), fix)
+    yield check_stale_directories(temporary_directory(), fix)
     if with_ray:
         yield check_ray()
 

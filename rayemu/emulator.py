@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -86,7 +87,8 @@ class Emulator:
         module_to_node = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
         placement = scenario.placed()
         self._most_tokens = most_tokens(self.spec)
-        self._backend: Backend
+        self._process = os.getpid()
+        self._running: Backend
         if cluster.transport == "memory":
             from rayemu.protocol.simulator import Simulator
             from rayemu.serial import SerialSimulator
@@ -99,11 +101,11 @@ class Emulator:
                 scenario.run.seed,
                 heartbeat=cluster.heartbeat,
             )
-            self._backend = SerialSimulator(simulator)
+            self._running = SerialSimulator(simulator)
         else:
             from rayemu.cluster.session import Session
 
-            self._backend = Session(
+            self._running = Session(
                 self.config,
                 self.spec,
                 placement,
@@ -126,6 +128,16 @@ class Emulator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _backend(self) -> Backend:
+        """What runs the batches; of a forked child, its threads and connections are not there."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this emulator belongs to process {self._process}, of which this one was forked; make an "
+                'emulator of its own in a process that was started with "spawn"'
+            )
+        return self._running
 
     @cached_property
     def model(self) -> Model:
@@ -222,7 +234,8 @@ class Emulator:
 
     def close(self) -> None:
         """Stop everything that was started."""
-        self._backend.close()
+        if os.getpid() == self._process:  # else it is the parent's
+            self._running.close()
 
     def _next(self, waiting: deque[int | BatchResult], yield_failed: bool) -> BatchResult:
         first = waiting[0]

@@ -272,3 +272,15 @@ def test_a_killed_module_on_real_ray(tmp_path: Path) -> None:
     assert sum(summary["module_rows"]) >= 2 * 2 * 12 * 64  # layers x choices x tokens, and what was repeated
     categories = {e.get("cat") for e in json.loads((out / "trace.json").read_text())["traceEvents"]}
     assert {"dispatch", "gemm", "reply", "combine", "event"} <= categories
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rayemu.cli", "run", "smoke", "--set", "cluster.transport=memory"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "o")], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "o" / "summary.json").read_text())["passed"]

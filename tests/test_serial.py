@@ -12,6 +12,7 @@ import pytest
 from rayemu import Emulator, Scenario
 from rayemu.protocol.client import StalledError
 from rayemu.scenario import Fault
+from tests.forks import in_a_fork
 
 SCENARIO = Scenario.from_dict(
     {
@@ -84,3 +85,18 @@ def test_no_progress_is_a_bounded_failure_that_blocks_no_forgetting(emulator: Em
         assert np.array_equal(emulator.forward(X), emulator.reference(X))
     assert simulator.coordinator.ledger.complete_below > 25
     assert sum(len(state.machine.home.shards) for state in simulator.modules) < 10
+
+
+def test_a_forked_child_is_told_that_the_emulator_is_its_parents(emulator: Emulator) -> None:
+    y = emulator.forward(X)
+    own = "of which this one was forked; make an emulator of its own"
+    assert own in in_a_fork(lambda: emulator.forward(X))
+    assert own in in_a_fork(lambda: emulator.totals)
+    assert in_a_fork(emulator.close) == "None"
+
+    def another() -> bool:
+        with Emulator(SCENARIO) as other:
+            return np.array_equal(other.forward(X), y)
+
+    assert in_a_fork(another) == "True"
+    assert np.array_equal(emulator.forward(X), y)

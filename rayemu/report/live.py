@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -34,6 +36,17 @@ _STATE_AFTER = {
     "replace": "restarting",
 }
 _COLOURS = {"up": "green", "suspected": "yellow", "dead": "red", "restarting": "yellow", "": "dim"}
+
+
+class ViewConsole(Console):
+    """A console whose reader may go away, as `| head` does: the run goes on without being seen."""
+
+    def on_broken_pipe(self) -> None:
+        """Show nothing any more."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class View(AbstractContextManager["View"]):

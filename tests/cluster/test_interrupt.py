@@ -144,6 +144,7 @@ def test_it_leaves_nothing_behind(
         shown += process.stdout.readlines()
         assert process.wait(30) == 130, "".join(shown)
     assert shown[-1] == "rayemu: interrupted\n"
+    assert not [line for line in shown if "received at time" in line], "Ray's traces of C++"
     assert '"interrupted"' in (tmp_path / "out" / "events.jsonl").read_text()
     assert nothing_is_left(temporary)
     assert semaphores.left() == set()
@@ -220,7 +221,7 @@ def test_without_loopback_a_start_is_refused_at_once(temporary: Path, tmp_path: 
     assert nothing_is_left(temporary)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_second_one_does_not_stop_the_cleaning_up(number: signal.Signals) -> None:
     got: list[int] = []
     previous = signal.signal(number, lambda received, _: got.append(received))

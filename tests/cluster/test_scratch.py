@@ -47,6 +47,15 @@ def test_the_longest_path_that_is_let_through_is_the_longest_that_the_system_tak
     assert "too long" in path_fault(Path("/tmp/" + "ü" * 40), with_ray=False)
 
 
+def test_macos_has_a_directory_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/var/folders/q5/h1mzjv3n6gd8kx1yq0d5cg7r0000gn/T")
+    assert scratch.temporary_directory() == Path(tempfile.gettempdir())
+    monkeypatch.setattr(scratch.sys, "platform", "darwin")
+    assert scratch.temporary_directory() == Path("/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", "/opt/t")
+    assert scratch.temporary_directory() == Path("/opt/t")
+
+
 @pytest.mark.parametrize("character", STRANGE)
 def test_strange_characters_are_named_with_the_remedy(
     character: str, monkeypatch: pytest.MonkeyPatch
