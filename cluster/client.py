@@ -53,7 +53,7 @@ class ClientRuntime:
     def close(self) -> None:
         """End the thread, and the waiting of all others, and close the link."""
         self.fail("the emulator was closed")
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         self.link.close()
 

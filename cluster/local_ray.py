@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from rayemu.cluster.lean_ray import lean_start
 START_S = 120.0
 REACH_S = 3.0
 PATIENCE_S = 10.0  # for a start that was given up, before its processes are killed
+SHARED_S = 10.0  # for CPUs of a Ray that another emulator of this process has started
 CALL_S = 20.0  # for a call on another machine, which may have to start a process for it
 OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
 LOCAL = "local"  # an address, of Ray's: a Ray that is started here, with as many CPUs as the machine has
@@ -61,6 +62,8 @@ class Connection:
     that was started here together with that thread, so it goes on till then. They are deaf to SIGHUP,
     which a closed terminal sends to all: the run stops them in order.
     """
+
+    started_here: ClassVar[Connection | None] = None  # whose Ray this process is connected to
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory  # of the run: a local Ray keeps its files in it
@@ -108,6 +111,8 @@ class Connection:
             raise _unavailable(address, f"nothing came of it within {timeout_s:g} s")
         if self._error is not None:
             raise _unavailable(address, str(self._error)) from self._error
+        if self.ours:
+            Connection.started_here = self
 
     def close(self) -> None:
         """Stop Ray if it was started here, also where that start failed or hangs."""
@@ -120,6 +125,8 @@ class Connection:
             else:  # at exit, that would wait a minute for what is killed here
                 atexit.unregister(ray.shutdown)
             end_processes_in(self.directory / "ray")
+            if Connection.started_here is self:
+                Connection.started_here = None
         self._over.set()
 
     def _run(self, arguments: dict[str, Any]) -> None:
@@ -232,10 +239,15 @@ def reserve(module_to_node: np.ndarray, timeout_s: float) -> Any:
         free = ray.available_resources().get("CPU", 0)
         raise RayUnavailable(
             f"no room on the Ray cluster: {nodes}, and for {timeout_s:g} s no more than {free:g} of "
-            f"{sum(cpus):g} were free; end what else runs there, or lower cluster.nodes or "
-            "cluster.modules_per_node"
+            f"{sum(cpus):g} were free; {_others()}, or lower cluster.nodes or cluster.modules_per_node"
         ) from None
     return group
+
+
+def _others() -> str:
+    if Connection.started_here is not None:
+        return "close the other emulators of this process, whose Ray this is"
+    return "end what else runs there"
 
 
 def may_fit(sizes: np.ndarray, cpus: list[float]) -> bool:

@@ -96,7 +96,9 @@ class Session:
                 config = replace(
                     config, suspect_after=config.suspect_after * slow, retry_after=config.retry_after * 2
                 )
-            machine_of = self._reserve(module_to_node, start_timeout_s)
+            shared = not self._ray.ours and local_ray.Connection.started_here is not None
+            patience = min(start_timeout_s, local_ray.SHARED_S) if shared else start_timeout_s
+            machine_of = self._reserve(module_to_node, patience)
             self.setup = Setup(
                 run_id=self.directory.name.removeprefix("rayemu-"),
                 config=config,

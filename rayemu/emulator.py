@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -68,6 +69,12 @@ def as_rows(x: Any, d_model: int, new_rows: NewRows = fresh_rows, most: int | No
     return rows
 
 
+def _close(backend: Backend, process: int) -> None:
+    """Stop what runs an emulator; also when nobody has it any more, and at the end of the process."""
+    if os.getpid() == process:
+        backend.close()
+
+
 class Emulator:
     """A running emulation. Use it in a `with`, or `close` it.
 
@@ -87,7 +94,7 @@ class Emulator:
         module_to_node = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
         placement = scenario.placed()
         self._most_tokens = most_tokens(self.spec)
-        self._process = os.getpid()
+        self._process = os.getpid()  # a forked child has but a copy
         self._running: Backend
         if cluster.transport == "memory":
             from rayemu.protocol.simulator import Simulator
@@ -122,6 +129,8 @@ class Emulator:
                 },
                 blas_threads=cluster.blas_threads,
             )
+
+        self._close = weakref.finalize(self, _close, self._running, self._process)
 
     def __enter__(self) -> Emulator:
         return self
@@ -234,8 +243,7 @@ class Emulator:
 
     def close(self) -> None:
         """Stop everything that was started."""
-        if os.getpid() == self._process:  # else it is the parent's
-            self._running.close()
+        self._close()
 
     def _next(self, waiting: deque[int | BatchResult], yield_failed: bool) -> BatchResult:
         first = waiting[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import platform
@@ -135,7 +136,7 @@ def test_auto_compresses_on_the_slow_link_only_and_says_so() -> None:
         record = emulator.record()
         late = record[np.isin(record["kind"], [DISPATCH, FORWARD, REPLY]) & (record["batch"] >= 340)]
         coded = {level: (late["codec"][late["level"] == level] > 0).mean() for level in (1, 2)}
-        # While something else has the cores, time on a link is hidden behind it, and compressing does not pay.
+        # While something else has the cores, a link's time is hidden behind it: compressing does not pay.
         back = [f for f in node if f["after"] == "raw"]
         assert all(f["hidden"] for f in back)
         assert coded[1] < 0.5 and (coded[2] > 0.8 or back)
@@ -182,6 +183,20 @@ def test_a_forked_child_does_not_use_its_parents_ray() -> None:
         assert "was forked from one that uses Ray" in in_a_fork(lambda: Emulator(scenario()))
         assert in_a_fork(emulator.close) == "None"
         check(emulator, batches(2))
+
+
+def test_an_emulator_that_nobody_has_is_closed() -> None:
+    emulator = Emulator(scenario())
+    check(emulator, batches(1))
+    directory, pids = emulator._backend.directory, emulator.pids
+    assert directory.exists()
+    del emulator
+    gc.collect()
+    assert not directory.exists()
+    end = time.monotonic() + 20
+    while any(alive(pid) for pid, _ in pids.values()):
+        assert time.monotonic() < end, "the modules go on"
+        time.sleep(0.05)
 
 
 def test_public_calls() -> None:
@@ -424,7 +439,8 @@ def test_a_cluster_that_others_use_is_waited_for_and_nothing_stays_reserved() ->
     other = local_ray.reserve(np.zeros(8, int), 10)
     try:
         with pytest.raises(
-            RayUnavailable, match=r"need 3 CPUs each.*for 0.5 s no more than 2 of 10 were free"
+            RayUnavailable,
+            match=r"need 3 CPUs each.*for 0.5 s no more than 2 of 10 were free; close the other emu",
         ):
             local_ray.reserve(np.zeros(3, int), 0.5)
     finally:
