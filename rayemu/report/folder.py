@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -31,18 +32,23 @@ def claimed_folder(folder: Path, overwrite: bool) -> Iterator[tuple[Path, IO[str
         events = open(folder / "events.jsonl", "a", encoding="utf-8")
     except OSError as error:
         raise RunError(f"the run folder {folder} cannot be written: {error.strerror}; {remedy}") from None
-    with events:
-        try:
-            fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another run is writing to the folder {folder}; {remedy}") from None
-        except OSError:  # a file system without locks
-            pass
-        if (folder / "summary.json").exists() and not overwrite:
-            raise RunError(
-                f"the folder {folder} holds a finished run; {remedy}, or replace it with --overwrite"
-            )
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        events.truncate(0)
-        yield folder, events
+    try:
+        with events:
+            try:
+                fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"another run is writing to the folder {folder}; {remedy}") from None
+            except OSError:  # a file system without locks
+                pass
+            if (folder / "summary.json").exists() and not overwrite:
+                raise RunError(
+                    f"the folder {folder} holds a finished run; {remedy}, or replace it with --overwrite"
+                )
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+            events.truncate(0)
+            yield folder, events
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(f"the disk of the run folder {folder} is full: {error.strerror}; {remedy}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -71,3 +72,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"file cannot be written: File exists"):
         with claimed_folder(tmp_path / "file", False):
             pass
+
+
+def test_a_full_disk_is_said_with_the_folder(tmp_path: Path) -> None:
+    said = rf"disk of the run folder {tmp_path} is full: No space.*--out DIR"
+    with pytest.raises(RunError, match=said), claimed_folder(tmp_path, False):
+        with open("/dev/full", "w") as full:
+            full.write("a record")
+    with pytest.raises(OSError, match="not a disk's"), claimed_folder(tmp_path, False):
+        raise OSError(errno.EPERM, "not a disk's")
