@@ -16,7 +16,7 @@ from rayemu.cluster.link import Link
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.bounds import Bounds
-from rayemu.protocol.client import BatchResult, ClientMachine
+from rayemu.protocol.client import CLOSED, BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Epoch, Message, Notice, Send, endpoints_of
 from rayemu.protocol.wire import Wire
@@ -52,7 +52,7 @@ class ClientRuntime:
 
     def close(self) -> None:
         """End the thread, and the waiting of all others, and close the link."""
-        self.fail("the emulator was closed")
+        self.fail(CLOSED)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
         self.link.close()

@@ -31,7 +31,7 @@ from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
 from rayemu.placement import Placement
-from rayemu.protocol.client import BatchResult
+from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
@@ -258,12 +258,17 @@ class Session:
             _remove_scratch(str(self.directory))
         restore(self._previous_handlers)
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ClusterError(CLOSED)
+
     def record(self) -> np.ndarray:
         """Return the record of all modules so far (RECORD rows); read it before `close`.
 
         Times are those of the clock of each module's machine. Where a record ends early, because a disk is
         full, there is a notice of the kind "record_cut".
         """
+        self._refuse_if_closed()
         directory = str(self.directory)
         found = [*local_ray.call_on(self._elsewhere, _read_scratch, directory), _read_scratch(directory)]
         cut = sorted(name for _, _, names in found for name in names)
@@ -334,6 +339,7 @@ class Session:
     # -- faults -----------------------------------------------------------------------------------------
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
         """Begin a fault: at one module, or (message faults) in every actor."""
+        self._refuse_if_closed()  # above all: the modules' process numbers may be others' now
         if fault["kind"] in ("kill", "hang") and module is not None:
             pid, host = self.pids.get(module, (0, ""))
             if pid and host == own_host():

@@ -167,7 +167,9 @@ class Emulator:
         without progress for `cluster.stall_after` raises StalledError. However the stream ends, what it still
         waits for is forgotten, and the emulator can go on.
         """
-        limit = in_flight or self.scenario.run.in_flight
+        limit = self.scenario.run.in_flight if in_flight is None else in_flight
+        if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 1:
+            raise ValueError(f"in_flight is {limit!r}; allowed: a whole number from 1 up")
         waiting: deque[int | BatchResult] = deque()  # numbers of batches, and results of empty ones
         refused: Exception | None = None
         try:

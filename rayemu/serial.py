@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from rayemu.numerics import denormals_kept
-from rayemu.protocol.client import BatchResult
+from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.messages import Notice
-from rayemu.protocol.simulator import CLOSED, SimulationStuck, Simulator
+from rayemu.protocol.simulator import SimulationStuck, Simulator
 
 
 class SerialSimulator:

@@ -10,6 +10,8 @@ from hypothesis import settings
 settings.register_profile("rayemu", deadline=None)
 settings.load_profile("rayemu")
 
-# A shell's background job ignores Ctrl-C, and so do its children; tests that interrupt want it heard.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores Ctrl-C, one of `nohup` SIGHUP, and so do their children; tests that send
+# these want them heard.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)

@@ -100,3 +100,9 @@ def test_a_forked_child_is_told_that_the_emulator_is_its_parents(emulator: Emula
 
     assert in_a_fork(another) == "True"
     assert np.array_equal(emulator.forward(X), y)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "3"])
+def test_in_flight_is_a_whole_number(emulator: Emulator, wrong: object) -> None:
+    with pytest.raises(ValueError, match=f"in_flight is {wrong!r}; allowed: a whole number from 1 up"):
+        next(emulator.stream([X], in_flight=wrong))  # type: ignore[arg-type]

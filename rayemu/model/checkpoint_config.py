@@ -104,7 +104,11 @@ class Config:
         method, block = given.values.get("quant_method"), given.values.get("weight_block_size")
         if method == "mxfp4" and self.values.get("model_type") == "gpt_oss":
             return Quantisation(mxfp4=True)
-        sizes = isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+        sizes = (
+            isinstance(block, list)
+            and len(block) == 2
+            and all(type(n) is int and 0 < n <= _MOST for n in block)
+        )
         if method != "fp8" or given.values.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn") or not sizes:
             self.refuse(key, remedy)
         return Quantisation(fp8_block=(block[0], block[1]))  # type: ignore[index]

@@ -26,6 +26,7 @@ from rayemu.protocol.messages import (
     Totals,
 )
 
+CLOSED = "the emulator was closed"
 MOST_NOTICES = 4096  # that wait to be taken; then the oldest go
 REPEATS = 4  # times that the rows of the batches under way may be computed before that is no progress
 _FRAME_SLACK = 1 << 20  # bytes of a frame that are not rows

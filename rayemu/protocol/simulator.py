@@ -20,7 +20,7 @@ from rayemu.compression import CodecError, WireError
 from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.bounds import Bounds
-from rayemu.protocol.client import BatchResult, ClientMachine, StalledError
+from rayemu.protocol.client import CLOSED, BatchResult, ClientMachine, StalledError
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
@@ -67,9 +67,6 @@ class Counters:
     refused: int = 0  # frames that nobody could make sense of
     crashes: int = 0
     hangs: int = 0
-
-
-CLOSED = "the emulator was closed"
 
 
 class SimulationStuck(StalledError):

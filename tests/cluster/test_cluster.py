@@ -188,7 +188,8 @@ def test_a_forked_child_does_not_use_its_parents_ray() -> None:
 def test_an_emulator_that_nobody_has_is_closed() -> None:
     emulator = Emulator(scenario())
     check(emulator, batches(1))
-    directory, pids = emulator._backend.directory, emulator.pids
+    backend = emulator._backend
+    directory, pids = backend.directory, emulator.pids
     assert directory.exists()
     del emulator
     gc.collect()
@@ -197,6 +198,13 @@ def test_an_emulator_that_nobody_has_is_closed() -> None:
     while any(alive(pid) for pid, _ in pids.values()):
         assert time.monotonic() < end, "the modules go on"
         time.sleep(0.05)
+    for call in (
+        backend.record,
+        lambda: backend.inject({"kind": "kill"}, 1),
+        lambda: backend.submit(batches(1)[0]),
+    ):
+        with pytest.raises(ClusterError, match="the emulator was closed"):
+            call()
 
 
 def test_public_calls() -> None:

@@ -275,6 +275,7 @@ def test_a_quantization_config_left_in_beside_converted_weights_is_refused(
         {**FP8, "fmt": "e5m2"},
         {**FP8, "weight_block_size": [128]},
         {**FP8, "weight_block_size": [0, 128]},
+        {**FP8, "weight_block_size": [128, 10**30]},
         "fp8",
     ],
 )
