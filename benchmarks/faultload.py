@@ -247,8 +247,8 @@ def outcome(strike: Strike, batches: list[Batch], signals: list[Signal], record:
 
 
 def unit_keys(record: np.ndarray) -> np.ndarray:
-    """Batch << 32 | shard of each row: the unit that it belongs to, one home's part of a batch."""
-    return record["batch"].astype(np.int64) << 32 | record["shard"].astype(np.int64) & 0xFFFFFFFF
+    """Batch << 32 | slice of each row: the unit that it belongs to, one home's part of a batch."""
+    return record["batch"].astype(np.int64) << 32 | record["slice"].astype(np.int64) & 0xFFFFFFFF
 
 
 def needed_units(record: np.ndarray, strike: Strike, told: Signal | None) -> np.ndarray:
@@ -293,12 +293,12 @@ def false_alarms(strikes: list[Strike], signals: list[Signal]) -> Counter[str]:
 
 
 def scenario(size: Size, seed: int, in_flight: int, exchange: str, homes: int, transport: str) -> Scenario:
-    """Every expert on two modules; batches cut into `homes` shards."""
+    """Every expert on two modules; batches cut into `homes` slices."""
     return size.scenario(
         exchange,
         seed=seed,
         copies=2,
         in_flight=in_flight,
         cluster={"transport": transport},
-        min_shard_rows=max(1, size.tokens // homes),
+        min_slice_rows=max(1, size.tokens // homes),
     )

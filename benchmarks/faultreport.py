@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, benchmark: str) -> None:
     """Options that both benchmarks have."""
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a batch; default: 64")
     parser.add_argument("--in-flight", type=int, default=4, help="batches under way; default: 4")
-    parser.add_argument("--homes", type=int, default=1, help="shards of a batch; default: 1")
+    parser.add_argument("--homes", type=int, default=1, help="slices of a batch; default: 1")
     parser.add_argument("--exchange", choices=["hierarchical", "flat"], default="hierarchical")
     parser.add_argument("--transport", choices=["zmq", "ray"], default="zmq")
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs, victims and moments")

@@ -1,6 +1,6 @@
 """The baseline: the same block as one would first write it with Ray, actors and object references.
 
-Each of M actors holds its share of the experts and is home for a shard of the batch. A home routes its rows
+Each of M actors holds its share of the experts and is home for a slice of the batch. A home routes its rows
 and splits them by the module of the chosen expert; every (home, module) pair is one Ray object that the
 module takes as an argument. The module answers with one object per home, and the home combines. The
 arithmetic is the emulator's own (same routing, expert and combination functions, same BLAS threads), so only
@@ -73,7 +73,7 @@ class PlainModule:
         return tuple(replies) if len(parts) > 1 else replies[0]
 
     def combine(self, step: int, *replies: F32) -> F32:
-        """Put the replies back in the rows' order and sum them up: the shard's output."""
+        """Put the replies back in the rows' order and sum them up: the slice's output."""
         weights, order = self.open.pop(step)
         rows = np.empty((order.size, replies[0].shape[1]), np.float32)
         rows[order] = np.concatenate(replies)
@@ -81,7 +81,7 @@ class PlainModule:
 
 
 class PlainRay:
-    """The driver's side: submits the calls of a step and collects the shards."""
+    """The driver's side: submits the calls of a step and collects the slices."""
 
     def __init__(self, actors: list[Any], homes: int) -> None:
         modules = len(actors)
@@ -122,10 +122,10 @@ class PlainRay:
             finish.remote(step, *[reply[h] for reply in replies]) for h, finish in enumerate(self.combines)
         ]
 
-    def _collect(self, shards: list[Any]) -> F32:
+    def _collect(self, slices: list[Any]) -> F32:
         import ray
 
-        return np.concatenate(ray.get(shards))
+        return np.concatenate(ray.get(slices))
 
 
 def _several(references: Any) -> list[Any]:

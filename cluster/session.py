@@ -316,7 +316,7 @@ class Session:
 
     @property
     def duplicate_results(self) -> int:
-        """Shard results that came again and were not taken."""
+        """Slice results that came again and were not taken."""
         return self._client.machine.duplicate_results
 
     @property

@@ -236,7 +236,7 @@ class Emulator:
 
     @property
     def duplicate_results(self) -> int:
-        """Shard results that arrived again and were refused."""
+        """Slice results that arrived again and were refused."""
         return self._backend.duplicate_results
 
     def record(self) -> np.ndarray:

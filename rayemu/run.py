@@ -58,7 +58,7 @@ class Measured:
     start_wall_s: float = 0.0  # from nothing to a cluster that waits for work
     wall_s: float = 0.0  # from the first batch handed out to the last result
     duplicate_results: int = 0
-    reissued_shards: int = 0
+    reissued_slices: int = 0
 
 
 def run_scenario(
@@ -208,7 +208,7 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
         _note(notices, measured, journal)
         tell("run")
     measured.duplicate_results = emulator.duplicate_results
-    measured.reissued_shards = int(emulator.totals.get("reissued", 0))
+    measured.reissued_slices = int(emulator.totals.get("reissued", 0))
     return measured
 
 
@@ -331,7 +331,7 @@ def _summary(
         "exact": exact,
         **tokens,
         "duplicate_results_refused": measured.duplicate_results,
-        "reissued_shards": measured.reissued_shards,
+        "reissued_slices": measured.reissued_slices,
         "wall_s": measured.wall_s,
         "tokens_per_wall_s": tokens["tokens_out"] / measured.wall_s if measured.wall_s else None,
         "start_wall_s": measured.start_wall_s,

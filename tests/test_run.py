@@ -82,7 +82,7 @@ def test_a_simulation_records_what_it_did_in_virtual_time(tmp_path: Path) -> Non
 @pytest.mark.parametrize("codec", ["raw", "int8+zstd"])
 def test_a_killed_module_loses_nothing(tmp_path: Path, codec: str) -> None:
     wanted = scenario(
-        exchange={"codec": {"module": "raw", "node": codec}, "micro_batches": 2, "min_shard_rows": 2},
+        exchange={"codec": {"module": "raw", "node": codec}, "micro_batches": 2, "min_slice_rows": 2},
         faults=[{"kind": "kill", "module": 5, "at": {"batch": 2}}],
     )
     summary = run_scenario(wanted, tmp_path / "out", trace=True)

@@ -84,7 +84,7 @@ def test_no_progress_is_a_bounded_failure_that_blocks_no_forgetting(emulator: Em
     for _ in range(30):
         assert np.array_equal(emulator.forward(X), emulator.reference(X))
     assert simulator.coordinator.ledger.complete_below > 25
-    assert sum(len(state.machine.home.shards) for state in simulator.modules) < 10
+    assert sum(len(state.machine.home.slices) for state in simulator.modules) < 10
 
 
 def test_a_forked_child_is_told_that_the_emulator_is_its_parents(emulator: Emulator) -> None:

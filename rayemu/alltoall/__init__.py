@@ -1,7 +1,7 @@
 """The All-to-All: views of the cluster, replica choice, exchange shapes and plans."""
 
 from rayemu.alltoall.exchange import RELAYS, Flat, Hierarchical
-from rayemu.alltoall.plan import Parcel, cut_micro_batches, cut_shards, plan_parcels
+from rayemu.alltoall.plan import Parcel, cut_micro_batches, cut_slices, plan_parcels
 from rayemu.alltoall.replicas import Hash, LeastLoaded, Nearest
 from rayemu.alltoall.view import ALIVE, DEAD, SUSPECTED, View
 
@@ -23,6 +23,6 @@ __all__ = [
     "Parcel",
     "View",
     "cut_micro_batches",
-    "cut_shards",
+    "cut_slices",
     "plan_parcels",
 ]

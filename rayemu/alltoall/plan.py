@@ -63,15 +63,15 @@ def plan_parcels(
     return parcels
 
 
-def cut_shards(tokens: int, modules: int, min_rows: int) -> list[tuple[int, int]]:
-    """Cut T tokens into at most `modules` even shards of at least `min_rows` rows (one if T is small)."""
-    shards = max(1, min(modules, tokens // max(min_rows, 1)))
-    edges = [tokens * i // shards for i in range(shards + 1)]
+def cut_slices(tokens: int, modules: int, min_rows: int) -> list[tuple[int, int]]:
+    """Cut T tokens into at most `modules` even slices of at least `min_rows` rows (one if T is small)."""
+    slices = max(1, min(modules, tokens // max(min_rows, 1)))
+    edges = [tokens * i // slices for i in range(slices + 1)]
     return list(itertools.pairwise(edges))
 
 
 def cut_micro_batches(rows: int, count: int) -> list[tuple[int, int]]:
-    """Cut a shard's rows into at most `count` even, non-empty micro-batches."""
+    """Cut a slice's rows into at most `count` even, non-empty micro-batches."""
     count = max(1, min(count, rows))
     edges = [rows * i // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))

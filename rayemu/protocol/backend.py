@@ -58,4 +58,4 @@ class Backend(Protocol):
 
     @property
     def duplicate_results(self) -> int:
-        """Shard results that came again and were not taken."""
+        """Slice results that came again and were not taken."""

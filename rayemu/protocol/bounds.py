@@ -10,7 +10,7 @@ import numpy as np
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.config import TOTALS
-from rayemu.protocol.messages import Dispatch, Epoch, Message, Result, RouteReply, Shard, Totals, endpoints_of
+from rayemu.protocol.messages import Dispatch, Epoch, Message, Result, RouteReply, Slice, Totals, endpoints_of
 
 _KINDS: tuple[Any, ...] = get_args(Message)
 _LIMIT_OF = {
@@ -56,8 +56,8 @@ class Bounds:
             self._need(-1 <= m.via < self.modules, m, "via", m.via)
             for module, expert, _ in m.lots:  # none is negative, see `wire`
                 self._need(module < self.modules and expert < self.experts, m, "lot", [module, expert])
-        elif isinstance(m, (Shard, RouteReply)) and m.experts is not None:
-            shape = len(m.rows) if isinstance(m, Shard) else len(m.experts), self.top_k
+        elif isinstance(m, (Slice, RouteReply)) and m.experts is not None:
+            shape = len(m.rows) if isinstance(m, Slice) else len(m.experts), self.top_k
             self._check_numbers(m, "experts", m.experts, self.experts, shape)
             given = m.weights is not None and m.weights.shape == shape and m.weights.dtype == np.float32
             self._need(given, m, "weights", m.weights)

@@ -39,7 +39,7 @@ class StalledError(RuntimeError):
 def most_tokens(spec: ModelSpec) -> int:
     """Return how many tokens a batch may have: its frames must hold the rows and what goes with each.
 
-    A shard brings K choices and weights per row, its result two bytes per layer and choice.
+    A slice brings K choices and weights per row, its result two bytes per layer and choice.
     """
     fixed = _FRAME_SLACK + 4 * spec.layers * spec.experts
     per_token = 4 * spec.d_model + spec.top_k * max(8, 2 * spec.layers)
@@ -67,7 +67,7 @@ class _Pending:
     result: BatchResult
     retry_at: float
     accepted: bool = False
-    shards: set[int] = field(default_factory=set)
+    slices: set[int] = field(default_factory=set)
     left: int = 0
 
 
@@ -170,7 +170,7 @@ class ClientMachine:
     def stalled(self, number: int, now: float) -> StalledError | None:
         """Return the error for a batch if nothing has gone on for `stall_after` seconds.
 
-        Progress is what brings a batch nearer its end: it is accepted, a shard of any batch arrives, or
+        Progress is what brings a batch nearer its end: it is accepted, a slice of any batch arrives, or
         modules compute rows, as long as these are not more than the batches under way can need.
         """
         p = self.pending.get(number)
@@ -187,13 +187,13 @@ class ClientMachine:
         silent = f"nothing was heard from the coordinator for {now - self._heard_at:.1f} s"
         if not p.accepted:
             return f"the coordinator has not accepted it; {silent}"
-        open_shards = [
-            f"shard {shard} for {f'module {home}' if home >= 0 else 'any live module'}"
-            for batch, shard, home in (self.totals.waiting if self.totals is not None else [])
-            if batch == number and shard not in p.shards
+        open_slices = [
+            f"slice {index} for {f'module {home}' if home >= 0 else 'any live module'}"
+            for batch, index, home in (self.totals.waiting if self.totals is not None else [])
+            if batch == number and index not in p.slices
         ]
         rows = f"{p.left} of its {len(p.rows)} rows have not come back"
-        return f"{rows}; it waits with {', '.join(open_shards)}" if open_shards else f"{rows}; {silent}"
+        return f"{rows}; it waits with {', '.join(open_slices)}" if open_slices else f"{rows}; {silent}"
 
     def _advanced(self, now: float) -> None:
         self._progress_at = now
@@ -209,15 +209,15 @@ class ClientMachine:
             self._progress_at = now
 
     def _on_result(self, m: Result, now: float) -> list[Send]:
-        ack = Send(COORDINATOR, Ack(m.batch, m.shard))
+        ack = Send(COORDINATOR, Ack(m.batch, m.slice))
         p = self.pending.get(m.batch)
-        if p is None or m.shard in p.shards:
+        if p is None or m.slice in p.slices:
             self.duplicate_results += m.batch not in self._abandoned
             return [ack]
         rows = slice(m.start, m.start + len(m.rows))
         if not 0 <= rows.start <= rows.stop <= len(p.rows):
             raise WireError(f"result: rows {rows.start} to {rows.stop} of a batch of {len(p.rows)}")
-        p.shards.add(m.shard)
+        p.slices.add(m.slice)
         p.accepted = True  # or there would be no result
         r = p.result
         r.y[rows] = m.rows

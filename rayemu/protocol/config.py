@@ -26,7 +26,7 @@ class ProtocolConfig:
     micro_batches: int = 1
     chunk_bytes: int = 4 << 20
     window_bytes: int = 32 << 20
-    min_shard_rows: int = 64
+    min_slice_rows: int = 64
     linger: float = 0.1
     modules_per_core: float = 1.0  # a module that waits leaves its core to this many others
     retry_after: float = 0.25
@@ -65,7 +65,7 @@ class ProtocolConfig:
             micro_batches=exchange.micro_batches,
             chunk_bytes=exchange.chunk,
             window_bytes=exchange.window,
-            min_shard_rows=exchange.min_shard_rows,
+            min_slice_rows=exchange.min_slice_rows,
             linger=exchange.linger,
             retry_after=cluster.retry_after,
             route_at_coordinator=scenario.routing.place == "coordinator",

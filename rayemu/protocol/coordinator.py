@@ -27,8 +27,8 @@ from rayemu.protocol.messages import (
     RouteReply,
     RouteRequest,
     Send,
-    Shard,
-    ShardStatus,
+    Slice,
+    SliceStatus,
     Submit,
     Suspect,
     Totals,
@@ -36,7 +36,7 @@ from rayemu.protocol.messages import (
 )
 
 UNSEEN = ("replace", "replacement_failed")  # changes that are no other module's business
-MOST_WAITING = 8  # overdue shards that a report names
+MOST_WAITING = 8  # overdue slices that a report names
 ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 
 
@@ -53,7 +53,7 @@ class CoordinatorMachine:
     ) -> None:
         self.config = config
         self.model = model
-        self.ledger = Ledger(config.min_shard_rows, config.retry_after)
+        self.ledger = Ledger(config.min_slice_rows, config.retry_after)
         self.membership = Membership(
             module_to_node,
             placement,
@@ -81,15 +81,15 @@ class CoordinatorMachine:
             return sends or self._announce_to_laggard(message, now)
         if isinstance(message, Submit):
             self.ledger.forget_below(message.oldest)
-            shards = self.ledger.submit(message.batch, message.rows, self.membership.view, now)
-            return [*self._with_routing(shards), Send(CLIENT, Accepted(message.batch))]
+            slices = self.ledger.submit(message.batch, message.rows, self.membership.view, now)
+            return [*self._with_routing(slices), Send(CLIENT, Accepted(message.batch))]
         if isinstance(message, Ack):
-            self.ledger.acknowledge(message.batch, message.shard)
+            self.ledger.acknowledge(message.batch, message.slice)
             return []
-        if isinstance(message, ShardStatus):
+        if isinstance(message, SliceStatus):
             view = self.membership.view
             return self._with_routing(
-                self.ledger.on_status(message.batch, message.shard, message.home, message.known, view, now)
+                self.ledger.on_status(message.batch, message.slice, message.home, message.known, view, now)
             )
         if isinstance(message, Suspect):
             changes = self.membership.suspect(
@@ -146,9 +146,9 @@ class CoordinatorMachine:
         )
 
     def _waiting(self) -> list[list[int]]:
-        """Return [batch, shard, home] of some shards that are overdue or have no home (-1)."""
+        """Return [batch, slice, home] of some slices that are overdue or have no home (-1)."""
         overdue = (
-            [number, entry.shard, entry.home]
+            [number, entry.slice, entry.home]
             for number, batch in self.ledger.batches.items()
             for entry in batch.open.values()
             if entry.probes or entry.home < 0
@@ -195,7 +195,7 @@ class CoordinatorMachine:
         return sends
 
     def _publish(self, now: float) -> list[Send]:
-        """Tell everyone of the membership, and give away the shards of lost homes."""
+        """Tell everyone of the membership, and give away the slices of lost homes."""
         self.announced = self.membership.view.epoch
         sends = self._announce(range(self.membership.view.modules), now)
         return sends + self._with_routing(self.ledger.on_view(self.membership.view, now))
@@ -218,11 +218,11 @@ class CoordinatorMachine:
         return self._announce([beat.module], now)
 
     def _with_routing(self, sends: list[Send]) -> list[Send]:
-        """Add the first layer's choices to new shards: their rows are at hand here."""
+        """Add the first layer's choices to new slices: their rows are at hand here."""
         if not self.config.route_at_coordinator or not self.model.layers[0].has_experts:
             return sends
         for send in sends:
-            if isinstance(send.message, Shard):
+            if isinstance(send.message, Slice):
                 layer = self.model.layers[0]
                 routing = route(layer, prepare(layer, send.message.rows))
                 send.message.experts, send.message.weights = routing.experts, routing.weights
@@ -233,5 +233,5 @@ class CoordinatorMachine:
             return []
         routing = route(self.model.layers[m.layer], m.rows)
         return [
-            Send(m.home, RouteReply(m.batch, m.shard, m.micro, m.layer, routing.experts, routing.weights))
+            Send(m.home, RouteReply(m.batch, m.slice, m.micro, m.layer, routing.experts, routing.weights))
         ]

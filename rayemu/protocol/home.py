@@ -1,6 +1,6 @@
-"""The home: owns token shards, routes and dispatches their rows, combines the replies.
+"""The home: owns token slices, routes and dispatches their rows, combines the replies.
 
-A *unit* is one micro-batch of a shard on its way through the layers. Every request is kept until a valid
+A *unit* is one micro-batch of a slice on its way through the layers. Every request is kept until a valid
 reply is in. What a lost frame, a dead or a slow module leaves open is asked for again, first where it
 was, then at another replica; the first valid reply for a row counts, and all of them are equal.
 """
@@ -27,22 +27,22 @@ from rayemu.protocol.messages import (
     RouteReply,
     RouteRequest,
     Send,
-    Shard,
-    ShardProbe,
-    ShardStatus,
+    Slice,
+    SliceProbe,
+    SliceStatus,
     Status,
     Suspect,
 )
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
-from rayemu.protocol.units import HeldShard, Parked, Unit, hold
+from rayemu.protocol.units import HeldSlice, Parked, Unit, hold
 
 SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
 
 class Home:
-    """All shards of one module and their outstanding requests."""
+    """All slices of one module and their outstanding requests."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Home:
         self.model = model
         self.server = server
         self.view = view
-        self.shards: dict[tuple[int, int], HeldShard] = {}
+        self.slices: dict[tuple[int, int], HeldSlice] = {}
         self.routing: dict[tuple[int, int, int], Unit] = {}
         self.parked: list[Parked] = []
         self.complete_below = 0
@@ -74,41 +74,41 @@ class Home:
         """When `tick` has something to do."""
         return min(self._wake, self.requests.wake)
 
-    # -- shards ---------------------------------------------------------------------------------------
-    def on_shard(self, m: Shard, now: float) -> None:
-        """Take on a shard; one that is known already is not started again."""
+    # -- slices ---------------------------------------------------------------------------------------
+    def on_slice(self, m: Slice, now: float) -> None:
+        """Take on a slice; one that is known already is not started again."""
         self.forget_below(m.complete_below, now)
-        key = (m.batch, m.shard)
-        if key in self.shards or m.batch < self.complete_below:
+        key = (m.batch, m.slice)
+        if key in self.slices or m.batch < self.complete_below:
             return
-        shard = self.shards[key] = hold(m, self.model, self.config, self.new_rows)
-        for unit in shard.units:
+        held = self.slices[key] = hold(m, self.model, self.config, self.new_rows)
+        for unit in held.units:
             given = None
             if m.experts is not None and m.weights is not None:
                 given = (m.experts[unit.low : unit.high], m.weights[unit.low : unit.high])
             self._begin_layer(unit, now, given)
 
-    def on_shard_probe(self, m: ShardProbe) -> None:
+    def on_slice_probe(self, m: SliceProbe) -> None:
         """Answer the coordinator; a result that the client may have missed is sent again."""
-        shard = self.shards.get((m.batch, m.shard))
-        if shard is not None and shard.result is not None:
-            self.out.append(Send(CLIENT, shard.result))
-        self.out.append(Send(COORDINATOR, ShardStatus(m.batch, m.shard, self.me, shard is not None)))
+        held = self.slices.get((m.batch, m.slice))
+        if held is not None and held.result is not None:
+            self.out.append(Send(CLIENT, held.result))
+        self.out.append(Send(COORDINATOR, SliceStatus(m.batch, m.slice, self.me, held is not None)))
 
     def forget_below(self, batch: int, now: float) -> None:
         """Drop everything that belongs to completed batches."""
         if batch <= self.complete_below:
             return
         self.complete_below = batch
-        for key in [k for k in self.shards if k[0] < batch]:
-            self._drop(self.shards.pop(key), now)
+        for key in [k for k in self.slices if k[0] < batch]:
+            self._drop(self.slices.pop(key), now)
 
-    def _drop(self, shard: HeldShard, now: float) -> None:
-        for unit in shard.units:
+    def _drop(self, held: HeldSlice, now: float) -> None:
+        for unit in held.units:
             self.requests.close(unit, now)
-            self.routing.pop((shard.batch, shard.shard, unit.micro), None)
-        shard.units.clear()  # they refer to the shard: its memory would wait for the garbage collector
-        self.parked = [p for p in self.parked if p.unit.shard is not shard]
+            self.routing.pop((held.batch, held.slice, unit.micro), None)
+        held.units.clear()  # they refer to the slice: its memory would wait for the garbage collector
+        self.parked = [p for p in self.parked if p.unit.slice is not held]
 
     # -- one layer of a unit --------------------------------------------------------------------------
     def _begin_layer(
@@ -132,20 +132,20 @@ class Home:
             self._dispatch(unit, routing.experts, routing.weights, now)
 
     def _ask_route(self, unit: Unit, now: float) -> None:
-        shard = unit.shard
-        self.routing[shard.batch, shard.shard, unit.micro] = unit
+        held = unit.slice
+        self.routing[held.batch, held.slice, unit.micro] = unit
         unit.route_deadline = now + 2 * self.config.retry_after
         self._wake = min(self._wake, unit.route_deadline)
         assert unit.x is not None
-        ask = RouteRequest(self.me, shard.batch, shard.shard, unit.micro, unit.layer, unit.x)
+        ask = RouteRequest(self.me, held.batch, held.slice, unit.micro, unit.layer, unit.x)
         self.out.append(Send(COORDINATOR, ask))
 
     def on_route_reply(self, m: RouteReply, now: float) -> None:
         """Go on with a unit whose choices came from the coordinator."""
-        unit = self.routing.get((m.batch, m.shard, m.micro))
+        unit = self.routing.get((m.batch, m.slice, m.micro))
         if unit is None or unit.layer != m.layer or len(m.experts) != unit.high - unit.low:
             return
-        del self.routing[m.batch, m.shard, m.micro]
+        del self.routing[m.batch, m.slice, m.micro]
         self._dispatch(unit, m.experts, m.weights, now)
 
     def _dispatch(self, unit: Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
@@ -158,7 +158,7 @@ class Home:
         unit.have = np.zeros(pairs, bool)
         unit.left = pairs
         counts = np.bincount(experts.ravel(), minlength=self.view.experts)
-        unit.shard.expert_tokens[unit.layer] += counts.astype(np.int32)
+        unit.slice.expert_tokens[unit.layer] += counts.astype(np.int32)
         self._plan(unit, np.arange(pairs), now)
 
     def _buffer(self, pairs: int, width: int) -> np.ndarray:
@@ -196,8 +196,8 @@ class Home:
         self._wake = min(self._wake, parked.deadline)
 
     def _report(self, parked: Parked) -> None:
-        shard, layer = parked.unit.shard, parked.unit.layer
-        self.out.append(Send(COORDINATOR, Failure(shard.batch, shard.shard, layer, parked.expert, self.me)))
+        held, layer = parked.unit.slice, parked.unit.layer
+        self.out.append(Send(COORDINATOR, Failure(held.batch, held.slice, layer, parked.expert, self.me)))
 
     def on_failure(self, m: Failure, now: float) -> None:
         """The expert is lost and the scenario says to go on without it: drop its choices, and note it."""
@@ -223,7 +223,7 @@ class Home:
         unit.have[pairs] = True
         unit.left -= len(pairs)
         if dispatch_path or combine_path:
-            unit.shard.note(unit, pairs, dispatch_path, combine_path)
+            unit.slice.note(unit, pairs, dispatch_path, combine_path)
         if self.parked:
             self.parked = [p for p in self.parked if p.unit is not unit or not unit.have[p.pairs].all()]
 
@@ -237,18 +237,18 @@ class Home:
             unique, index = np.unique(tokens, return_inverse=True)
             if len(unique) < len(tokens):
                 tokens, row_of_pair = unique, index.astype(np.int32)
-        shard, count = unit.shard, len(parcel.pairs)
+        held, count = unit.slice, len(parcel.pairs)
         message = Dispatch(
             home=self.me,
             request=number,
             via=-1,
             start=0,
-            batch=shard.batch,
-            shard=shard.shard,
+            batch=held.batch,
+            slice=held.slice,
             micro=unit.micro,
             layer=unit.layer,
             epoch=self.view.epoch,
-            shards=shard.shards * len(shard.units),
+            slices=held.slices * len(held.units),
             path=0,
             rows=rows_at(unit.x, tokens, self.new_rows),
             row_of_pair=row_of_pair,
@@ -282,18 +282,18 @@ class Home:
         """Combine and go to the next layer, once everything of this layer is in."""
         if unit.awaits_shared or unit.left or (unit.experts is None and self._has_experts(unit)):
             return
-        shard = unit.shard
-        if (shard.batch, shard.shard) not in self.shards:
+        held = unit.slice
+        if (held.batch, held.slice) not in self.slices:
             return
         layer = self.model.layers[unit.layer]
         last = unit.layer + 1 == len(self.model.layers)
-        out = shard.y[unit.low : unit.high] if last else None
+        out = held.y[unit.low : unit.high] if last else None
         self.requests.close(unit, now)
         if unit.experts is not None:
             assert unit.weights is not None and unit.rows is not None
             weights = unit.weights
-            if shard.dispatch_paths is not None and self.config.drop_lost_experts:
-                kept = shard.dispatch_paths[unit.layer, unit.low : unit.high] != DROPPED
+            if held.dispatch_paths is not None and self.config.drop_lost_experts:
+                kept = held.dispatch_paths[unit.layer, unit.low : unit.high] != DROPPED
                 weights = drop_choices(weights, kept)
             y = combine(weights, unit.rows.reshape(*unit.experts.shape, -1), unit.shared, out=out)
         else:
@@ -307,24 +307,24 @@ class Home:
             self._begin_layer(unit, now)
             return
         if unit.h is not out:
-            shard.y[unit.low : unit.high] = unit.h
+            held.y[unit.low : unit.high] = unit.h
         if unit.rows is not None:
             self._spare.append(unit.rows)  # fresh memory costs as much as filling it
             unit.rows = None
-        shard.units_left -= 1
-        if not shard.units_left:
-            shard.result = Result(
-                shard.batch,
-                shard.shard,
-                shard.start,
+        held.units_left -= 1
+        if not held.units_left:
+            held.result = Result(
+                held.batch,
+                held.slice,
+                held.start,
                 self.me,
                 self.view.epoch,
-                shard.y,
-                shard.expert_tokens,
-                shard.dispatch_paths,
-                shard.combine_paths,
+                held.y,
+                held.expert_tokens,
+                held.dispatch_paths,
+                held.combine_paths,
             )
-            self.out.append(Send(CLIENT, shard.result))
+            self.out.append(Send(CLIENT, held.result))
 
     def _has_experts(self, unit: Unit) -> bool:
         return self.model.layers[unit.layer].has_experts

@@ -1,4 +1,4 @@
-"""The ledger: which batch was cut into which shards, who is home for them, which have arrived."""
+"""The ledger: which batch was cut into which slices, who is home for them, which have arrived."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, View, cut_shards
-from rayemu.protocol.messages import Send, Shard, ShardProbe
+from rayemu.alltoall import ALIVE, View, cut_slices
+from rayemu.protocol.messages import Send, Slice, SliceProbe
 
-NUDGE = 4.0  # shards are probed after this many retry times, doubling
+NUDGE = 4.0  # slices are probed after this many retry times, doubling
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    shard: int
+    slice: int
     low: int
     high: int
     home: int
@@ -26,15 +26,15 @@ class _Entry:
 @dataclass(slots=True, eq=False)
 class _Batch:
     rows: np.ndarray  # [T, D]
-    shards: int
+    slices: int
     open: dict[int, _Entry] = field(default_factory=dict)
 
 
 class Ledger:
-    """Keeps every batch until all of its shards are acknowledged; re-issues those of dead homes."""
+    """Keeps every batch until all of its slices are acknowledged; re-issues those of dead homes."""
 
-    def __init__(self, min_shard_rows: int, retry_after: float) -> None:
-        self.min_shard_rows = min_shard_rows
+    def __init__(self, min_slice_rows: int, retry_after: float) -> None:
+        self.min_slice_rows = min_slice_rows
         self.nudge_after = NUDGE * retry_after
         self.batches: dict[int, _Batch] = {}
         self.complete_below = 0  # all batches below are complete
@@ -42,23 +42,23 @@ class Ledger:
         self.reissued = 0
 
     def submit(self, number: int, rows: np.ndarray, view: View, now: float) -> list[Send]:
-        """Cut a batch into shards and assign them, starting at another module for each batch."""
+        """Cut a batch into slices and assign them, starting at another module for each batch."""
         if number in self.batches or number in self.completed or number < self.complete_below:
             return []
         live = np.flatnonzero(view.state == ALIVE)
-        cuts = cut_shards(len(rows), max(1, len(live)), self.min_shard_rows)
+        cuts = cut_slices(len(rows), max(1, len(live)), self.min_slice_rows)
         batch = self.batches[number] = _Batch(rows, len(cuts))
-        for shard, (low, high) in enumerate(cuts):
-            batch.open[shard] = _Entry(shard, low, high, -1, 0, now)
+        for index, (low, high) in enumerate(cuts):
+            batch.open[index] = _Entry(index, low, high, -1, 0, now)
         return self._assign(number, batch, list(batch.open.values()), view, now)
 
-    def acknowledge(self, number: int, shard: int) -> None:
-        """Tick a shard off; -1 forgets the batch."""
+    def acknowledge(self, number: int, index: int) -> None:
+        """Tick slice `index` off; -1 forgets the batch."""
         batch = self.batches.get(number)
         if batch is None:
             return
-        batch.open.pop(shard, None)
-        if shard < 0 or not batch.open:
+        batch.open.pop(index, None)
+        if index < 0 or not batch.open:
             del self.batches[number]
             self.completed.add(number)
             self._advance()
@@ -77,7 +77,7 @@ class Ledger:
             self.complete_below += 1
 
     def on_view(self, view: View, now: float) -> list[Send]:
-        """Give the shards of dead or hanging homes to live ones."""
+        """Give the slices of dead or hanging homes to live ones."""
         sends = []
         for number, batch in self.batches.items():
             orphans = [e for e in batch.open.values() if e.home < 0 or not view.serves(e.home, e.incarnation)]
@@ -85,11 +85,11 @@ class Ledger:
         return sends
 
     def on_status(
-        self, number: int, shard: int, home: int, known: bool, view: View, now: float
+        self, number: int, index: int, home: int, known: bool, view: View, now: float
     ) -> list[Send]:
-        """A home answered a probe: wait on, or send it the shard again."""
+        """A home answered a probe: wait on, or send it the slice again."""
         batch = self.batches.get(number)
-        entry = batch.open.get(shard) if batch else None
+        entry = batch.open.get(index) if batch else None
         if batch is None or entry is None or entry.home != home:
             return []
         entry.probes = 0
@@ -97,18 +97,18 @@ class Ledger:
         return [] if known else [self._send(number, batch, entry)]
 
     def tick(self, view: View, now: float) -> list[Send]:
-        """Probe homes whose shards are overdue."""
+        """Probe homes whose slices are overdue."""
         sends = []
         for number, batch in self.batches.items():
             for entry in batch.open.values():
                 if entry.home >= 0 and entry.deadline <= now:
                     entry.probes += 1
                     entry.deadline = now + self.nudge_after * 2 ** min(entry.probes, 3)
-                    sends.append(Send(entry.home, ShardProbe(number, entry.shard)))
+                    sends.append(Send(entry.home, SliceProbe(number, entry.slice)))
         return sends
 
     def deadline(self) -> float:
-        """When `tick` has something to do: a shard without a home is no one's to be probed."""
+        """When `tick` has something to do: a slice without a home is no one's to be probed."""
         entries = (e for b in self.batches.values() for e in b.open.values())
         return min((e.deadline for e in entries if e.home >= 0), default=float("inf"))
 
@@ -124,8 +124,8 @@ class Ledger:
             if not live:
                 entry.home = -1  # assigned when someone joins
                 continue
-            stride = max(1, len(live) // batch.shards)
-            entry.home = live[(number + entry.shard * stride) % len(live)]
+            stride = max(1, len(live) // batch.slices)
+            entry.home = live[(number + entry.slice * stride) % len(live)]
             entry.incarnation = int(view.incarnations[entry.home])
             sends.append(self._send(number, batch, entry))
         return sends
@@ -133,5 +133,5 @@ class Ledger:
     def _send(self, number: int, batch: _Batch, entry: _Entry) -> Send:
         rows = batch.rows[entry.low : entry.high]
         return Send(
-            entry.home, Shard(number, entry.shard, entry.low, batch.shards, self.complete_below, rows)
+            entry.home, Slice(number, entry.slice, entry.low, batch.slices, self.complete_below, rows)
         )

@@ -42,14 +42,14 @@ class Accepted:
 
 
 @dataclass(slots=True)
-class Shard:
+class Slice:
     """Coordinator to home: these rows are yours; perhaps with the choices of the first layer."""
 
     ARRAYS: ClassVar = ("rows", "experts", "weights")
     batch: int
-    shard: int
-    start: int  # of the shard's rows in the batch
-    shards: int  # that the batch was cut into
+    slice: int
+    start: int  # of the slice's rows in the batch
+    slices: int  # that the batch was cut into
     complete_below: int  # all batches below are done: what is kept for them can go
     rows: np.ndarray  # [t, D]
     experts: np.ndarray | None = None  # [t, K] int32
@@ -57,21 +57,21 @@ class Shard:
 
 
 @dataclass(slots=True)
-class ShardProbe:
-    """Coordinator to home: are you still working on it? A finished shard is sent again."""
+class SliceProbe:
+    """Coordinator to home: are you still working on it? A finished slice is sent again."""
 
     ARRAYS: ClassVar = ()
     batch: int
-    shard: int
+    slice: int
 
 
 @dataclass(slots=True)
-class ShardStatus:
-    """Home to coordinator: whether it knows the shard."""
+class SliceStatus:
+    """Home to coordinator: whether it knows the slice."""
 
     ARRAYS: ClassVar = ()
     batch: int
-    shard: int
+    slice: int
     home: int
     known: bool
 
@@ -83,7 +83,7 @@ class RouteRequest:
     ARRAYS: ClassVar = ("rows",)
     home: int
     batch: int
-    shard: int
+    slice: int
     micro: int
     layer: int
     rows: np.ndarray  # [t, D], after the layer's norm
@@ -95,7 +95,7 @@ class RouteReply:
 
     ARRAYS: ClassVar = ("experts", "weights")
     batch: int
-    shard: int
+    slice: int
     micro: int
     layer: int
     experts: np.ndarray  # [t, K] int32
@@ -112,11 +112,11 @@ class Dispatch:
     via: int  # the relay that the reply goes to, or -1 for the home itself
     start: int  # of the first pair in the home's parcel
     batch: int
-    shard: int
+    slice: int
     micro: int
     layer: int
     epoch: int
-    shards: int  # homes of this batch: how many requests an expert may expect
+    slices: int  # homes of this batch: how many requests an expert may expect
     path: int  # lossy codecs passed so far
     rows: np.ndarray  # [r, D]
     row_of_pair: np.ndarray | None  # [n] int32; None: pair i uses row i
@@ -165,7 +165,7 @@ class Result:
 
     ARRAYS: ClassVar = ("rows", "expert_tokens", "dispatch_paths", "combine_paths")
     batch: int
-    shard: int
+    slice: int
     start: int
     home: int
     epoch: int
@@ -182,7 +182,7 @@ class Failure:
 
     ARRAYS: ClassVar = ()
     batch: int
-    shard: int
+    slice: int
     layer: int
     expert: int
     home: int
@@ -190,11 +190,11 @@ class Failure:
 
 @dataclass(slots=True)
 class Ack:
-    """Client to coordinator: the shard arrived; with shard -1, forget the whole batch."""
+    """Client to coordinator: the slice arrived; with slice -1, forget the whole batch."""
 
     ARRAYS: ClassVar = ()
     batch: int
-    shard: int
+    slice: int
 
 
 @dataclass(slots=True)
@@ -254,11 +254,11 @@ class Totals:
 
     ARRAYS: ClassVar = ("modules", "counts")
     live: int  # modules
-    reissued: int  # shards
+    reissued: int  # slices
     open_batches: int
     modules: np.ndarray  # [m] int32, those that have told of themselves
     counts: np.ndarray  # [m, len(TOTALS)] float64, see `record`
-    waiting: Rows = field(default_factory=list)  # (batch, shard, home or -1) of some overdue
+    waiting: Rows = field(default_factory=list)  # (batch, slice, home or -1) of some overdue
 
 
 @dataclass(slots=True)
@@ -282,9 +282,9 @@ class Inject:
 Message = (
     Submit
     | Accepted
-    | Shard
-    | ShardProbe
-    | ShardStatus
+    | Slice
+    | SliceProbe
+    | SliceStatus
     | RouteRequest
     | RouteReply
     | Dispatch

@@ -30,8 +30,8 @@ from rayemu.protocol.messages import (
     Reply,
     RouteReply,
     Send,
-    Shard,
-    ShardProbe,
+    Slice,
+    SliceProbe,
     Status,
 )
 from rayemu.protocol.relay import Relay
@@ -44,7 +44,7 @@ class Combined:
     """A finished combine, for whoever records it."""
 
     batch: int
-    shard: int
+    slice: int
     micro: int
     layer: int
     rows: int
@@ -135,7 +135,7 @@ class ModuleMachine:
     def combined(self) -> list[Combined]:
         """Return and forget the combines done since the last call."""
         done, self.home.combined = self.home.combined, []
-        return [Combined(u.shard.batch, u.shard.shard, u.micro, layer, u.high - u.low) for u, layer in done]
+        return [Combined(u.slice.batch, u.slice.slice, u.micro, layer, u.high - u.low) for u, layer in done]
 
     def _handle(self, message: Message, now: float) -> None:
         home = self.home
@@ -149,8 +149,8 @@ class ModuleMachine:
                 home.on_reply(message, now)
             else:
                 home.out += self.relay.gather(message)
-        elif isinstance(message, Shard):
-            home.on_shard(message, now)
+        elif isinstance(message, Slice):
+            home.on_slice(message, now)
         elif isinstance(message, RouteReply):
             home.on_route_reply(message, now)
         elif isinstance(message, Epoch):
@@ -161,8 +161,8 @@ class ModuleMachine:
             home.on_status(message, now)
         elif isinstance(message, Failure):
             home.on_failure(message, now)
-        elif isinstance(message, ShardProbe):
-            home.on_shard_probe(message)
+        elif isinstance(message, SliceProbe):
+            home.on_slice_probe(message)
 
     def _on_epoch(self, message: Epoch, now: float) -> None:
         self.home.forget_below(message.complete_below, now)

@@ -33,7 +33,7 @@ _FIELDS = [
     ("layer", "i2"),
     ("micro", "i2"),
     ("batch", "i4"),
-    ("shard", "i4"),
+    ("slice", "i4"),
     ("epoch", "i4"),  # of the plan that a dispatch belongs to; -1 elsewhere
     ("expert", "i4"),  # -1 where there are several, or none
     ("rows", "i4"),
@@ -85,7 +85,7 @@ class Recorder:
         layer: int,
         micro: int,
         batch: int,
-        shard: int = -1,
+        slice: int = -1,
         epoch: int = -1,
         expert: int = -1,
         level: int = 0,
@@ -97,7 +97,7 @@ class Recorder:
         """Write one row; see RECORD for the fields."""
         if self._size == len(self._rows):
             return
-        where = (kind, level, codec, src, dst, layer, micro, batch, shard, epoch, expert)
+        where = (kind, level, codec, src, dst, layer, micro, batch, slice, epoch, expert)
         self._rows[self._size] = (*where, rows, flops, raw_bytes, sent_bytes, start_s, end_s)
         self._size += 1
         if self._size == len(self._rows):
@@ -155,7 +155,7 @@ class ModuleRecord:
                 layer=unit.layer,
                 micro=unit.micro,
                 batch=unit.batch,
-                shard=unit.shard,
+                slice=unit.slice,
                 flops=2.0 * unit.rows * self._spec.top_k * d_model,
                 raw_bytes=unit.rows * d_model * 4,
             )
@@ -173,11 +173,11 @@ class ModuleRecord:
         level = self._machine.level(to)
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self._me else FORWARD
-            shard, epoch = message.shard, message.epoch
+            slice, epoch = message.slice, message.epoch
             expert = message.lots[0][1] if len(message.lots) == 1 else -1
         else:
             kind = REPLY if message.sender == self._me else FORWARD
-            shard, epoch, expert = -1, -1, -1
+            slice, epoch, expert = -1, -1, -1
         self.totals["raw_bytes"] += message.rows.nbytes
         self.totals["sent_bytes"] += size
         self.totals[f"sent_{LEVELS[level]}"] += size
@@ -186,7 +186,7 @@ class ModuleRecord:
             message,
             to,
             start_s,
-            shard=shard,
+            slice=slice,
             epoch=epoch,
             expert=expert,
             level=level,
@@ -197,7 +197,7 @@ class ModuleRecord:
     def computed(self, job: Job, start_s: float, end_s: float) -> None:
         """Note a GEMM: a row for each batch in it, with the share of the time that its rows have.
 
-        Shard and micro-batch are those of the batch's first request.
+        Slice and micro-batch are those of the batch's first request.
         """
         self.totals["rows"] += job.rows
         self.totals["busy_s"] += end_s - start_s
@@ -219,7 +219,7 @@ class ModuleRecord:
                 layer=job.layer,
                 micro=work.dispatch.micro if work is not None else 0,
                 batch=batch,
-                shard=work.dispatch.shard if work is not None else -1,
+                slice=work.dispatch.slice if work is not None else -1,
                 expert=-1 if job.expert == SHARED else job.expert,
                 flops=job.flops * rows / job.rows,
                 raw_bytes=rows * self._spec.d_model * 4,

@@ -97,7 +97,7 @@ class ExpertServer:
         for expert, index, span in lots_of(dispatch):
             given = dispatch.rows if index is not None else dispatch.rows[span]
             part = Part(work, given, index, None if rows is None else rows[span])
-            self._queue((dispatch.layer, expert), part, dispatch.shards, now)
+            self._queue((dispatch.layer, expert), part, dispatch.slices, now)
 
     def accept_shared(self, layer: int, rows: np.ndarray, tag: object, now: float) -> None:
         """Queue the home's own rows [t, D] for the layer's shared expert or dense FFN."""

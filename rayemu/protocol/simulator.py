@@ -164,7 +164,7 @@ class Simulator:
 
     @property
     def duplicate_results(self) -> int:
-        """Shard results that came again and were not taken."""
+        """Slice results that came again and were not taken."""
         return self.client.duplicate_results
 
     @property

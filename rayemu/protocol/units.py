@@ -1,4 +1,4 @@
-"""What a home keeps of its shards while they are under way."""
+"""What a home keeps of its slices while they are under way."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rayemu.alltoall import cut_micro_batches
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.memory import NewRows
-from rayemu.protocol.messages import Result, Shard
+from rayemu.protocol.messages import Result, Slice
 
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """One micro-batch of a shard on its way through the layers."""
+    """One micro-batch of a slice on its way through the layers."""
 
-    shard: HeldShard
+    slice: HeldSlice
     micro: int
-    low: int  # rows [low, high) of the shard
+    low: int  # rows [low, high) of the slice
     high: int
     h: np.ndarray  # [t, D] residual stream
     layer: int = 0
@@ -36,13 +36,13 @@ class Unit:
 
 
 @dataclass(slots=True, eq=False)
-class HeldShard:
-    """A shard whose home this module is, and what its result will hold."""
+class HeldSlice:
+    """A slice whose home this module is, and what its result will hold."""
 
     batch: int
-    shard: int
+    slice: int
     start: int
-    shards: int
+    slices: int
     y: np.ndarray  # [t, D]
     expert_tokens: np.ndarray  # [L, E] int32
     # [L, t, K] uint8, from the first pair on of which there is anything to note
@@ -72,17 +72,17 @@ class Parked:
     deadline: float
 
 
-def hold(m: Shard, model: Model, config: ProtocolConfig, new_rows: NewRows) -> HeldShard:
-    """Make what a home keeps of a shard that it was given, its units not begun."""
-    shard = HeldShard(
+def hold(m: Slice, model: Model, config: ProtocolConfig, new_rows: NewRows) -> HeldSlice:
+    """Make what a home keeps of a slice that it was given, its units not begun."""
+    held = HeldSlice(
         m.batch,
-        m.shard,
+        m.slice,
         m.start,
-        m.shards,
+        m.slices,
         new_rows(*m.rows.shape),
         np.zeros((len(model.layers), model.spec.experts), np.int32),
     )
     cuts = cut_micro_batches(len(m.rows), config.micro_batches)
-    shard.units = [Unit(shard, n, low, high, m.rows[low:high]) for n, (low, high) in enumerate(cuts)]
-    shard.units_left = len(shard.units)
-    return shard
+    held.units = [Unit(held, n, low, high, m.rows[low:high]) for n, (low, high) in enumerate(cuts)]
+    held.units_left = len(held.units)
+    return held

@@ -77,7 +77,7 @@ def _names(source: int, module_to_node: Sequence[int]) -> list[dict[str, Any]]:
 def _span(row: np.void, start_s: float, took_s: float, codecs: Sequence[str]) -> dict[str, Any]:
     kind, level = int(row["kind"]), int(row["level"])
     args: dict[str, Any] = {
-        key: int(row[key]) for key in ("batch", "shard", "micro", "layer", "rows") if row[key] >= 0
+        key: int(row[key]) for key in ("batch", "slice", "micro", "layer", "rows") if row[key] >= 0
     }
     name = KINDS[kind]
     if kind == GEMM:

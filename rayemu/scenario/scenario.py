@@ -180,8 +180,8 @@ class Scenario(Section):
         slots = np.bincount(self.placed(spec).slot_to_module, minlength=modules)  # [M]
         routed = slots * spec.moe_layers * spec.expert_bytes()  # [M]
         common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
-        shard = -(-self.run.batch_tokens // modules)
-        return routed + common + self.run.in_flight * spec.activation_bytes(shard)
+        rows = -(-self.run.batch_tokens // modules)
+        return routed + common + self.run.in_flight * spec.activation_bytes(rows)
 
 
 def _read(file: Path | int) -> str:

@@ -278,7 +278,7 @@ class Exchange(Section):
     micro_batches: Few = 1
     chunk: Bytes = 4 << 20
     window: Bytes = 32 << 20
-    min_shard_rows: Positive = 64
+    min_slice_rows: Positive = 64
     linger: Seconds = 0.1
     codec: Codecs = Codecs()
 

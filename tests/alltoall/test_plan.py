@@ -16,7 +16,7 @@ from rayemu.alltoall import (
     SUSPECTED,
     View,
     cut_micro_batches,
-    cut_shards,
+    cut_slices,
     plan_parcels,
 )
 from rayemu.placement import PLACEMENTS, Placement
@@ -272,13 +272,13 @@ def test_only_the_same_incarnation_of_a_live_module_is_waited_for() -> None:
     [(1, 8, 64), (64, 8, 64), (127, 8, 64), (128, 8, 64), (512, 8, 64), (513, 3, 100), (7, 4, 1), (9, 4, 0)],
 )
 def test_cuts_cover_the_rows(tokens: int, modules: int, least: int) -> None:
-    for cuts in (cut_shards(tokens, modules, least), cut_micro_batches(tokens, modules)):
+    for cuts in (cut_slices(tokens, modules, least), cut_micro_batches(tokens, modules)):
         assert cuts[0][0] == 0 and cuts[-1][1] == tokens
         assert all(type(edge) is int for cut in cuts for edge in cut)
         assert all(a[1] == b[0] for a, b in itertools.pairwise(cuts))
         sizes = [high - low for low, high in cuts]
         assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1 and len(cuts) <= modules
-    shards = cut_shards(tokens, modules, least)
-    assert len(shards) == 1 or min(high - low for low, high in shards) >= least
-    more = len(shards) + 1  # are as many as may be
+    slices = cut_slices(tokens, modules, least)
+    assert len(slices) == 1 or min(high - low for low, high in slices) >= least
+    more = len(slices) + 1  # are as many as may be
     assert more > min(modules, tokens) or tokens // more < least

@@ -52,8 +52,8 @@ TOLD = Signal(10.006, "suspected", 3, "disconnect", epoch=9)
 
 def record_of(rows: list[tuple[int, int, int, int, int, float]]) -> np.ndarray:
     record = np.zeros(len(rows), RECORD)
-    for row, (kind, src, number, shard, epoch, end) in zip(record, rows, strict=True):
-        row["kind"], row["src"], row["batch"], row["shard"] = kind, src, number, shard
+    for row, (kind, src, number, slice, epoch, end) in zip(record, rows, strict=True):
+        row["kind"], row["src"], row["batch"], row["slice"] = kind, src, number, slice
         row["epoch"], row["end_wall_s"] = epoch, end
     return record
 
@@ -100,7 +100,7 @@ def test_a_unit_is_redone_when_another_module_combines_it() -> None:
             (DISPATCH, 3, 1, 2, 8, 999.0),
             (COMBINE, 3, 1, 2, -1, 999.5),  # finished before the strike
             (DISPATCH, 3, 2, 1, 8, 999.9),  # begun
-            (COMBINE, 4, 2, 0, -1, 1000.01),  # another shard of that batch
+            (COMBINE, 4, 2, 0, -1, 1000.01),  # another slice of that batch
             (COMBINE, 4, 2, 1, -1, 1000.05),
             (COMBINE, 5, 2, 1, -1, 1000.04),
             (COMBINE, 3, 2, 1, -1, 1000.02),  # the module itself, when it was back

@@ -48,8 +48,8 @@ def test_the_plain_baseline_computes_the_block(homes: int) -> None:
     replies = [modules[m].compute(*[part[m] for part in parts]) for m in range(4)]
     if homes == 1:
         replies = [(reply,) for reply in replies]
-    shards = [modules[h].combine(0, *[reply[h] for reply in replies]) for h in range(homes)]
-    assert np.array_equal(np.concatenate(shards), workload.outputs[0])
+    slices = [modules[h].combine(0, *[reply[h] for reply in replies]) for h in range(homes)]
+    assert np.array_equal(np.concatenate(slices), workload.outputs[0])
     assert not any(module.open for module in modules)
 
 

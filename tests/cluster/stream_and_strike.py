@@ -24,7 +24,7 @@ def main(address: str, settings: str, who: str) -> None:
             "cluster": {"nodes": 2, "modules_per_node": 2, "address": address, **json.loads(settings)},
             "placement": {"copies": 2},
             "replicas": {"kind": "hash"},
-            "exchange": {"min_shard_rows": 16, "codec": {"module": "raw", "node": "int8"}},
+            "exchange": {"min_slice_rows": 16, "codec": {"module": "raw", "node": "int8"}},
             "run": {"seed": 5},
         }
     )

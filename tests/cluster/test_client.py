@@ -131,8 +131,8 @@ def quick() -> Iterator[Coordinator]:
     made.client.close()
 
 
-def done(batch: int, rows: np.ndarray, shard: int = 0, start: int = 0) -> Result:
-    return Result(batch, shard, start, 0, 1, rows, np.zeros((1, 2), np.int32))
+def done(batch: int, rows: np.ndarray, slice: int = 0, start: int = 0) -> Result:
+    return Result(batch, slice, start, 0, 1, rows, np.zeros((1, 2), np.int32))
 
 
 def totals(rows: int = 0, waiting: list[list[int]] | None = None) -> Totals:
@@ -172,10 +172,10 @@ def test_what_the_coordinator_does_not_accept_is_sent_again_and_then_given_up(qu
     assert quick.client.machine.duplicate_results == 0
 
 
-def test_a_batch_that_stalls_says_which_shard_waits_for_whom(quick: Coordinator) -> None:
+def test_a_batch_that_stalls_says_which_slice_waits_for_whom(quick: Coordinator) -> None:
     number = quick.client.submit(ROWS)
     quick.say(Accepted(number), done(number, ROWS[:3]), totals(waiting=[[number, 1, 7], [number, 0, 3]]))
-    text = r"3 of its 6 rows have not come back; it waits with shard 1 for module 7$"
+    text = r"3 of its 6 rows have not come back; it waits with slice 1 for module 7$"
     with pytest.raises(StalledError, match=text):
         quick.client.result(number)
 

@@ -40,7 +40,7 @@ BASE: dict[str, Any] = {
     "model": {"d_model": 64, "d_ff": 128, "experts": 8, "top_k": 2, "layers": 2},
     "cluster": {"nodes": 2, "modules_per_node": 2},
     "placement": {"copies": 2},
-    "exchange": {"min_shard_rows": 16},
+    "exchange": {"min_slice_rows": 16},
     "run": {"seed": 5},
 }
 

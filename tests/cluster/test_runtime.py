@@ -20,7 +20,7 @@ from rayemu.cluster.runtime import ModuleRuntime
 from rayemu.cluster.setup import Setup
 from rayemu.model.agreement import own_arithmetic
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Epoch, Shard, text_of
+from rayemu.protocol.messages import Epoch, Slice, text_of
 
 
 def module(directory: Path) -> ModuleRuntime:
@@ -65,10 +65,10 @@ def test_what_fails_in_any_thread_ends_the_module_with_its_reason(
         monkeypatch.setattr(failing.machine, "receive", fail)
         expected = "^no room"
     choices = np.tile(np.array([0, 1], np.int32), (8, 1)), np.full((8, 2), 0.5, np.float32)
-    shard = Shard(0, 0, 0, 1, 0, np.ones((8, 64), np.float32), *choices)
+    slice = Slice(0, 0, 0, 1, 0, np.ones((8, 64), np.float32), *choices)
     assert isinstance(failing.link, QueueLink)
     if where != "heartbeat":
-        failing.link.post(failing.wire.encode_pieces(shard))
+        failing.link.post(failing.wire.encode_pieces(slice))
     ended: list[BaseException] = []
 
     def serve() -> None:

@@ -36,11 +36,11 @@ def client(batches: int = 1) -> ClientMachine:
     return machine
 
 
-def result(batch: int, shard: int, low: int, high: int, **more: np.ndarray) -> Result:
-    return Result(batch, shard, low, 0, 1, (X + 10 * batch)[low:high], COUNTS, **more)
+def result(batch: int, slice: int, low: int, high: int, **more: np.ndarray) -> Result:
+    return Result(batch, slice, low, 0, 1, (X + 10 * batch)[low:high], COUNTS, **more)
 
 
-def test_shards_are_put_together_and_acknowledged_each_time() -> None:
+def test_slices_are_put_together_and_acknowledged_each_time() -> None:
     machine = client()
     assert machine.receive(result(0, 1, 4, 6), 2.0) == [Send(COORDINATOR, Ack(0, 1))]
     assert machine.take(0) is None

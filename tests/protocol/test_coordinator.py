@@ -25,9 +25,9 @@ from rayemu.protocol.messages import (
     RouteReply,
     RouteRequest,
     Send,
-    Shard,
-    ShardProbe,
-    ShardStatus,
+    Slice,
+    SliceProbe,
+    SliceStatus,
     Submit,
     Suspect,
     endpoints_of,
@@ -36,7 +36,7 @@ from rayemu.scenario import Scenario
 
 SCENARIO = Scenario.from_dict({"model": {"d_model": 16, "d_ff": 16, "experts": 4, "top_k": 2, "layers": 2}})
 MODEL = Model(SCENARIO.spec)
-CONFIG = replace(ProtocolConfig.from_scenario(SCENARIO), min_shard_rows=5)
+CONFIG = replace(ProtocolConfig.from_scenario(SCENARIO), min_slice_rows=5)
 PLACED = PLACEMENTS["linear"]().place(np.ones(4, int), 4, np.random.default_rng(0))  # expert e on module e
 NODES = np.array([0, 0, 1, 1], np.int32)
 X = np.random.default_rng(1).standard_normal((20, 16), dtype=np.float32)
@@ -128,53 +128,53 @@ def test_bad_news_is_told_at_once_and_good_news_once_for_all() -> None:
 def test_a_batch_is_accepted_once_cut_and_routed() -> None:
     m = joined()
     sends = m.receive(Submit(0, 0, X), 0.0)
-    shards = [s.message for s in of(Shard, sends)]
-    assert sorted(s.to for s in of(Shard, sends)) == [0, 1, 2, 3]
+    slices = [s.message for s in of(Slice, sends)]
+    assert sorted(s.to for s in of(Slice, sends)) == [0, 1, 2, 3]
     assert [type(s.message) for s in sends if s.to == CLIENT] == [Accepted]
     expected = route(MODEL.layers[0], prepare(MODEL.layers[0], X))
     for name, wanted in (("rows", X), ("experts", expected.experts), ("weights", expected.weights)):
-        assert np.array_equal(np.concatenate([getattr(s, name) for s in shards]), wanted)
+        assert np.array_equal(np.concatenate([getattr(s, name) for s in slices]), wanted)
     assert [type(s.message) for s in m.receive(Submit(0, 0, X), 0.0)] == [Accepted]
     dense = joined()
     dense.model = Model(replace(SCENARIO.spec, dense_layers=1, dense_d_ff=16))
     for other in (joined(route_at_coordinator=False), dense):
         unrouted = other.receive(Submit(0, 0, X), 0.0)
-        assert all(s.message.experts is None for s in of(Shard, unrouted))  # type: ignore[union-attr]
+        assert all(s.message.experts is None for s in of(Slice, unrouted))  # type: ignore[union-attr]
 
 
-def test_the_shards_of_a_dead_home_go_to_others_with_the_news_and_finished_ones_do_not() -> None:
+def test_the_slices_of_a_dead_home_go_to_others_with_the_news_and_finished_ones_do_not() -> None:
     m = joined()
-    homes = {s.to: s.message.shard for s in of(Shard, m.receive(Submit(0, 0, X), 0.0))}  # type: ignore[union-attr]
+    homes = {s.to: s.message.slice for s in of(Slice, m.receive(Submit(0, 0, X), 0.0))}  # type: ignore[union-attr]
     m.receive(Ack(0, homes[0]), 0.0)
     for lost in (0, 1):
         sends = m.down(lost, 0, "process", 0.01)
-        moved = of(Shard, sends)
-        assert [s.message.shard for s in moved] == ([] if lost == 0 else [homes[1]])  # type: ignore[union-attr]
+        moved = of(Slice, sends)
+        assert [s.message.slice for s in moved] == ([] if lost == 0 else [homes[1]])  # type: ignore[union-attr]
         assert all(s.to in (2, 3) for s in moved)
-    for shard in homes.values():
-        m.receive(Ack(0, shard), 0.02)
+    for slice in homes.values():
+        m.receive(Ack(0, slice), 0.02)
     assert m.epoch().complete_below == 1 and m.report().open_batches == 0
     m.down(2, 0, "process", 0.02)
     assert m.report().reissued == 1 and m.report().live == 1
 
 
-def test_shards_wait_for_the_first_module_that_can_take_them() -> None:
+def test_slices_wait_for_the_first_module_that_can_take_them() -> None:
     m = joined()
     for module in range(4):
         m.down(module, 0, "process", 0.0)
     assert [type(s.message) for s in m.receive(Submit(0, 0, X), 0.1)] == [Accepted]
     m.receive(Join(2, 1, "new"), 0.2)
-    assert {s.to for s in of(Shard, m.tick(0.2))} == {2}
+    assert {s.to for s in of(Slice, m.tick(0.2))} == {2}
 
 
-def test_overdue_shards_are_probed_and_resent_to_who_does_not_know_them() -> None:
+def test_overdue_slices_are_probed_and_resent_to_who_does_not_know_them() -> None:
     m = joined(suspect_after=1e9)
-    homes = {s.to: s.message.shard for s in of(Shard, m.receive(Submit(0, 0, X), 0.0))}  # type: ignore[union-attr]
-    probes = of(ShardProbe, m.tick(10.0))
-    assert {s.to: s.message.shard for s in probes} == homes  # type: ignore[union-attr]
-    assert m.receive(ShardStatus(0, homes[2], 2, True), 10.0) == []
-    (again,) = m.receive(ShardStatus(0, homes[2], 2, False), 10.0)
-    assert again.to == 2 and isinstance(again.message, Shard) and again.message.experts is not None
+    homes = {s.to: s.message.slice for s in of(Slice, m.receive(Submit(0, 0, X), 0.0))}  # type: ignore[union-attr]
+    probes = of(SliceProbe, m.tick(10.0))
+    assert {s.to: s.message.slice for s in probes} == homes  # type: ignore[union-attr]
+    assert m.receive(SliceStatus(0, homes[2], 2, True), 10.0) == []
+    (again,) = m.receive(SliceStatus(0, homes[2], 2, False), 10.0)
+    assert again.to == 2 and isinstance(again.message, Slice) and again.message.experts is not None
 
 
 def test_an_expert_is_lost_only_if_the_coordinator_knows_no_copy_either() -> None:
@@ -194,7 +194,7 @@ def test_rows_are_routed_for_the_living() -> None:
     expected = route(MODEL.layers[1], X)
     reply = answer.message
     assert answer.to == 2 and isinstance(reply, RouteReply)
-    assert (reply.batch, reply.shard, reply.micro, reply.layer) == (5, 6, 7, 1)
+    assert (reply.batch, reply.slice, reply.micro, reply.layer) == (5, 6, 7, 1)
     assert np.array_equal(reply.experts, expected.experts) and np.array_equal(reply.weights, expected.weights)
     m.down(2, 0, "process", 0.0)
     assert m.receive(request, 0.0) == []

@@ -1,4 +1,4 @@
-"""The home by hand: the rows of a shard on their way through one or two layers, reply by reply.
+"""The home by hand: the rows of a slice on their way through one or two layers, reply by reply.
 
 Four modules on two nodes, expert e on module e alone or with a copy two modules further on. The tests play
 all other modules: what the home sends is answered with what the experts give.
@@ -32,9 +32,9 @@ from rayemu.protocol.messages import (
     RouteReply,
     RouteRequest,
     Send,
-    Shard,
-    ShardProbe,
-    ShardStatus,
+    Slice,
+    SliceProbe,
+    SliceStatus,
     Status,
     Suspect,
 )
@@ -67,7 +67,7 @@ class Table:
     def begin(
         self, x: np.ndarray = X, batch: int = 0, complete_below: int = 0, now: float = 0.0
     ) -> list[Send]:
-        self.home.on_shard(Shard(batch, 0, 0, 1, complete_below, x), now)
+        self.home.on_slice(Slice(batch, 0, 0, 1, complete_below, x), now)
         return self.sent()
 
     def sent(self) -> list[Send]:
@@ -150,27 +150,27 @@ def test_rows_travel_once_per_frame_however_many_experts_want_them() -> None:
     assert far.rows.shape == X.shape and far.row_of_pair is not None and len(far.row_of_pair) == 24
 
 
-def test_a_known_shard_is_not_started_again_nor_one_of_a_completed_batch() -> None:
+def test_a_known_slice_is_not_started_again_nor_one_of_a_completed_batch() -> None:
     table = Table()
     assert dispatches(table.begin(batch=5))
     assert table.begin(batch=5) == []
-    assert dispatches(table.begin(batch=9, complete_below=6)) and (5, 0) not in table.home.shards
+    assert dispatches(table.begin(batch=9, complete_below=6)) and (5, 0) not in table.home.slices
     assert table.begin(batch=5) == [], "its batch is complete"
     assert table.begin(batch=8, complete_below=6) != []
 
 
-def test_a_finished_shard_is_sent_again_when_asked_for() -> None:
+def test_a_finished_slice_is_sent_again_when_asked_for() -> None:
     table = Table()
-    table.home.on_shard_probe(ShardProbe(0, 0))
-    assert table.sent() == [Send(COORDINATOR, ShardStatus(0, 0, ME, False))]
+    table.home.on_slice_probe(SliceProbe(0, 0))
+    assert table.sent() == [Send(COORDINATOR, SliceStatus(0, 0, ME, False))]
     sends = table.begin()
-    table.home.on_shard_probe(ShardProbe(0, 0))
-    assert table.sent() == [Send(COORDINATOR, ShardStatus(0, 0, ME, True))]
+    table.home.on_slice_probe(SliceProbe(0, 0))
+    assert table.sent() == [Send(COORDINATOR, SliceStatus(0, 0, ME, True))]
     result = result_of(table.answer_all(sends))
-    table.home.on_shard_probe(ShardProbe(0, 0))
+    table.home.on_slice_probe(SliceProbe(0, 0))
     assert [(s.to, s.message) for s in table.sent()] == [
         (CLIENT, result),
-        (COORDINATOR, ShardStatus(0, 0, ME, True)),
+        (COORDINATOR, SliceStatus(0, 0, ME, True)),
     ]
 
 

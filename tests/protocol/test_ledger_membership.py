@@ -8,7 +8,7 @@ from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
 from rayemu.placement import PLACEMENTS
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import Membership
-from rayemu.protocol.messages import Shard, ShardProbe
+from rayemu.protocol.messages import Slice, SliceProbe
 
 PLACED = PLACEMENTS["linear"]().place(np.full(4, 2), 4, np.random.default_rng(0))
 NODES = np.array([0, 0, 1, 1], np.int32)
@@ -21,42 +21,42 @@ def view(states: list[int], incarnations: tuple[int, ...] = (0, 0, 0, 0)) -> Vie
 ALL = view([ALIVE] * 4)
 
 
-def test_shards_cover_the_batch_on_distinct_homes() -> None:
-    ledger = Ledger(min_shard_rows=10, retry_after=0.25)
+def test_slices_cover_the_batch_on_distinct_homes() -> None:
+    ledger = Ledger(min_slice_rows=10, retry_after=0.25)
     x = np.arange(80, dtype=np.float32).reshape(40, 2)
     sends = ledger.submit(0, x, ALL, now=0.0)
-    shards = [s.message for s in sends if isinstance(s.message, Shard)]
-    assert [s.shards for s in shards] == [4] * 4
+    slices = [s.message for s in sends if isinstance(s.message, Slice)]
+    assert [s.slices for s in slices] == [4] * 4
     assert sorted(s.to for s in sends) == [0, 1, 2, 3]
-    assert np.array_equal(np.concatenate([s.rows for s in shards]), x)
+    assert np.array_equal(np.concatenate([s.rows for s in slices]), x)
     assert ledger.submit(0, x, ALL, now=0.0) == [], "a repeated submit starts nothing"
 
 
 def test_small_batches_rotate_their_single_home() -> None:
-    ledger = Ledger(min_shard_rows=64, retry_after=0.25)
+    ledger = Ledger(min_slice_rows=64, retry_after=0.25)
     homes = [ledger.submit(n, np.zeros((5, 2), np.float32), ALL, 0.0)[0].to for n in range(8)]
     assert homes == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
-def test_dead_homes_lose_their_shards_once() -> None:
+def test_dead_homes_lose_their_slices_once() -> None:
     ledger = Ledger(10, 0.25)
     ledger.submit(0, np.zeros((40, 2), np.float32), ALL, 0.0)
     ledger.acknowledge(0, 1)
     later = ledger.on_view(view([ALIVE, DEAD, DEAD, ALIVE]), 1.0)
-    moved = [(s.to, s.message.shard) for s in later if isinstance(s.message, Shard)]
-    assert [shard for _, shard in moved] == [2] and moved[0][0] in (0, 3)
+    moved = [(s.to, s.message.slice) for s in later if isinstance(s.message, Slice)]
+    assert [slice for _, slice in moved] == [2] and moved[0][0] in (0, 3)
     assert ledger.on_view(view([ALIVE, DEAD, DEAD, ALIVE]), 1.0) == []
     assert ledger.reissued == 1
 
 
-def test_shards_wait_for_someone_to_live() -> None:
+def test_slices_wait_for_someone_to_live() -> None:
     ledger = Ledger(10, 0.25)
     assert ledger.submit(0, np.zeros((40, 2), np.float32), view([DEAD] * 4), 0.0) == []
     sends = ledger.on_view(view([DEAD, ALIVE, DEAD, DEAD]), 1.0)
     assert {s.to for s in sends} == {1}
 
 
-def test_nobody_is_woken_for_shards_that_have_no_home() -> None:
+def test_nobody_is_woken_for_slices_that_have_no_home() -> None:
     ledger = Ledger(10, 0.25)
     ledger.submit(0, np.zeros((40, 2), np.float32), ALL, 0.0)
     none = view([DEAD] * 4)
@@ -107,15 +107,15 @@ def test_what_the_client_is_done_with_is_complete_whatever_came_here() -> None:
     assert ledger.submit(1, x, ALL, 1.0) == [], "a frame that was late starts nothing"
 
 
-def test_overdue_shards_are_probed_and_resent_if_unknown() -> None:
+def test_overdue_slices_are_probed_and_resent_if_unknown() -> None:
     ledger = Ledger(64, 0.25)
     home = ledger.submit(0, np.zeros((5, 2), np.float32), ALL, 0.0)[0].to
     assert ledger.tick(ALL, 0.5) == []
     (probe,) = ledger.tick(ALL, 1.1)
-    assert probe.to == home and isinstance(probe.message, ShardProbe)
+    assert probe.to == home and isinstance(probe.message, SliceProbe)
     assert ledger.on_status(0, 0, home, True, ALL, 1.2) == []
     (again,) = ledger.on_status(0, 0, home, False, ALL, 1.3)
-    assert isinstance(again.message, Shard)
+    assert isinstance(again.message, Slice)
 
 
 def membership(**changes: float | bool) -> Membership:

@@ -56,7 +56,7 @@ def emulator() -> Emulator:
                 "model": {"d_model": 16, "d_ff": 32, "experts": 4, "top_k": 2, "layers": 2},
                 "cluster": {"nodes": 2, "modules_per_node": 2, "transport": "memory"},
                 "placement": {"copies": 2},
-                "exchange": {"min_shard_rows": 4},
+                "exchange": {"min_slice_rows": 4},
             }
         )
     )

@@ -82,7 +82,7 @@ def test_a_gemm_of_several_batches_has_a_row_for_each() -> None:
     recorder, rows = Recorder(), np.zeros((8, 4), np.float32)
 
     def part(batch: int, count: int) -> Any:
-        dispatch = SimpleNamespace(batch=batch, shard=10 + batch, micro=batch)
+        dispatch = SimpleNamespace(batch=batch, slice=10 + batch, micro=batch)
         return Part(SimpleNamespace(dispatch=dispatch), rows, np.arange(count), None)  # type: ignore[arg-type]
 
     machine: Any = SimpleNamespace(me=2, model=SimpleNamespace(spec=SimpleNamespace(d_model=4)))
@@ -91,7 +91,7 @@ def test_a_gemm_of_several_batches_has_a_row_for_each() -> None:
     record.computed(Job(1, SHARED, [Part(None, rows, None, None)], 8, 80.0), 20.0, 21.0)
     noted = recorder.rows()
     assert noted["batch"].tolist() == [0, 5, 6, -1]
-    assert noted["shard"].tolist() == [10, 15, 16, -1]
+    assert noted["slice"].tolist() == [10, 15, 16, -1]
     assert noted["rows"].tolist() == [3, 3, 2, 8]
     assert noted["flops"].tolist() == [30, 30, 20, 80]
     assert noted["start_wall_s"].tolist() == [10, 13, 16, 20]

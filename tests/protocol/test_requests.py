@@ -12,7 +12,7 @@ from rayemu.placement import PLACEMENTS
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Send
 from rayemu.protocol.requests import MOST_PATIENT, ReplyTime, Request, Requests
-from rayemu.protocol.units import HeldShard, Unit
+from rayemu.protocol.units import HeldSlice, Unit
 from rayemu.scenario import Scenario
 
 MODEL = {"d_model": 4, "d_ff": 4, "experts": 4, "top_k": 1}
@@ -30,8 +30,8 @@ def view(
 
 
 def unit(pairs: int = 20) -> Unit:
-    shard = HeldShard(0, 0, 0, 1, np.zeros((pairs, 4), np.float32), np.zeros((1, 4), np.int32))
-    return Unit(shard, 0, 0, pairs, np.zeros((pairs, 4), np.float32), have=np.zeros(pairs, bool), left=pairs)
+    slice = HeldSlice(0, 0, 0, 1, np.zeros((pairs, 4), np.float32), np.zeros((1, 4), np.int32))
+    return Unit(slice, 0, 0, pairs, np.zeros((pairs, 4), np.float32), have=np.zeros(pairs, bool), left=pairs)
 
 
 class Table:

@@ -23,17 +23,17 @@ def server(modules_per_core: float = 1.0) -> ExpertServer:
     return ExpertServer(0, replace(CONFIG, modules_per_core=modules_per_core), MODEL)
 
 
-def dispatch(request: int, rows: int, shards: int = 1, expert: int = 0) -> Dispatch:
+def dispatch(request: int, rows: int, slices: int = 1, expert: int = 0) -> Dispatch:
     x = np.random.default_rng(request).standard_normal((rows, 32), dtype=np.float32)
     lots = [[0, expert, rows]]
-    return Dispatch(1, request, -1, 0, 0, 0, 0, 0, 0, shards, 0, x, None, lots)
+    return Dispatch(1, request, -1, 0, 0, 0, 0, 0, 0, slices, 0, x, None, lots)
 
 
 def test_a_group_waits_for_all_requests_of_its_batch_and_becomes_one_job() -> None:
     s = server()
     for request in range(3):
         assert s.next_job(0.0) is None
-        s.accept(dispatch(request, 10 + request, shards=3), 0.0)
+        s.accept(dispatch(request, 10 + request, slices=3), 0.0)
     job = s.next_job(0.0)
     assert job is not None and job.rows == 33 and len(job.parts) == 3
     assert s.next_job(0.0) is None
@@ -42,7 +42,7 @@ def test_a_group_waits_for_all_requests_of_its_batch_and_becomes_one_job() -> No
 def test_it_waits_no_longer_than_merging_can_save_unless_others_use_the_core() -> None:
     for modules_per_core, times in [(0.5, 1), (1, 1), (2, 1 + OTHERS_WORK), (4, 1 + 3 * OTHERS_WORK)]:
         s = server(modules_per_core)
-        s.accept(dispatch(0, 10, shards=2), 5.0)
+        s.accept(dispatch(0, 10, slices=2), 5.0)
         assert np.isclose(s.deadline() - 5.0, times * STREAM_S, rtol=1e-6)
         assert s.next_job(5.0 + 0.99 * times * STREAM_S) is None
         job = s.next_job(5.0 + 1.01 * times * STREAM_S)
@@ -52,7 +52,7 @@ def test_it_waits_no_longer_than_merging_can_save_unless_others_use_the_core() -
 def test_jobs_are_bounded_and_a_full_one_does_not_wait() -> None:
     s = server()
     for request in range(5):
-        s.accept(dispatch(request, JOB_ROWS // 3, shards=100), 0.0)
+        s.accept(dispatch(request, JOB_ROWS // 3, slices=100), 0.0)
     first = s.next_job(0.0)
     assert first is not None and first.rows == 3 * (JOB_ROWS // 3) <= JOB_ROWS
     assert s.next_job(0.0) is None  # what is left waits for more
@@ -61,7 +61,7 @@ def test_jobs_are_bounded_and_a_full_one_does_not_wait() -> None:
 def test_jobs_are_alike_rather_than_one_full_and_a_small_rest() -> None:
     s = server()
     for request in range(16):  # of two batches
-        s.accept(dispatch(request, JOB_ROWS // 14, shards=8), 0.0)
+        s.accept(dispatch(request, JOB_ROWS // 14, slices=8), 0.0)
     jobs = [s.next_job(0.0), s.next_job(0.0)]
     assert [job and job.rows for job in jobs] == [8 * (JOB_ROWS // 14)] * 2
     assert s.next_job(0.0) is None

@@ -81,7 +81,7 @@ def test_start_up_takes_frames_in_proportion_to_the_modules_up_to_4096() -> None
 
 
 def test_finished_batches_leave_no_garbage() -> None:
-    """What a batch took is free with its last shard, not when the garbage collector comes by."""
+    """What a batch took is free with its last slice, not when the garbage collector comes by."""
     dimensions = {"d_model": 16, "d_ff": 32, "experts": 4, "top_k": 2, "layers": 2, "shared_d_ff": 32}
     cluster = {"nodes": 2, "modules_per_node": 2, "transport": "memory"}
     scenario = Scenario.from_dict(
@@ -98,7 +98,7 @@ def test_finished_batches_leave_no_garbage() -> None:
         finally:
             gc.enable()
     # Of 120 and 240; the simulation, in a thread of its own, may be a message ahead of whoever reads results.
-    assert 0 < held["HeldShard"] <= 5 * 4 and held["Unit"] <= 2 * 5 * 4
+    assert 0 < held["HeldSlice"] <= 5 * 4 and held["Unit"] <= 2 * 5 * 4
     assert max(held[kind] for kind in ("Dispatch", "Reply", "Work", "Job")) < len(batches)
 
 

@@ -21,7 +21,7 @@ def a_record() -> np.ndarray:
     record["src"] = 0, 1, 0, 1
     record["dst"] = 1, 1, 0, 1
     record["expert"] = -1, 6, -1, -1
-    record["batch"], record["shard"] = 7, -1
+    record["batch"], record["slice"] = 7, -1
     record["rows"] = 10, 10, 5, 3
     record["flops"] = 0, 640, 20, 30
     record["raw_bytes"], record["sent_bytes"] = (160, 160, 80, 48), (90, 0, 0, 0)
