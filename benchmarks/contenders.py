@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from threadpoolctl import threadpool_limits
 
 from rayemu.emulator import Emulator
+from rayemu.machine import cores
 from rayemu.model.reference import reference_forward
-from rayemu.report.machine import cores
 
 from .gemms import Gemms, gemm_processes
 from .plain_ray import plain_ray

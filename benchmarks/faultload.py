@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rayemu.cluster.host import own_host
+from rayemu.drivers.record import COMBINE, DISPATCH
 from rayemu.emulator import Emulator
-from rayemu.protocol.record import COMBINE, DISPATCH
 from rayemu.scenario import Scenario
 
 from .workload import Size, Workload

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rayemu.machine import cores
 from rayemu.numerics import blas_info, cost, way
-from rayemu.report.machine import cores
 
 
 def machine() -> dict[str, Any]:

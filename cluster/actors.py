@@ -11,10 +11,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rayemu.cluster import local_ray
-from rayemu.cluster.coordinator import CoordinatorRuntime, last_line
+from rayemu.cluster.coordinator_runtime import CoordinatorRuntime, last_line
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
-from rayemu.cluster.runtime import ModuleRuntime
+from rayemu.cluster.module_runtime import ModuleRuntime
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.model.agreement import agree
 from rayemu.numerics import keep_denormals, set_blas_threads

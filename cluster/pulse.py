@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from rayemu.machine import usable_cores
 from rayemu.protocol.config import TOTALS
 from rayemu.protocol.memory import open_with_room
-from rayemu.report.machine import usable_cores
 
 _SLOT = struct.Struct(f"=qqd{len(TOTALS)}d")
 _LOOK_AFTER = 0.25  # of an interval: all modules beat at its multiples, and are looked at this much later

@@ -18,15 +18,16 @@ import zmq
 
 from rayemu.alltoall import ALIVE
 from rayemu.cluster import local_ray
-from rayemu.cluster.client import ClientRuntime, ClusterError
-from rayemu.cluster.coordinator import last_line
+from rayemu.cluster.client_runtime import ClientRuntime, ClusterError
+from rayemu.cluster.coordinator_runtime import last_line
+from rayemu.cluster.directory import new_directory, path_fault, room_fault
 from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.interrupts import interrupts_held, restore, terminate_as_interrupt
 from rayemu.cluster.link import QueueLink, ZmqSettings
-from rayemu.cluster.scratch import new_directory, path_fault, room_fault
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
+from rayemu.drivers.record import in_order, is_cut, read_records, totals_report
 from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
@@ -35,7 +36,6 @@ from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
-from rayemu.protocol.record import in_order, is_cut, read_records, totals_report
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rayemu.cluster.link import ZmqSettings
+from rayemu.machine import cores
 from rayemu.model.agreement import Arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.report.machine import cores
 
 ANY_MACHINE = "*"  # in place of a host's address: each actor listens at that of its own machine
 

@@ -12,7 +12,7 @@ import numpy as np
 from .codec import Codec
 from .errors import CodecError
 from .gauge import Gauge
-from .policy import Change, MakeCodec
+from .policy import CodecChange, MakeCodec
 
 EVERY = 8  # timed frames between two decisions
 SAMPLE_EVERY = 32  # decisions between two samples of how well rows compress
@@ -99,7 +99,7 @@ class AdaptiveChooser:
         self._looks = self._wins = 0
         self._rival = 0  # who won the last decisions
         self._known: tuple[int, bool, int] | None = None  # what the last one was made from, roughly
-        self._changes: list[Change] = []
+        self._changes: list[CodecChange] = []
 
     def choose(self, rows: np.ndarray) -> int:
         self._untimed -= 1
@@ -108,7 +108,7 @@ class AdaptiveChooser:
             self._look(rows, self.gauge)
         return self.current
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[CodecChange]:
         taken, self._changes = self._changes, []
         return taken
 
@@ -144,7 +144,7 @@ class AdaptiveChooser:
         before, self.current = self.current, picked
         predicted = {str(c): s for c, s in zip(codecs, seconds, strict=True) if s < float("inf")}
         self._changes.append(
-            Change(str(codecs[before]), str(codecs[picked]), rows.nbytes, rate, hidden, predicted)
+            CodecChange(str(codecs[before]), str(codecs[picked]), rows.nbytes, rate, hidden, predicted)
         )
 
 

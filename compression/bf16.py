@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import scratch
-from .scratch import New
+from . import buffers
+from .buffers import New
 from .segments import check_finite, refuse_row, refused
 from .stage import ArrayStage
 
@@ -38,9 +38,9 @@ class Bf16(ArrayStage):
         bits = x.view(np.uint32)
         y = new(x.shape, np.uint16)
         flat, flat_y = bits.reshape(-1), y.reshape(-1)
-        for start in range(0, flat.size, scratch.BLOCK_VALUES):
-            block = flat[start : start + scratch.BLOCK_VALUES]
-            work, low = scratch.words(block.size)[:, : block.size]
+        for start in range(0, flat.size, buffers.BLOCK_VALUES):
+            block = flat[start : start + buffers.BLOCK_VALUES]
+            work, low = buffers.words(block.size)[:, : block.size]
             # Read as signed numbers the largest positive value is on top, read as unsigned ones the negative.
             if np.maximum.reduce(block.view(np.int32)) >= LIMIT or np.maximum.reduce(block) >= SIGN | LIMIT:
                 block = _saturated(block, low, work, x)
@@ -78,7 +78,7 @@ def _saturated(block: np.ndarray, out: np.ndarray, work: np.ndarray, x: np.ndarr
 def widen(y: np.ndarray, out: np.ndarray) -> None:
     """bfloat16 bits, uint16 -> float32, same shape; `out` may have strided rows."""
     bits = out.view(np.uint32)
-    rows = max(1, scratch.BLOCK_VALUES // max(1, y.shape[-1]))
+    rows = max(1, buffers.BLOCK_VALUES // max(1, y.shape[-1]))
     for start in range(0, len(y), rows):
         block, source = bits[start : start + rows], y[start : start + rows]
         check_finite(source, INF, "bf16")

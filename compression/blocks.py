@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .buffers import New, placed
 from .errors import CodecError
 from .keeping import Keeping, set_bits
 from .raw import Raw
-from .scratch import New, placed
 from .segments import Buffer
 from .stage import PackStage
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .buffers import ALIGNMENT, Arena, New
 from .errors import CodecError, WireError
 from .raw import Raw
-from .scratch import ALIGNMENT, Arena, New
 from .segments import Buffer, nbytes
 from .stage import ArrayStage, ByteStage, PackStage, SelectStage, Stage
 

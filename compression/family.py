@@ -20,7 +20,7 @@ from .int4 import Int4
 from .int8 import Int8
 from .parse import parse_stages
 from .planes import Planes
-from .policy import BySize, Change, Fixed, Policy
+from .policy import BySize, CodecChange, Fixed, Policy
 from .project import Project
 from .raw import Raw
 from .sparse import Sparse
@@ -78,8 +78,8 @@ __all__ = [
     "STAGES",
     "ArrayStage",
     "ByteStage",
-    "Change",
     "Codec",
+    "CodecChange",
     "CodecError",
     "Coders",
     "Encoded",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .buffers import New
 from .errors import CodecError
-from .scratch import New
 from .segments import check_finite, refuse_row
 from .stage import ArrayStage
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import scratch
+from . import buffers
 from .errors import WireError
 from .int8 import checked_scales
 from .scaled import Scaled
@@ -50,7 +50,7 @@ class Fp8(Scaled):
 
     def to_codes(self, scaled: np.ndarray, codes: np.ndarray) -> None:
         bits = scaled.view(np.uint32)
-        work = scratch.words(bits.size)[1][: bits.size].reshape(bits.shape)
+        work = buffers.words(bits.size)[1][: bits.size].reshape(bits.shape)
         np.bitwise_and(bits, np.uint32(0x7FFFFFFF), out=work)
         if np.minimum.reduce(work, axis=None) < _NORMAL:
             # What will be denormal is rounded here: float32 denormals would round it twice.

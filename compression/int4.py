@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import scratch
+from . import buffers
+from .buffers import New
 from .errors import WireError
 from .scaled import Scaled
-from .scratch import New
 from .segments import Buffer, view
 
 _MIN, _MAX = 0x0080, 0x7E12  # bfloat16 bits of 2^-126 and of the largest scale whose sevenfold is finite
@@ -92,9 +92,9 @@ def _to_pairs(codes: np.ndarray, new: New) -> np.ndarray:
     whole = codes if codes.base is None else codes.base  # with the padding
     both = whole.reshape(-1).view(np.uint16)
     pairs = new((both.size,), np.uint8)
-    for start in range(0, both.size, scratch.BLOCK_VALUES):
-        block = both[start : start + scratch.BLOCK_VALUES]
-        low, high = scratch.words(block.size)[:, : block.size].view(np.uint16)[:, : block.size]
+    for start in range(0, both.size, buffers.BLOCK_VALUES):
+        block = both[start : start + buffers.BLOCK_VALUES]
+        low, high = buffers.words(block.size)[:, : block.size].view(np.uint16)[:, : block.size]
         np.bitwise_and(block, _LOW, out=low)
         np.right_shift(block, _FOUR, out=high)
         np.bitwise_and(high, _HIGH, out=high)
@@ -109,9 +109,9 @@ def _from_pairs(segment: Buffer, shape: tuple[int, ...]) -> np.ndarray:
     pairs = view(segment, np.uint8, math.prod(rows) * stride, "int4 values")
     codes = np.empty(2 * pairs.size, np.int8)
     both = codes.view(np.uint16)
-    for start in range(0, pairs.size, scratch.BLOCK_VALUES):
-        block = both[start : start + scratch.BLOCK_VALUES]
-        high = scratch.words(block.size)[0].view(np.uint16)[: block.size]
+    for start in range(0, pairs.size, buffers.BLOCK_VALUES):
+        block = both[start : start + buffers.BLOCK_VALUES]
+        high = buffers.words(block.size)[0].view(np.uint16)[: block.size]
         np.copyto(block, pairs[start : start + block.size])
         np.left_shift(block, _FOUR, out=high)
         np.bitwise_or(block, high, out=block)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import scratch
-from .scratch import New
+from . import buffers
+from .buffers import New
 from .segments import Buffer, expect, view
 from .stage import PackStage
 
@@ -55,9 +55,9 @@ def _split(values: np.ndarray, new: New) -> np.ndarray:
     size = values.itemsize
     bits = values.view(np.uint16 if size == 2 else np.uint32)
     planes = new((size, len(bits)), np.uint8)
-    for start in range(0, len(bits), scratch.BLOCK_VALUES):
-        block = bits[start : start + scratch.BLOCK_VALUES]
-        turned, byte = (words.view(bits.dtype)[: len(block)] for words in scratch.words(len(block)))
+    for start in range(0, len(bits), buffers.BLOCK_VALUES):
+        block = bits[start : start + buffers.BLOCK_VALUES]
+        turned, byte = (words.view(bits.dtype)[: len(block)] for words in buffers.words(len(block)))
         np.left_shift(block, block.dtype.type(1), out=turned)
         np.right_shift(block, block.dtype.type(8 * size - 1), out=byte)
         np.bitwise_or(turned, byte, out=turned)
@@ -73,9 +73,9 @@ def _join(segments: Sequence[Buffer], values: np.ndarray) -> None:
     expect(segments, size, "planes")
     planes = [view(segment, np.uint8, len(values), "planes") for segment in segments]
     bits = values.view(np.uint16 if size == 2 else np.uint32)
-    for start in range(0, len(bits), scratch.BLOCK_VALUES):
-        block = bits[start : start + scratch.BLOCK_VALUES]
-        word = scratch.words(len(block))[0].view(bits.dtype)[: len(block)]
+    for start in range(0, len(bits), buffers.BLOCK_VALUES):
+        block = bits[start : start + buffers.BLOCK_VALUES]
+        word = buffers.words(len(block))[0].view(bits.dtype)[: len(block)]
         np.copyto(block, planes[-1][start : start + len(block)])
         for plane in reversed(planes[:-1]):
             np.left_shift(block, block.dtype.type(8), out=block)

@@ -21,7 +21,7 @@ MakeCodec = Callable[[Any], Codec]
 
 
 @dataclass(frozen=True)
-class Change:
+class CodecChange:
     """A chooser went over to another codec, and why: the predicted seconds of each for rows of `nbytes`."""
 
     before: str
@@ -46,7 +46,7 @@ class Chooser(Protocol):
     def timed(self) -> bool:
         """Whether the gauge wants to know how long the rows last chosen for are under way."""
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[CodecChange]:
         """Return and forget what changed since the last call."""
 
 
@@ -67,7 +67,7 @@ class _Settled:
     learns: ClassVar[bool] = False
     timed: ClassVar[bool] = False
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[CodecChange]:
         return []
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .buffers import New, placed
 from .errors import CodecError, WireError
-from .scratch import New, placed
 from .segments import Buffer, check_finite, refuse_row, view
 from .stage import ArrayStage
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scratch import New
+from .buffers import New
 from .segments import Buffer, expect, view
 from .stage import PackStage
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import scratch
+from . import buffers
+from .buffers import New
 from .errors import CodecError
-from .scratch import New
 from .segments import Buffer, expect, extremes, refuse_row, refused
 from .stage import PackStage
 
@@ -128,8 +128,8 @@ class Scaled(PackStage):
                 row = int(np.searchsorted(np.cumsum(counts), np.argmin(np.isfinite(values)), side="right"))
                 raise refused(row, str(self))
             np.multiply(values, np.repeat(np.float32(1) / scales, lengths), out=work)
-            for start in range(0, len(work), scratch.BLOCK_VALUES):
-                block = slice(start, start + scratch.BLOCK_VALUES)
+            for start in range(0, len(work), buffers.BLOCK_VALUES):
+                block = slice(start, start + buffers.BLOCK_VALUES)
                 self.to_codes(work[block], codes[block])
         return self.store(scales, self.row_by_row(codes, counts), new)
 
@@ -138,8 +138,8 @@ class Scaled(PackStage):
         lengths = self._lengths(counts)
         scales, codes = self.load_kept(segments, len(lengths), counts)
         values = np.empty(len(codes), np.float32)
-        for start in range(0, len(values), scratch.BLOCK_VALUES):
-            block = slice(start, start + scratch.BLOCK_VALUES)
+        for start in range(0, len(values), buffers.BLOCK_VALUES):
+            block = slice(start, start + buffers.BLOCK_VALUES)
             self.from_codes(codes[block], values[block])
         np.multiply(values, np.repeat(scales, lengths), out=values)
         return values
@@ -168,11 +168,11 @@ class Scaled(PackStage):
         whole, rest = divmod(width, group)
         if not rest:
             block = (n, whole, group)
-            return scratch.by_rows(group, work, x.reshape(block), codes.reshape(block), scales)
+            return buffers.by_rows(group, work, x.reshape(block), codes.reshape(block), scales)
         cut = width - rest
         if not self._by_groups(work, x[:, :cut], codes[:, :cut], scales[:, :whole]):
             return False
-        return scratch.by_rows(rest, work, x[:, None, cut:], codes[:, None, cut:], scales[:, whole:])
+        return buffers.by_rows(rest, work, x[:, None, cut:], codes[:, None, cut:], scales[:, whole:])
 
     def _lengths(self, counts: np.ndarray) -> np.ndarray:
         """Kept values in each row [n] -> kept values in each group [G], none of them zero."""
@@ -199,9 +199,9 @@ class Scaled(PackStage):
 
     def _quantise(self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> bool:
         """x [n, G, S] -> codes [n, G, S], scales [n, G]; False on NaN or Inf."""
-        if x.size > scratch.BLOCK_VALUES and len(x) > 1:
+        if x.size > buffers.BLOCK_VALUES and len(x) > 1:
             return all(map(self._quantise, *_blocks(x, codes, scales)))
-        flat = scratch.words(x.size)[0, : x.size].view(np.float32)
+        flat = buffers.words(x.size)[0, : x.size].view(np.float32)
         work = flat.reshape(x.shape)
         np.abs(x, work)
         # A single row may be larger than a block: its starts are not worth remembering.
@@ -214,7 +214,7 @@ class Scaled(PackStage):
 
     def _expand(self, x: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> bool:
         """codes [n, G, S] times scales [n, G] -> x [n, G, S]."""
-        if x.size > scratch.BLOCK_VALUES and len(x) > 1:
+        if x.size > buffers.BLOCK_VALUES and len(x) > 1:
             return all(map(self._expand, *_blocks(x, codes, scales)))
         self.from_codes(codes, x)
         np.multiply(x, scales[:, :, None], x)
@@ -224,7 +224,7 @@ class Scaled(PackStage):
 def _blocks(*arrays: np.ndarray) -> list[list[np.ndarray]]:
     """Each array [n, ..] cut into blocks of rows, so that those of the first fit the scratch."""
     n = len(arrays[0])
-    rows = max(1, scratch.BLOCK_VALUES * n // arrays[0].size)
+    rows = max(1, buffers.BLOCK_VALUES * n // arrays[0].size)
     return [[array[start : start + rows] for start in range(0, n, rows)] for array in arrays]
 
 

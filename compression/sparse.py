@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import scratch
+from . import buffers
+from .buffers import New
 from .keeping import Keeping, set_bits
 from .raw import Raw
-from .scratch import New
 from .segments import Buffer
 from .stage import PackStage
 
@@ -30,7 +30,7 @@ class Sparse(Keeping):
 
     def encode(self, x: np.ndarray, pack: PackStage, new: New = np.empty) -> list[Buffer]:
         keep = self.keep(x)  # [n, D]
-        bitmap = scratch.placed(np.packbits(keep, axis=1, bitorder="little"), new)
+        bitmap = buffers.placed(np.packbits(keep, axis=1, bitorder="little"), new)
         counts = set_bits(bitmap)
         values = (new if isinstance(pack, Raw) else np.empty)((int(counts.sum()),), x.dtype)
         start = 0
@@ -71,7 +71,7 @@ class Sparse(Keeping):
 
 def _blocks(counts: np.ndarray, width: int) -> Iterator[tuple[slice, int]]:
     """Slices of rows that fit the cache, with the number of values kept in them."""
-    step = max(1, scratch.BLOCK_VALUES // max(1, width))
+    step = max(1, buffers.BLOCK_VALUES // max(1, width))
     for start in range(0, len(counts), step):
         rows = slice(start, start + step)
         yield rows, int(counts[rows].sum())

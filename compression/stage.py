@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .scratch import New
+from .buffers import New
 from .segments import Buffer
 
 ARRAY = "array->array"

@@ -31,7 +31,8 @@ SCRATCH = ROOT / ".mutants"
 TESTS = {
     "protocol": [
         "tests/protocol",
-        *(f"--deselect=tests/protocol/test_simulation.py::test_seeds[{n}]" for n in range(60, 360, 60)),
+        "tests/drivers",
+        *(f"--deselect=tests/drivers/test_simulation.py::test_seeds[{n}]" for n in range(60, 360, 60)),
     ],
     "alltoall": ["tests/alltoall"],
     "routing": ["tests/routing"],

@@ -80,7 +80,7 @@ def run(
     with _plain_errors():
         from rayemu.report.live import ViewConsole, make_view
         from rayemu.report.table import one_line, print_summary
-        from rayemu.run import run_scenario
+        from rayemu.running.run import run_scenario
         from rayemu.scenario import Scenario
 
         chosen = Scenario.load(scenario).with_overrides(changes)
@@ -176,8 +176,8 @@ def codecs(
     experts and back, and the link speed under which coding is quicker than sending float32.
     """
     with _plain_errors():
-        from rayemu.report.codecs import report
         from rayemu.scenario import Scenario
+        from rayemu.study.codecs import report
 
         report(Scenario.load(scenario).with_overrides(list(settings or [])), names, tokens, out)
 
@@ -225,14 +225,14 @@ def _plain_errors() -> Iterator[None]:
 
 def _expected(error: Exception) -> list[str] | None:
     """The lines that say what went wrong, or None for an error that nobody expects."""
-    from rayemu.cluster.client import ClusterError
+    from rayemu.cluster.client_runtime import ClusterError
     from rayemu.cluster.local_ray import RayUnavailable
     from rayemu.compression import CodecError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
     from rayemu.numerics import DenormalsFlushed
     from rayemu.protocol.client import StalledError
-    from rayemu.report.folder import RunError
+    from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
 
     if isinstance(error, ScenarioError):

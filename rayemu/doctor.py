@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayemu import machine
+from rayemu.cluster.directory import path_fault, room_fault, temporary_directory
 from rayemu.cluster.host import loopback_fault, processes_in
-from rayemu.cluster.scratch import path_fault, room_fault, temporary_directory
 from rayemu.cluster.turns import close_turns
-from rayemu.report import machine
 from rayemu.units import format_bytes, format_seconds
 
 OK, WARNING, WRONG = "ok", "warning", "wrong"

@@ -25,7 +25,7 @@ from rayemu.scenario import Fault, Scenario
 from rayemu.units import format_bytes
 
 if TYPE_CHECKING:
-    from rayemu.protocol.backend import Backend
+    from rayemu.drivers.backend import Backend
 
 F32 = npt.NDArray[np.float32]
 
@@ -97,8 +97,8 @@ class Emulator:
         self._process = os.getpid()  # a forked child has but a copy
         self._running: Backend
         if cluster.transport == "memory":
-            from rayemu.protocol.simulator import Simulator
-            from rayemu.serial import SerialSimulator
+            from rayemu.drivers.serial import SerialSimulator
+            from rayemu.drivers.simulator import Simulator
 
             simulator = Simulator(
                 self.config,

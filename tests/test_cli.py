@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import rayemu
 from rayemu import cli
-from rayemu.cluster.client import ClusterError
+from rayemu.cluster.client_runtime import ClusterError
 from rayemu.doctor import OK, WRONG, Finding
 
 SMALL = ["smoke", "--set", "cluster.transport=memory", "--set", "run.batches=3"]
@@ -39,7 +39,7 @@ def test_help_explains_and_is_quick() -> None:
         assert re.search(rf"^.*\b{command}\b +\w", shown.stdout, re.MULTILINE), command
     script = (
         "import sys, rayemu.cli\n"
-        "heavy = {'numpy', 'ray', 'pydantic', 'yaml', 'rayemu.run', 'rich.live'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'ray', 'pydantic', 'yaml', 'rayemu.running.run', 'rich.live'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -179,7 +179,7 @@ def test_ends_that_are_no_bugs_print_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("rayemu.run.run_scenario", fail)
+    monkeypatch.setattr("rayemu.running.run.run_scenario", fail)
     result = invoke("run", *SMALL, "--out", str(tmp_path / "out"))
     assert result.exit_code == 2
     assert result.stderr == f"rayemu: {' '.join(str(error).split())}\n"
@@ -189,7 +189,7 @@ def test_bugs_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("rayemu.run.run_scenario", fail)
+    monkeypatch.setattr("rayemu.running.run.run_scenario", fail)
     with pytest.raises(ZeroDivisionError):
         invoke("run", *SMALL, "--out", str(tmp_path / "out"))
 
@@ -198,7 +198,7 @@ def test_an_interrupt_says_so_and_exits_with_130(tmp_path: Path, monkeypatch: py
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rayemu.run._compare", interrupt)
+    monkeypatch.setattr("rayemu.running.run._compare", interrupt)
     result = invoke("run", *SMALL, "--out", str(tmp_path / "out"))
     assert result.exit_code == 130
     assert result.stderr == "rayemu: interrupted\n"

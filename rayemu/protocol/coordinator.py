@@ -13,7 +13,7 @@ from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS, ProtocolConfig
 from rayemu.protocol.ledger import Ledger
-from rayemu.protocol.membership import Change, Membership
+from rayemu.protocol.membership import MemberChange, Membership
 from rayemu.protocol.messages import (
     CLIENT,
     Accepted,
@@ -63,7 +63,7 @@ class CoordinatorMachine:
             config.replace_after,
             config.replace,
         )
-        self.changes: list[Change] = []  # for whoever kills and starts processes
+        self.changes: list[MemberChange] = []  # for whoever kills and starts processes
         self.totals: dict[int, dict[str, float]] = {}  # module -> its running totals
         self.processes: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
         self.announced_at: dict[int, float] = {}
@@ -155,7 +155,7 @@ class CoordinatorMachine:
         )
         return list(islice(overdue, MOST_WAITING))
 
-    def apply(self, changes: list[Change], now: float) -> list[Send]:
+    def apply(self, changes: list[MemberChange], now: float) -> list[Send]:
         """Publish membership changes, good news with the next tick, and tell the client of them."""
         if not changes:
             return []

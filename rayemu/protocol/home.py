@@ -35,7 +35,7 @@ from rayemu.protocol.messages import (
 )
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
-from rayemu.protocol.units import HeldSlice, Parked, Unit, hold
+from rayemu.protocol.slices import HeldSlice, Parked, Unit, hold
 
 SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere

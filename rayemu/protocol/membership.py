@@ -30,7 +30,7 @@ class _Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MemberChange:
     """One change of a member's state, for events and for whoever starts replacements."""
 
     kind: str  # suspected | recovered | dead | joined | replace | replacement_failed
@@ -75,7 +75,7 @@ class Membership:
             0, module_to_node, np.zeros(modules, np.uint8), np.zeros(modules, np.int32), placement, experts
         )
 
-    def join(self, module: int, incarnation: int, endpoint: str, now: float) -> list[Change]:
+    def join(self, module: int, incarnation: int, endpoint: str, now: float) -> list[MemberChange]:
         """Take in a module that is ready; a newer incarnation replaces the older."""
         member = self.members[module]
         if incarnation < member.newest + (not member.awaited):
@@ -83,9 +83,9 @@ class Membership:
         self.members[module] = _Member(now, newest=incarnation, awaited=False)
         self.endpoints[module] = endpoint
         self._set(module, ALIVE, incarnation)
-        return [Change("joined", module, incarnation, "join")]
+        return [MemberChange("joined", module, incarnation, "join")]
 
-    def heard(self, module: int, incarnation: int, now: float) -> list[Change]:
+    def heard(self, module: int, incarnation: int, now: float) -> list[MemberChange]:
         """Note a heartbeat sent at `now`; it clears a suspicion. One that is not news changes nothing."""
         member, state = self.members[module], self.view.state[module]
         if now <= member.heard or state == DEAD or incarnation != self.view.incarnations[module]:
@@ -97,17 +97,19 @@ class Membership:
         if now - member.heard_before < self.most_patient:  # it was merely late: the machine is busy
             self.suspect_after = min(1.25 * self.suspect_after, self.most_patient)
         self._set(module, ALIVE, incarnation)
-        return [Change("recovered", module, incarnation, "heartbeat")]
+        return [MemberChange("recovered", module, incarnation, "heartbeat")]
 
-    def suspect(self, module: int, incarnation: int, signal: str, now: float) -> list[Change]:
+    def suspect(self, module: int, incarnation: int, signal: str, now: float) -> list[MemberChange]:
         """Stop using a module that does not answer, until it is heard again."""
         if incarnation != self.view.incarnations[module] or self.view.state[module] != ALIVE:
             return []
         self.members[module].suspected_at = now
         self._set(module, SUSPECTED, incarnation)
-        return [Change("suspected", module, incarnation, signal)]
+        return [MemberChange("suspected", module, incarnation, signal)]
 
-    def down(self, module: int, incarnation: int, signal: str, now: float, reason: str = "") -> list[Change]:
+    def down(
+        self, module: int, incarnation: int, signal: str, now: float, reason: str = ""
+    ) -> list[MemberChange]:
         """Note that the process is gone; its replacement is due a little later.
 
         So is the next one if the process was a replacement that had not joined yet.
@@ -125,9 +127,9 @@ class Membership:
         member.awaited = False
         member.suspected_at = member.start_by = float("inf")
         member.replace_at = now + self.replace_after * 2 ** min(incarnation, MOST_BACKOFF)
-        return [Change(kind, module, incarnation, signal, reason)]
+        return [MemberChange(kind, module, incarnation, signal, reason)]
 
-    def tick(self, now: float, running: Container[int] = ()) -> list[Change]:
+    def tick(self, now: float, running: Container[int] = ()) -> list[MemberChange]:
         """Judge silences. Call it only after all messages that wait have been handled, if that is possible.
 
         `running` are modules whose process was just seen to be neither stopped nor dead.
@@ -141,7 +143,7 @@ class Membership:
         self.paused = late > self.suspect_after / 3 and not self.paused
         if self.paused:
             return []
-        changes: list[Change] = []
+        changes: list[MemberChange] = []
         patience = min(self.suspect_after + 2 * self.lateness, self.most_patient)
         states, incarnations = self.view.state.tolist(), self.view.incarnations.tolist()
         silent = [m for m, member in enumerate(self.members) if now - member.heard > patience]
@@ -161,7 +163,7 @@ class Membership:
             elif state == DEAD and member.replace_at <= now:
                 member.newest, member.awaited = member.newest + 1, True
                 member.replace_at, member.start_by = float("inf"), now + START_S
-                changes.append(Change("replace", module, member.newest, ""))
+                changes.append(MemberChange("replace", module, member.newest, ""))
         return changes
 
     def _set(self, module: int, state: int, incarnation: int) -> None:

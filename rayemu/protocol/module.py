@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from rayemu.alltoall import View
-from rayemu.compression import Change, Coders, Gauge
+from rayemu.compression import CodecChange, Coders, Gauge
 from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
@@ -201,7 +201,7 @@ class ModuleMachine:
             sends.append(send)
         return sends
 
-    def _tell(self, change: Change, message: Dispatch | Reply, level: int, now: float) -> Send:
+    def _tell(self, change: CodecChange, message: Dispatch | Reply, level: int, now: float) -> Send:
         """Tell the client that a policy went over to another codec, and why."""
         direction = "dispatch" if isinstance(message, Dispatch) else "combine"
         facts = {"module": self.me, "level": LEVELS[level], "direction": direction, **asdict(change)}

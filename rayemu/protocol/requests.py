@@ -15,7 +15,7 @@ from rayemu.alltoall import ALIVE, Parcel, View
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Send
 from rayemu.protocol.relay import INCARNATION_SHIFT
-from rayemu.protocol.units import Unit
+from rayemu.protocol.slices import Unit
 
 MOST_PATIENT = 20  # replies are waited for at most this many times `retry_after` before a probe
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from rayemu.drivers.record import DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, clock_of, ends, starts
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import LEVELS
 from rayemu.protocol.messages import DROPPED
-from rayemu.protocol.record import DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, clock_of, ends, starts
 
 FRAMES = (DISPATCH, FORWARD, REPLY)
 COUNTED = "from module to module; not those of the client and the coordinator"

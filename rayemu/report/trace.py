@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from rayemu.drivers.record import COMBINE, GEMM, KINDS, clock_of, ends, starts
 from rayemu.protocol.config import LEVELS
-from rayemu.protocol.record import COMBINE, GEMM, KINDS, clock_of, ends, starts
 from rayemu.report.wording import describe
 
 EXCHANGE_THREAD, COMPUTE_THREAD, COMBINE_THREAD = 0, 1, 2

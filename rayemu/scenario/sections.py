@@ -261,14 +261,14 @@ def _both_ways(value: object) -> object:
     return {"dispatch": _codec(value), "combine": value}
 
 
-Link = Annotated[Directions, BeforeValidator(_both_ways)]
+CodecPair = Annotated[Directions, BeforeValidator(_both_ways)]
 
 
 class Codecs(Section):
     """What travels on each link level: between modules of a node, and between nodes."""
 
-    module: Link = Directions()
-    node: Link = Directions()
+    module: CodecPair = Directions()
+    node: CodecPair = Directions()
 
 
 class Exchange(Section):

@@ -21,7 +21,7 @@ from rayemu.benchmarks.faultload import (
     outcome,
 )
 from rayemu.benchmarks.faultreport import clean, tokens, undisturbed
-from rayemu.protocol.record import COMBINE, DISPATCH, RECORD
+from rayemu.drivers.record import COMBINE, DISPATCH, RECORD
 
 
 def batch(number: int, submitted: float, finished: float, **changed: Any) -> Batch:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rayemu import Emulator, Scenario
-from rayemu.protocol.record import GEMM
+from rayemu.drivers.record import GEMM
 from rayemu.scenario import Fault
 
 

@@ -23,16 +23,16 @@ import ray
 
 from rayemu import Emulator, Scenario
 from rayemu.cluster import actors, local_ray
-from rayemu.cluster.client import ClusterError
+from rayemu.cluster.client_runtime import ClusterError
 from rayemu.cluster.host import processes_in
 from rayemu.cluster.local_ray import RayUnavailable
 from rayemu.cluster.session import Session
 from rayemu.cluster.turns import Turns
+from rayemu.drivers.record import DISPATCH, FORWARD, GEMM, REPLY
 from rayemu.emulator import LostExpertError
+from rayemu.machine import cores
 from rayemu.numerics import coretype
 from rayemu.protocol.client import StalledError
-from rayemu.protocol.record import DISPATCH, FORWARD, GEMM, REPLY
-from rayemu.report.machine import cores
 from rayemu.scenario import Fault
 from tests.forks import in_a_fork
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rayemu.cluster.coordinator import LATE_BEATS
+from rayemu.cluster.coordinator_runtime import LATE_BEATS
 from rayemu.cluster.pulse import (
     TOTALS,
     Pulses,
@@ -22,7 +22,7 @@ from rayemu.cluster.pulse import (
     process_state,
     wait_for_death,
 )
-from rayemu.report.machine import cores
+from rayemu.machine import cores
 
 
 def test_beats_are_seen_by_other_processes(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_only_the_cores_that_this_process_may_use_are_counted(tmp_path: Path) ->
         "from rayemu.cluster.pulse import machine_busy_s\n"
         "from rayemu.cluster.setup import Setup\n"
         "from rayemu.protocol.config import ProtocolConfig\n"
-        "from rayemu.report.machine import cores\n"
+        "from rayemu.machine import cores\n"
         "s, nodes = Scenario.load('smoke'), np.zeros(2, np.int32)\n"
         "c = ProtocolConfig.from_scenario(s)\n"
         "args = ('x', c, s.spec, s.placed(), nodes, 0, 0.04, nodes, None, None, {}, 'x', None)\n"

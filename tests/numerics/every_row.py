@@ -114,7 +114,7 @@ def check_threads() -> None:
 
 def check_runs() -> None:
     """Simulated runs, among them some with a crash."""
-    from tests.protocol import chaos
+    from tests.drivers import chaos
 
     faults = {chaos.run(seed).fault for seed in range(12)}
     assert any("crash" in fault for fault in faults)

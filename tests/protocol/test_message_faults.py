@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rayemu import Emulator, Scenario
+from rayemu.drivers.record import GEMM
 from rayemu.model.reference import reference_forward
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
-from rayemu.protocol.record import GEMM
 from rayemu.scenario import Fault
 
 FRAME = [np.zeros(8, np.uint8), np.zeros(100, np.uint8)]

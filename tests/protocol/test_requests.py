@@ -12,7 +12,7 @@ from rayemu.placement import PLACEMENTS
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Send
 from rayemu.protocol.requests import MOST_PATIENT, ReplyTime, Request, Requests
-from rayemu.protocol.units import HeldSlice, Unit
+from rayemu.protocol.slices import HeldSlice, Unit
 from rayemu.scenario import Scenario
 
 MODEL = {"d_model": 4, "d_ff": 4, "experts": 4, "top_k": 1}

@@ -10,6 +10,7 @@ import pytest
 
 from rayemu.compression import CodecError, WireError, make_codec
 from rayemu.compression.wire import pack, unpack
+from rayemu.drivers.record import totals_report
 from rayemu.protocol import messages
 from rayemu.protocol.config import TOTALS, ProtocolConfig
 from rayemu.protocol.messages import (
@@ -23,7 +24,6 @@ from rayemu.protocol.messages import (
     endpoints_of,
     text_of,
 )
-from rayemu.protocol.record import totals_report
 from rayemu.protocol.wire import Wire
 from rayemu.scenario import Scenario
 

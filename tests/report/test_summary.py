@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rayemu.drivers.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, RECORD, REPLY
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import DROPPED, Failure
-from rayemu.protocol.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, RECORD, REPLY
 from rayemu.report.summary import account_tokens, account_traffic, batch_times, slow_batches
 
 LOCAL, MODULE, NODE = 0, 1, 2

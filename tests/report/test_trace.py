@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.protocol.record import COMBINE, DISPATCH, GEMM, RECORD, VIRTUAL_RECORD
+from rayemu.drivers.record import COMBINE, DISPATCH, GEMM, RECORD, VIRTUAL_RECORD
 from rayemu.report.trace import save_trace, trace
 
 START = 1_700_000_000.0

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from rayemu import Emulator, Scenario
-from rayemu.cluster import scratch
-from rayemu.cluster.client import ClusterError
-from rayemu.cluster.scratch import SOCKET_PATH, path_fault
+from rayemu.cluster import directory as scratch
+from rayemu.cluster.client_runtime import ClusterError
+from rayemu.cluster.directory import SOCKET_PATH, path_fault
 
 STRANGE = ["ü", "#", "|", "'", "\\", "\n", "\udcff"]
 

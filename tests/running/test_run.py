@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import rayemu.run
+import rayemu.running.run
+from rayemu.drivers.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, load_columns
 from rayemu.emulator import Emulator
 from rayemu.protocol.client import BatchResult
-from rayemu.protocol.record import COMBINE, DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, load_columns
-from rayemu.report.folder import RunError
-from rayemu.report.journal import read_journal
 from rayemu.report.progress import Progress
-from rayemu.run import run_scenario
+from rayemu.running.folder import RunError
+from rayemu.running.journal import read_journal
+from rayemu.running.run import run_scenario
 from rayemu.scenario import Scenario
 
 
@@ -103,7 +103,7 @@ def test_random_modules_come_from_the_seed(tmp_path: Path) -> None:
     faults = [{"kind": "hang", "module": "random", "at": {"batch": 1}, "for": "10 ms"}] * 6
     hit = []
     for seed in (3, 3, 4):
-        plan = rayemu.run._plan(scenario(faults=faults, run={"seed": seed}))
+        plan = rayemu.running.run._plan(scenario(faults=faults, run={"seed": seed}))
         hit.append([injected.module for injected in plan])
     assert hit[0] == hit[1] != hit[2]
     assert all(module in range(8) for module in hit[0]) and len(set(hit[0])) > 1
@@ -236,7 +236,7 @@ def test_what_does_not_fit_the_memory_is_refused_with_sizes_and_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("rayemu.report.machine.available_bytes", lambda: 10 << 30)
+    monkeypatch.setattr("rayemu.machine.available_bytes", lambda: 10 << 30)
     large = Scenario.from_dict({"name": "large", "model": {"preset": "mixtral-8x7b", "layers": 1}})
     # 8 experts of 3 * 4096 * 14336 float32 weights are 5.25 GiB; the modules need room for activations too.
     with pytest.raises(
@@ -244,7 +244,7 @@ def test_what_does_not_fit_the_memory_is_refused_with_sizes_and_remedy(
     ):
         run_scenario(large, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    rayemu.run.refuse_too_large(large.with_overrides(["run.check=none"]))
-    rayemu.run.refuse_too_large(large.with_overrides(["cluster.address=elsewhere:6379"]))
-    monkeypatch.setattr("rayemu.report.machine.available_bytes", lambda: None)
-    rayemu.run.refuse_too_large(large)
+    rayemu.running.run.refuse_too_large(large.with_overrides(["run.check=none"]))
+    rayemu.running.run.refuse_too_large(large.with_overrides(["cluster.address=elsewhere:6379"]))
+    monkeypatch.setattr("rayemu.machine.available_bytes", lambda: None)
+    rayemu.running.run.refuse_too_large(large)

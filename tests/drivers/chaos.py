@@ -10,6 +10,7 @@ import numpy as np
 
 from rayemu.alltoall import DEAD, EXCHANGES, REPLICAS
 from rayemu.compression import make_policy
+from rayemu.drivers.simulator import Network, Simulator
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
@@ -18,7 +19,6 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import DROPPED
 from rayemu.protocol.replay import PathReplay
-from rayemu.protocol.simulator import Network, Simulator
 
 CODECS = [  # module link, node link, and node link on the way back
     ("raw", "raw", "raw"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rayemu import Emulator, Scenario
-from rayemu.cluster.client import ClientRuntime, ClusterError
+from rayemu.cluster.client_runtime import ClientRuntime, ClusterError
 from rayemu.cluster.link import QueueLink
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.client import StalledError

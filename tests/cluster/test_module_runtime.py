@@ -12,11 +12,11 @@ import pytest
 
 from rayemu import Scenario
 from rayemu.alltoall import ALIVE
-from rayemu.cluster import runtime as runtime_module
+from rayemu.cluster import module_runtime as runtime_module
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import QueueLink
+from rayemu.cluster.module_runtime import ModuleRuntime
 from rayemu.cluster.pulse import Pulses
-from rayemu.cluster.runtime import ModuleRuntime
 from rayemu.cluster.setup import Setup
 from rayemu.model.agreement import own_arithmetic
 from rayemu.protocol.config import ProtocolConfig

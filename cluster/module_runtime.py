@@ -22,6 +22,8 @@ from rayemu.cluster.pulse import Pulses, machine_busy_s, next_beat
 from rayemu.cluster.setup import Setup
 from rayemu.cluster.turns import Turns
 from rayemu.compression import CodecError, WireError
+from rayemu.drivers.record import ModuleRecord, Recorder
+from rayemu.machine import cores
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
@@ -39,10 +41,8 @@ from rayemu.protocol.messages import (
     endpoints_of,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
-from rayemu.protocol.record import ModuleRecord, Recorder
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
-from rayemu.report.machine import cores
 
 RANDOM_FRAMES = 4  # what a seeded generator is for: here, which frames are timed (see `run` for others)
 GAUGE_EVERY_S = 0.5

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from rayemu.drivers.simulator import SimulationStuck, Simulator
 from rayemu.numerics import denormals_kept
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.messages import Notice
-from rayemu.protocol.simulator import SimulationStuck, Simulator
 
 
 class SerialSimulator:

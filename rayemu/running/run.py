@@ -22,19 +22,19 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from rayemu import machine
+from rayemu.drivers.record import RECORD, save_columns
 from rayemu.emulator import Emulator
 from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
-from rayemu.protocol.record import RECORD, save_columns
-from rayemu.report import machine
-from rayemu.report.faults import Injected, due, fault_entry, parameters
-from rayemu.report.folder import RunError, claimed_folder
-from rayemu.report.journal import Journal, read_journal
 from rayemu.report.progress import Progress
 from rayemu.report.summary import account_tokens, account_traffic, batch_times, slow_batches
 from rayemu.report.trace import save_trace
 from rayemu.report.trace import trace as trace_of
+from rayemu.running.faults import Injected, due, fault_entry, parameters
+from rayemu.running.folder import RunError, claimed_folder
+from rayemu.running.journal import Journal, read_journal
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
 from rayemu.units import format_bytes

@@ -20,7 +20,7 @@ from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS
-from rayemu.protocol.membership import Change
+from rayemu.protocol.membership import MemberChange
 from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Send
 from rayemu.protocol.wire import Wire
 
@@ -170,7 +170,7 @@ class CoordinatorRuntime:
             elif change.kind == "replace":
                 self._in_thread(self._replace, change)
 
-    def _in_thread(self, act: Callable[[int, int], None], change: Change) -> None:
+    def _in_thread(self, act: Callable[[int, int], None], change: MemberChange) -> None:
         threading.Thread(target=act, args=(change.module, change.incarnation), daemon=True).start()
 
     def _replace(self, module: int, incarnation: int) -> None:

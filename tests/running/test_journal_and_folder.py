@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rayemu.report.folder import RunError, claimed_folder
-from rayemu.report.journal import Journal, read_journal
+from rayemu.running.folder import RunError, claimed_folder
+from rayemu.running.journal import Journal, read_journal
 
 
 def test_events_are_on_disk_at_once_with_both_times(tmp_path: Path) -> None:

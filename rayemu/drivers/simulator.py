@@ -17,6 +17,7 @@ import numpy as np
 
 from rayemu.alltoall import DEAD, View
 from rayemu.compression import CodecError, WireError
+from rayemu.drivers.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order, totals_report
 from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.bounds import Bounds
@@ -37,7 +38,6 @@ from rayemu.protocol.messages import (
     Send,
 )
 from rayemu.protocol.module import ModuleMachine, view_of
-from rayemu.protocol.record import VIRTUAL_RECORD, ModuleRecord, Recorder, in_order, totals_report
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 

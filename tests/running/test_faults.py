@@ -7,7 +7,7 @@ import pytest
 
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Failure, Notice
-from rayemu.report.faults import Injected, fault_entry, fault_times
+from rayemu.running.faults import Injected, fault_entry, fault_times
 from rayemu.scenario import Fault
 
 KILL = Fault.model_validate({"kind": "kill", "module": 5, "at": {"batch": 3}})

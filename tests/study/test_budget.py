@@ -12,10 +12,10 @@ import pytest
 from rayemu.compression import CodecError, make_codec
 from rayemu.model.model import Model
 from rayemu.model.reference import finish, moe_forward, prepare
-from rayemu.report.budget import CODECS, Entry, budget, over_layers
-from rayemu.report.codecs import report
 from rayemu.report.scatter import scatter
 from rayemu.scenario import Scenario
+from rayemu.study.budget import CODECS, Entry, budget, over_layers
+from rayemu.study.codecs import report
 
 SMALL = {"d_model": 64, "d_ff": 96, "experts": 4, "top_k": 2, "layers": 2}
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rayemu.model.model import Model
-from rayemu.report.budget import CODECS, budget, over_layers
 from rayemu.report.scatter import scatter
 from rayemu.scenario import Scenario
+from rayemu.study.budget import CODECS, budget, over_layers
 
 HEADINGS = (
     "bytes/\nvalue",

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from rayemu import Emulator, Scenario
 from rayemu.model.reference import reference_forward
 from rayemu.scenario import Fault
-from tests.protocol import chaos
+from tests.drivers import chaos
 
 BLOCK = 60
 

@@ -12,7 +12,7 @@ import pytest
 
 from rayemu import Scenario
 from rayemu.alltoall import ALIVE
-from rayemu.cluster.coordinator import CoordinatorRuntime
+from rayemu.cluster.coordinator_runtime import CoordinatorRuntime
 from rayemu.cluster.link import QueueLink
 from rayemu.cluster.setup import Setup
 from rayemu.model.agreement import own_arithmetic

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayemu.protocol.record import (
+from rayemu.drivers.record import (
     GEMM,
     RECORD,
     VIRTUAL_RECORD,
@@ -105,7 +105,7 @@ import sys
 from pathlib import Path
 from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.turns import Turns
-from rayemu.protocol.record import GEMM, Recorder, is_cut, read_records
+from rayemu.drivers.record import GEMM, Recorder, is_cut, read_records
 
 disk = Path(sys.argv[1])
 recorder = Recorder(disk / "record")

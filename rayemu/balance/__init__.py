@@ -1,0 +1,1 @@
+"""Load and balance: metrics, monitors, predictors, and the judge of a rebalance."""

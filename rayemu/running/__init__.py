@@ -1,0 +1,1 @@
+"""A run of a scenario: its folder, its journal, its faults, its verdict."""

@@ -1,0 +1,1 @@
+"""Questions that are answered without a cluster: what codecs cost, which plan is best."""
