@@ -59,9 +59,7 @@ class ModuleRuntime:
         self.me, self.incarnation = module, incarnation
         self.config = setup.config
         model = Model(setup.spec)
-        for number, expert in setup.placement.held_by(module):
-            model.layers[number].experts[expert]  # generate now, not at the first token
-        for layer in model.layers:
+        for layer in model.layers:  # now, not at the first token
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
         view = view_of(epoch, setup.module_to_node, (model.spec.layers, model.spec.experts))
@@ -130,7 +128,7 @@ class ModuleRuntime:
                 name, error = self.failed
                 raise RuntimeError(f"its {name} thread failed: {type(error).__name__}: {error}") from error
             due = self.weather.release(now)
-            wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)
+            wake = min(machine.wake if self.busy else machine.deadline(), due, now + 1.0)
             if machine.gauges and now - self.gauged[0] > GAUGE_EVERY_S:
                 self._gauge_load(now)
             for frame in self.link.receive(max(0.0, wake - now)):
@@ -148,7 +146,7 @@ class ModuleRuntime:
                 if job_or_none is None:
                     break
                 self._start(job_or_none)
-            if machine.home.wake <= clock():
+            if machine.wake <= clock():
                 self._emit(machine.tick(clock()), time.time())
 
     def _on_frame(self, frame: Any) -> None:
@@ -277,7 +275,8 @@ class ModuleRuntime:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
         thread = threading.get_native_id()
-        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host())
+        holds = self.machine.holdings.table()
+        join = Join(self.me, self.incarnation, self.link.endpoint, holds, os.getpid(), thread, own_host())
         known, joined, count = None, False, 0
         while True:
             view = self.machine.view

@@ -33,6 +33,7 @@ from rayemu.protocol.messages import (
     Heartbeat,
     Join,
     Message,
+    Moved,
     Notice,
     Reply,
     Send,
@@ -108,6 +109,7 @@ class Simulator:
         self.recorder = Recorder()
         self.now = 0.0
         self.counters = Counters()
+        self._first = placement
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
         self.client = ClientMachine(model.spec, config.retry_after, config.stall_after)
         self.coordinator_faults, self.client_faults = MessageFaults(self.rng), MessageFaults(self.rng)
@@ -151,6 +153,21 @@ class Simulator:
             assert stalled is not None
             raise stalled
         return result
+
+    def move(self, placement: Placement) -> int:
+        """Have the experts brought to other slots; return the move's number."""
+        number, sends = self.client.move(placement, self.now)
+        self._send(CLIENT, sends)
+        return number
+
+    def moved(self, number: int) -> Moved | None:
+        """How far a move is, as last told."""
+        return self.client.moves[number]
+
+    @property
+    def placement(self) -> Placement:
+        """Where the experts are, also those that are on their way there or leave, as last told."""
+        return self.client.placement or self._first
 
     def abandon(self, numbers: Iterable[int]) -> None:
         """Forget batches that nobody waits for any more."""
@@ -329,7 +346,8 @@ class Simulator:
 
     # -- modules ----------------------------------------------------------------------------------------
     def _boot(self, module: int, incarnation: int, view: View) -> None:
-        machine = ModuleMachine(module, incarnation, self.config, self.model, view, self.rng)
+        make = lambda layer, expert: self.model.layers[layer].experts[expert]  # noqa: E731  one for all
+        machine = ModuleMachine(module, incarnation, self.config, self.model, view, self.rng, make=make)
         state = _Module(machine, ModuleRecord(self.recorder, machine, lambda: self.now), self.rng)
         self.modules[module] = state
         self._beat(state)
@@ -342,7 +360,7 @@ class Simulator:
             view = machine.view
             message: Message
             if view.state[machine.me] == DEAD or view.incarnations[machine.me] != machine.incarnation:
-                message = Join(machine.me, machine.incarnation, "memory")
+                message = Join(machine.me, machine.incarnation, "memory", machine.holdings.table())
             else:
                 message = Heartbeat(machine.me, machine.incarnation, view.epoch)
             self._send(machine.me, [Send(COORDINATOR, message)])
@@ -361,7 +379,7 @@ class Simulator:
                 began, duration = self.now, job.flops / 1e9 + float(self.rng.exponential(0.0002))
                 duration *= state.slow_factor if began < state.slow_until else 1.0
                 self.at(duration, lambda: self._finished(state, job, began))
-        wake = machine.home.wake if state.busy else machine.deadline()
+        wake = machine.wake if state.busy else machine.deadline()
         if wake < state.wake_at:
             state.wake_at = wake
             self.at(max(wake - self.now, 0.0), lambda: self._wake(state))
