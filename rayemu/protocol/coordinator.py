@@ -155,14 +155,15 @@ class CoordinatorMachine:
     def _go_on(self, now: float) -> list[Send]:
         """Let the move go on as far as it can, and tell everyone of the new table."""
         mover = self.mover
-        if mover is None or mover.done or not self.complete:
+        if mover is None or mover.idle or not self.complete:
             return []
+        was_done = mover.done
         table = mover.step(self.membership.view, self.known, now)
         sends: list[Send] = []
         if table is not None:
             self.membership.set_slots(*table)
             sends += self._publish(now)
-        if mover.done:
+        if mover.done and not was_done:
             status = mover.status(now)
             sends += [Send(CLIENT, status), Send(CLIENT, Notice("moved", now, asdict(status)))]
         return sends

@@ -66,6 +66,11 @@ class Loader:
         self._drop_at = float("inf")
         self._digests: dict[Key, str] = {}  # of what is handed on
 
+    @property
+    def busy(self) -> bool:
+        """Whether it loads, or holds what it should not."""
+        return bool(self._missing or self._gone)
+
     # -- what it is told ------------------------------------------------------------------------------
     def on_view(self, view: View, now: float) -> list[Send]:
         """Go by a new table of slots."""
@@ -89,11 +94,11 @@ class Loader:
         }
         self._tell_at = now if self._untold else float("inf")
         if self._loading is not None:
-            if self._loading.key not in slots:
+            if self._loading.key not in self._missing:
                 self._loading = None
             else:
                 self._loading.sources = [m for m in self._loading.sources if view.state[m] == ALIVE]
-        if self._to_make not in slots:
+        if self._to_make not in self._missing:
             self._to_make = None
         return self.tick(now)
 

@@ -3,7 +3,8 @@
 In each layer the new slots come first, as *loading*. When all are ready, those that are not wanted any more
 are *leaving*: homes give them no more work. When every live module knows that, they go from the table, and
 their modules drop them. Meanwhile the next layer is loading. At no moment is a copy taken away that is the
-last; what a dead module was to load is cancelled, and then what it was to replace stays.
+last; what a dead module was to load is cancelled, and then what it was to replace stays. What must stay only
+until a replacement is there does not hold up the move; it leaves later.
 """
 
 from __future__ import annotations
@@ -33,13 +34,19 @@ class Mover:
         self._layer = -1  # that is loading; -1 for none
         self._loading: set[Row] = set()  # new slots of that layer that are not ready yet
         self._leaving: dict[int, tuple[set[Row], int]] = {}  # by layer: slots that leave, since when
+        self._staying: set[int] = set()  # layers with slots that were to leave, but must stay for now
         self.loaded = self.dropped = self.cancelled = self.fetched = 0
         self.ended: float | None = None
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do."""
-        return not self._layers and self._layer < 0 and not self._leaving
+        """Whether all layers are through; what must stay for now may still leave later."""
+        return self.ended is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether `step` will change nothing any more, whatever happens."""
+        return self.done and not self._staying and not self._leaving
 
     def status(self, now: float) -> Moved:
         """Say how far it is."""
@@ -54,13 +61,16 @@ class Mover:
         table = _Table(view)
         self._let_go(table, view, known)
         self._cancel(table, view)
+        for layer in sorted(self._staying):
+            self._replace(table, view, layer)
         while True:
             if self._layer >= 0 and not self._loading:
-                self._replace(table, view)
+                self._replace(table, view, self._layer)
+                self._layer = -1
             if self._layer >= 0 or not self._layers:
                 break
             self._begin(table, view, self._layers.pop(0))
-        if self.done and self.ended is None:
+        if self.ended is None and not self._layers and self._layer < 0 and not self._leaving:
             self.ended = now
         return table.result()
 
@@ -91,20 +101,24 @@ class Mover:
                 continue
             self._loading.discard(row)
 
-    def _replace(self, table: _Table, view: View) -> None:
+    def _replace(self, table: _Table, view: View, layer: int) -> None:
         """All new slots of the layer are there: let the unwanted leave, of which another copy is ready."""
-        layer, self._layer = self._layer, -1
         wanted, states = self.wanted[layer], table.states(layer)
-        kept = {
-            expert
-            for (expert, module), state in states.items()
-            if (expert, module) in wanted and state == READY and view.state[module] == ALIVE
+        ready = {
+            e for (e, m), s in states.items() if s == READY and view.state[m] == ALIVE and (e, m) in wanted
         }
         complete = {e for e, _ in wanted} - {e for e, m in wanted if (e, m) not in states}
-        going = {row for row in states if row not in wanted and row[0] in kept & complete}
+        unwanted = {row for row in states if row not in wanted} - self._leaving.get(layer, (set(), 0))[0]
+        going = {row for row in unwanted if row[0] in ready & complete}
+        if any(row[0] in complete - ready for row in unwanted):
+            self._staying.add(layer)
+        else:
+            self._staying.discard(layer)
+        table.set(layer, {row for row in unwanted - going if states[row] == LEAVING}, READY)
         if going:
             table.set(layer, going, LEAVING)
-            self._leaving[layer] = going, view.epoch + 1
+            before = self._leaving.get(layer, (set(), 0))[0]
+            self._leaving[layer] = before | going, view.epoch + 1
 
     def _let_go(self, table: _Table, view: View, known: np.ndarray) -> None:
         """Take from the table what leaves, once every live module knows; keep what has become the last."""
@@ -116,6 +130,7 @@ class Mover:
             if stays:
                 back = {row for row in stays if states.get(row) == LEAVING}
                 table.set(layer, back, READY)
+                self._staying.add(layer)
                 going -= stays
             if (known[alive] >= since).all():
                 table.remove(layer, going)
