@@ -165,7 +165,8 @@ class Simulator:
     # -- events -----------------------------------------------------------------------------------------
     def _view(self) -> View:
         nodes = self.coordinator.membership.view.module_to_node
-        return view_of(self.coordinator.epoch(), nodes, self.model.spec.experts)
+        size = self.model.spec.layers, self.model.spec.experts
+        return view_of(self.coordinator.epoch(), nodes, size)
 
     def _boot(self, module: int, incarnation: int, view: View) -> SimulatedModule:
         return SimulatedModule(
