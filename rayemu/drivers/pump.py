@@ -120,7 +120,8 @@ class ModulePump:
                 self._note_coder(send.codec, message, False)
                 self.record.encoded(message, to, send.codec, began)
             now = self._clock()
-            self._send(to, *self.faults.through(pieces, now), now)
+            frame, delays = self.faults.through(pieces, now)
+            self._send(to, frame, delays, now)
             if isinstance(message, (Dispatch, Reply)):
                 self.record.sent(message, to, send.codec, sum(map(len, pieces)), began)
 
@@ -234,7 +235,8 @@ class CoordinatorPump:
             if send.message is not last:  # an epoch goes to everyone
                 last, pieces = send.message, self.wire.encode_pieces(send.message)
             now = self._clock()
-            self._send(send.to, *self.faults.through(pieces, now), now)
+            frame, delays = self.faults.through(pieces, now)
+            self._send(send.to, frame, delays, now)
         changes, self.machine.changes = self.machine.changes, []
         for change in changes:
             if change.kind in ("dead", "replacement_failed"):
