@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.drivers.simulator import SimulationStuck, Simulator
+from rayemu.drivers.simulator import Simulator
+from rayemu.drivers.world import SimulationStuck
 from rayemu.numerics import denormals_kept
 from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult

@@ -8,7 +8,8 @@ import numpy as np
 
 from rayemu.alltoall import ALIVE, EXCHANGES, READY, REPLICAS
 from rayemu.compression import make_policy
-from rayemu.drivers.simulator import Network, Simulator
+from rayemu.drivers.simulator import Simulator
+from rayemu.drivers.world import Network
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
@@ -75,11 +76,11 @@ def run(seed: int, batches: int = 6) -> set[str]:
             continue
         assert (result.delivered == 1).all(), "a token was lost or delivered twice"
         assert np.array_equal(reference_forward(model, inputs[at]), result.y), "not bit-identical"
-        if any(state is not None and state.machine.loader.busy for state in simulator.modules):
+        if any(state.machine.loader.busy for state in simulator.modules):
             traits.add("while loading")
         slow = float(rng.exponential(0.02))
         end = simulator.now + slow
-        simulator._run_until(lambda end=end: simulator.now >= end, 1.0)  # type: ignore[misc]
+        simulator.world.run_until(lambda end=end: simulator.now >= end, 1.0)  # type: ignore[misc]
     settle(simulator, len(wanted) - 1)
     coordinator = simulator.coordinator
     view, mover = coordinator.membership.view, coordinator.mover
@@ -89,7 +90,7 @@ def run(seed: int, batches: int = 6) -> set[str]:
     counts = view.placement.counts(layers, experts)
     assert (counts[dense:] > 0).all(), "an expert was lost from the table"
     for state in simulator.modules:
-        if state is not None and state.up and view.state[state.machine.me] == ALIVE:
+        if state.up and view.state[state.machine.me] == ALIVE:
             mine = {
                 (layer, expert)
                 for layer, expert, module in rows(view.placement)
@@ -117,12 +118,12 @@ def settle(simulator: Simulator, move: int) -> None:
         mover = simulator.coordinator.mover
         if status is None or mover is None or not (status.done and mover.idle) or (view.state != ALIVE).any():
             return False
-        machines = [state.machine for state in simulator.modules if state is not None]
+        machines = [state.machine for state in simulator.modules]
         return bool((view.slot_state == READY).all()) and all(
             machine.view.epoch == view.epoch and not machine.loader.busy for machine in machines
         )
 
-    simulator._run_until(settled, 300.0)
+    simulator.world.run_until(settled, 300.0)
 
 
 def rows(placement: Placement) -> set[tuple[int, int, int]]:
