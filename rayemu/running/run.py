@@ -37,6 +37,7 @@ from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
+from rayemu.streams.aim import aim
 from rayemu.units import format_bytes
 
 RANDOM_MODULES = 3  # what a seeded generator is for: placement has 1, message faults 2
@@ -127,14 +128,15 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
     if isinstance(way(), ByElement):
         journal.write("fallback", what="no product of this BLAS is exact: they are made element by element")
     report(Progress("start", 0, scenario.run.batches, events=journal.take_new()))
+    inputs = _inputs(scenario)
     with Emulator(scenario) as emulator:
-        measured = _measure(emulator, journal, report)
+        measured = _measure(emulator, inputs(), journal, report)
     for result, took, median in slow_batches(measured.results):
         journal.write("slow_batch", result.finished_at, batch=result.batch, took_s=took, median_s=median)
     exact, check_wall_s = None, 0.0
     if scenario.run.check == "exact":
         start = time.perf_counter()
-        exact = _compare(emulator, measured, journal, report)
+        exact = _compare(emulator, measured, inputs(), journal, report)
         check_wall_s = time.perf_counter() - start
     summary = _summary(scenario, emulator, measured, journal, exact, check_wall_s)
     journal.write("finished", passed=summary["passed"])
@@ -148,7 +150,7 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
     return summary
 
 
-def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
+def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal, report: Report) -> Measured:
     """Stream all batches through a running emulator, with the faults of its plan."""
     run = emulator.scenario.run
     measured = Measured(start_wall_s=journal.clock() - journal.opened)
@@ -178,7 +180,7 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
 
     def batches() -> Iterator[np.ndarray]:
         nonlocal began
-        for number, x in enumerate(_inputs(emulator.scenario)):
+        for number, x in enumerate(inputs):
             if number == 0:
                 measured.began = journal.began = journal.clock()
                 began = time.perf_counter()
@@ -212,11 +214,14 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
     return measured
 
 
-def _inputs(scenario: Scenario) -> Iterator[np.ndarray]:
-    """The batches of a run x [T, D]; the same ones each time."""
-    run = scenario.run
-    batches = scenario.stream.build().batches(run.batch_tokens, scenario.spec.d_model, run.seed)
-    yield from islice(batches, run.batches)
+def _inputs(scenario: Scenario) -> Callable[[], Iterator[np.ndarray]]:
+    """What gives the batches of a run x [T, D]; the same ones at each call. RunError where it cannot aim."""
+    run, spec = scenario.run, scenario.spec
+    try:
+        stream = aim(scenario.stream.build(), spec, scenario.placed(), run.seed)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    return lambda: islice(stream.batches(run.batch_tokens, spec.d_model, run.seed), run.batches)
 
 
 def _plan(scenario: Scenario) -> list[Injected]:
@@ -260,7 +265,13 @@ def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -
         _note(emulator.take_notices(), measured, journal)
 
 
-def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: Report) -> bool | None:
+def _compare(
+    emulator: Emulator,
+    measured: Measured,
+    inputs: Iterable[np.ndarray],
+    journal: Journal,
+    report: Report,
+) -> bool | None:
     """Whether every finished batch equals the reference bit by bit; None when none was finished.
 
     Batches are compared side by side, one core each: on a busy machine, BLAS threads that wait for each other
@@ -269,9 +280,9 @@ def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: R
     compared, equal, done = 0, 0, 0
     cores = machine.cores()
     emulator.model  # noqa: B018 - made once, before threads ask for it
-    inputs = zip(measured.results, measured.digests, _inputs(emulator.scenario), strict=True)
+    items = zip(measured.results, measured.digests, inputs, strict=True)
     with blas_threads(1), ThreadPoolExecutor(cores) as pool:
-        while group := list(islice(inputs, cores)):
+        while group := list(islice(items, cores)):
             for (result, _, _), facts in zip(
                 group, pool.map(partial(_mismatch, emulator), group), strict=True
             ):

@@ -10,15 +10,31 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-TOKENS, EMBEDDING = 0, 1  # what a random stream is for: the same seed must not give related numbers
+# What random numbers are for: the same seed must not give related ones.
+TOKENS, EMBEDDING, ERAS = range(3)
+MOST = 2**24  # token ids, and the largest whole number that a stream takes
+
+
+def require(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that starts with the parameter's name, unless its value holds."""
+    if not holds:
+        raise ValueError(f"{name}: {value!r} is not allowed; allowed: {allowed}")
 
 
 def check_common(vocabulary: int, context: float) -> None:
     """Refuses what no stream can work with. The messages start with the parameter's name."""
-    if not 1 <= vocabulary <= 2**24:
-        raise ValueError(f"vocabulary: {vocabulary!r} is not allowed; allowed: 1 to 16777216 token ids")
-    if not 0 <= context < 1:
-        raise ValueError(f"context: {context!r} is not allowed; allowed: 0 up to, but not including, 1")
+    require(1 <= vocabulary <= MOST, "vocabulary", vocabulary, f"1 to {MOST} token ids")
+    require(0 <= context < 1, "context", context, "0 up to, but not including, 1")
+
+
+def check_count(name: str, value: int, what: str) -> None:
+    """Refuse a number of things that is not from 1 up."""
+    require(1 <= value <= MOST, name, value, f"1 to {MOST} {what}")
+
+
+def check_share(share: float) -> None:
+    """Refuse a share of the tokens that is nothing, or more than all."""
+    require(0 < share <= 1, "share", share, "more than 0, up to 1")
 
 
 class Embedding:
