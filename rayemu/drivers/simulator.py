@@ -179,6 +179,12 @@ class Simulator:
         """Handle what is due now."""
         self._run_until(lambda: not self._queue or self._queue[0][0] > self.now, 1.0)
 
+    def wait(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        passed: list[bool] = []
+        self.at(seconds, lambda: passed.append(True))
+        self._run_until(lambda: bool(passed), seconds + 1.0)
+
     def record(self) -> np.ndarray:
         """Return the record so far (VIRTUAL_RECORD rows). Codecs take no virtual time."""
         return in_order(self.recorder.rows().view(VIRTUAL_RECORD))

@@ -8,6 +8,7 @@ the comparison does not take cores from what is measured.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -29,7 +30,7 @@ from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.report.progress import Progress
-from rayemu.report.summary import account_tokens, account_traffic, batch_times, slow_batches
+from rayemu.report.summary import account_tokens, account_traffic, batch_times, latencies, slow_batches
 from rayemu.report.trace import save_trace
 from rayemu.report.trace import trace as trace_of
 from rayemu.running.faults import Injected, due, fault_entry, parameters
@@ -41,6 +42,7 @@ from rayemu.streams.aim import aim
 from rayemu.units import format_bytes
 
 RANDOM_MODULES = 3  # what a seeded generator is for: placement has 1, message faults 2
+LOOK_EVERY_S = 0.05  # while no batch has arrived: for faults that are due, and what was reported
 NOTICE_WITHIN_S = 1.0  # how long a finished run waits for the detection of its last fault
 
 Report = Callable[[Progress], None]
@@ -52,12 +54,13 @@ class Measured:
 
     results: list[BatchResult] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)  # of each batch as it was handed out
+    meant: list[float] = field(default_factory=list)  # when each was meant to be; none in a closed loop
     injected: list[Injected] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     record: np.ndarray = field(default_factory=lambda: np.zeros(0, RECORD))
     began: float = 0.0
     start_wall_s: float = 0.0  # from nothing to a cluster that waits for work
-    wall_s: float = 0.0  # from the first batch handed out to the last result
+    wall_s: float = 0.0  # from when the first batch could be handed out to the last result
     duplicate_results: int = 0
     reissued_slices: int = 0
 
@@ -178,13 +181,26 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
             facts = {"fault": fault.kind, "module": injected.module, **parameters(fault)}
             journal.write("fault", measured.injected[-1].began, **facts)
 
+    def wait_until(meant: float) -> None:
+        """Let time pass until a batch arrives. What finishes meanwhile comes out after it was handed out."""
+        while (left := meant - journal.clock()) > 0:
+            emulator.wait(min(left, LOOK_EVERY_S))
+            begin_due(-1)
+            _note(emulator.take_notices(), measured, journal)
+            tell("run")
+
     def batches() -> Iterator[np.ndarray]:
         nonlocal began
-        for number, x in enumerate(inputs):
+        times = emulator.scenario.arrivals.build().times(run.seed)
+        arrivals = itertools.repeat(None) if times is None else times
+        for number, (x, arrival) in enumerate(zip(inputs, arrivals, strict=False)):
             if number == 0:
                 measured.began = journal.began = journal.clock()
                 began = time.perf_counter()
             measured.digests.append(xxhash.xxh3_64_intdigest(x.data))
+            if arrival is not None:
+                measured.meant.append(measured.began + arrival)
+                wait_until(measured.meant[-1])
             begin_due(number)
             yield x
 
@@ -348,6 +364,7 @@ def _summary(
         "start_wall_s": measured.start_wall_s,
         "check_wall_s": check_wall_s,
         **batch_times(measured.results, clock),
+        **latencies(measured.results, measured.meant, clock),
         "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,

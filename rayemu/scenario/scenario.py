@@ -23,7 +23,17 @@ from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
 from rayemu.scenario.loading import SCALARS, override, parse
-from rayemu.scenario.sections import Cluster, Exchange, Model, Placement, Replicas, Routing, Run, Stream
+from rayemu.scenario.sections import (
+    Arrivals,
+    Cluster,
+    Exchange,
+    Model,
+    Placement,
+    Replicas,
+    Routing,
+    Run,
+    Stream,
+)
 from rayemu.streams.aim import Aimed
 from rayemu.units import format_bytes
 
@@ -37,6 +47,7 @@ class Scenario(Section):
     model: Model
     cluster: Cluster = Cluster()
     stream: Stream = Stream()
+    arrivals: Arrivals = Arrivals()
     routing: Routing = Routing()
     placement: Placement = Placement()
     replicas: Replicas = Replicas()
@@ -90,8 +101,10 @@ class Scenario(Section):
     def with_overrides(self, assignments: Iterable[str]) -> Scenario:
         """A changed copy: assignments such as "model.top_k=4"; values are YAML."""
         given = self.model_dump(by_alias=True, exclude_unset=True)
-        if "stream" in given:  # exclude_unset does not see which parameters of a strategy were given
-            given["stream"] = {k: v for k, v in given["stream"].items() if k in self.stream.model_fields_set}
+        for name in {"stream", "arrivals"} & set(given):
+            # exclude_unset does not see which parameters of a strategy were given
+            was_set = getattr(self, name).model_fields_set
+            given[name] = {k: v for k, v in given[name].items() if k in was_set}
         return self.from_dict(override(given, assignments))
 
     def to_yaml(self) -> str:
@@ -118,7 +131,14 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
-        refuse([*self._stream_problems(spec), *self._batch_problems(spec), *self._memory_problems(spec)])
+        refuse(
+            [
+                *self._stream_problems(spec),
+                *self._arrival_problems(),
+                *self._batch_problems(spec),
+                *self._memory_problems(spec),
+            ]
+        )
         return self
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
@@ -155,6 +175,12 @@ class Scenario(Section):
                 stream.check(spec)
         except ValueError as error:
             yield problem_of(error, "stream")
+
+    def _arrival_problems(self) -> Iterable[Problem]:
+        times, batches = self.arrivals.build().times(self.run.seed), self.run.batches
+        if isinstance(times, list) and len(times) < batches:
+            text = f"{batches} is not allowed; allowed: 1 to {len(times)}, the times that arrivals gives"
+            yield Problem(("run", "batches"), text)
 
     def _batch_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         if self.run.batch_tokens > (most := most_tokens(spec)):

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
+from rayemu.arrivals import ARRIVALS
 from rayemu.compression import make_policy
 from rayemu.model.presets import PRESETS
 from rayemu.model.spec import ModelSpec
@@ -181,6 +182,29 @@ class Stream(Section):
     def build(self) -> Any:
         """The stream: `batches(batch_tokens, d_model, seed)` gives activations [T, D] without end."""
         return STREAMS[self.kind](**self.params)
+
+
+class Arrivals(Section):
+    """When batches arrive: a strategy of `rayemu.arrivals` and its parameters."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: Annotated[str, known_in(ARRIVALS, "a way to arrive")] = "closed"
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Arrivals:
+        problems = parameter_problems(ARRIVALS[self.kind], self.kind, self.params)
+        refuse(problems or build_problems(self.build, "arrivals"))
+        object.__setattr__(self, "__pydantic_extra__", dataclasses.asdict(self.build()))
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The strategy's parameters."""
+        return dict(self.model_extra or {})
+
+    def build(self) -> Any:
+        """The arrivals: `times(seed)` gives when batches are meant to begin."""
+        return ARRIVALS[self.kind](**self.params)
 
 
 class Routing(Section):

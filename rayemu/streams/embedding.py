@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 # What random numbers are for: the same seed must not give related ones.
-TOKENS, EMBEDDING, ERAS = range(3)
+TOKENS, EMBEDDING, ERAS = 0, 1, 4
 MOST = 2**24  # token ids, and the largest whole number that a stream takes
 
 

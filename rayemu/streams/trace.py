@@ -76,11 +76,11 @@ class Trace:
                 "set model.experts"
             )
         window, expert = (int(i) for i in np.unravel_index(shares.argmax(), shares.shape))
-        if shares[window, expert] > 1 / spec.top_k + self.tolerance:
+        largest, most = shares[window, expert], 1 / spec.top_k
+        if largest > most + self.tolerance:
             raise ValueError(
-                f"path: {self.path!r} gives expert {expert} {shares[window, expert]:.0%} of the rows of "
-                f"window {window}; with {spec.top_k} choices per token it can have {1 / spec.top_k:.0%}; lower "
-                "model.top_k"
+                f"path: {self.path!r} gives expert {expert} {largest:.0%} of the rows of window {window}; "
+                f"with {spec.top_k} choices per token it can have {most:.0%}; lower model.top_k"
             )
 
     def aimed(self, model: Model, placement: Placement, seed: int) -> Chosen:
@@ -92,8 +92,8 @@ class Trace:
             if wrong > self.tolerance:
                 raise ValueError(
                     f"stream.path: of the loads of window {window}, {wrong:.1%} of the rows cannot be given "
-                    f"by the {self.vocabulary} candidates; raise stream.vocabulary, or stream.tolerance, which "
-                    f"is {self.tolerance:.1%}"
+                    f"by the {self.vocabulary} candidates; raise stream.vocabulary, or stream.tolerance "
+                    f"({self.tolerance:.1%})"
                 )
             leanings.append(leaning)
 
