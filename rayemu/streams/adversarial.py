@@ -53,7 +53,7 @@ class Adversarial:
     def aimed(self, model: Model, placement: Placement, seed: int) -> Chosen:
         """The stream against this placement."""
         choices = first_choices(model, self.vocabulary, seed)  # [V, K]
-        work = _work(placement, model.spec.experts)  # [M, E]
+        work = _work(placement, model.spec)  # [M, E]
         on_module = np.stack([shares[choices].sum(axis=1) for shares in work])  # [M, V]
         worst = np.argsort(-on_module, axis=1, kind="stable")[:, : self.hot]  # [M, hot]; ties: the lower id
         module = int(np.take_along_axis(on_module, worst, axis=1).sum(axis=1).argmax())
@@ -61,9 +61,13 @@ class Adversarial:
         return Chosen(self.vocabulary, lambda batch: mass, self.context)
 
 
-def _work(placement: Placement, experts: int) -> np.ndarray:
-    """The share of an expert's rows that each module computes [M, E], if all copies get as many."""
-    copies = np.bincount(placement.slot_to_expert, minlength=experts)  # [E]
-    work = np.zeros((int(placement.slot_to_module.max()) + 1, experts))
-    work[placement.slot_to_module, placement.slot_to_expert] = 1 / copies[placement.slot_to_expert]
+def _work(placement: Placement, spec: ModelSpec) -> np.ndarray:
+    """The share of an expert's rows that each module computes [M, E] of the first layer with experts.
+
+    Copies get as many rows each.
+    """
+    slots = placement.layer == spec.dense_layers
+    experts, modules = placement.expert[slots], placement.module[slots]
+    work = np.zeros((int(modules.max()) + 1, spec.experts))
+    work[modules, experts] = 1 / np.bincount(experts, minlength=spec.experts)[experts]
     return work

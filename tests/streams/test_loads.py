@@ -17,6 +17,7 @@ from rayemu.model.model import Model
 from rayemu.model.reference import prepare, reference_forward, route
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Linear, Placement, RoundRobin
+from rayemu.placement.problem import problem_of
 from rayemu.streams import Adversarial, Bursty, Drift, HotSwitch, Neighbour, Trace, Uniform, Zipf
 from rayemu.streams.aim import aim, first_choices
 from rayemu.streams.trace import fit
@@ -140,7 +141,7 @@ def test_topics_are_kept_over_batch_borders_and_alike_by_likeness() -> None:
 
 
 def placed(strategy: Any, copies: int = 1, modules: int = 4) -> Placement:
-    return strategy.place(np.full(E, copies), modules, np.random.default_rng(0))
+    return strategy.place(problem_of(np.full(E, copies), modules))
 
 
 @pytest.mark.parametrize("strategy", [Linear(), RoundRobin()])
@@ -148,7 +149,7 @@ def test_the_adversary_finds_tokens_that_all_go_to_one_module(strategy: Any) -> 
     placement = placed(strategy)
     load = loads(aim(Adversarial(), SPEC, placement, 3), 3)
     by_module = np.zeros((3, 4))
-    np.add.at(by_module.T, placement.slot_to_module, load.T[placement.slot_to_expert])
+    np.add.at(by_module.T, placement.module, load.T[placement.expert])
     assert (by_module.max(axis=1) == 1).all(), "2 experts a module, 2 choices: there are such tokens"
     assert (by_module.argmax(axis=1) == by_module.argmax()).all()
     natural = loads(Adversarial(), 3)
@@ -163,17 +164,14 @@ def test_the_adversary_is_the_worst_by_brute_force_also_with_copies() -> None:
         worst = max(
             sum(
                 1 / copies
-                for slot in np.flatnonzero(placement.slot_to_module == module)
-                if placement.slot_to_expert[slot] in chosen[token]
+                for slot in np.flatnonzero(placement.module == module)
+                if placement.expert[slot] in chosen[token]
             )
             for token in range(200)
             for module in range(4)
         )
         (token,) = set(next(aim(stream, SPEC, placement, 3).tokens(50, 3)).tolist())
-        on = [
-            sum(np.isin(chosen[token], placement.slot_to_expert[placement.slot_to_module == m])) / copies
-            for m in range(4)
-        ]
+        on = [sum(np.isin(chosen[token], placement.expert[placement.module == m])) / copies for m in range(4)]
         assert max(on) == worst
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Linear
+from rayemu.placement.problem import problem_of
 from rayemu.streams import STREAMS
 from rayemu.streams.aim import aim
 
@@ -35,7 +36,7 @@ def made(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Any:
         stream = STREAMS[kind](**{**needed, **params})
         if request.param == "as it is":
             return stream
-        placement = Linear().place(np.ones(4, np.int64), 2, np.random.default_rng(0))
+        placement = Linear().place(problem_of(np.ones(4), modules=2))
         return aim(stream, SPEC, placement, 3)
 
     return make
