@@ -308,8 +308,7 @@ class Session:
 
     def wait(self, seconds: float) -> None:
         """Let time pass. Raises ClusterError as soon as the cluster is lost."""
-        with self._client.changed:
-            self._client.wait(lambda: False, seconds)
+        self._client.pause(seconds)
 
     def poll(self) -> None:
         """Raise ClusterError if the cluster is lost; what arrives is handled as it comes."""
