@@ -10,7 +10,7 @@ import numpy as np
 from rayemu.model.model import Model
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
-from rayemu.streams.aim import Chosen, first_choices
+from rayemu.streams.aim import Chosen, candidates, first_choices
 from rayemu.streams.draw import hot_mass
 from rayemu.streams.embedding import check_common, check_count, check_share, embed
 from rayemu.streams.uniform import Uniform
@@ -52,13 +52,14 @@ class Adversarial:
 
     def aimed(self, model: Model, placement: Placement, seed: int) -> Chosen:
         """The stream against this placement."""
-        choices = first_choices(model, self.vocabulary, seed)  # [V, K]
+        rows = candidates(self.vocabulary, model.spec.d_model, seed)  # [V, D]
+        choices = first_choices(model, rows)  # [V, K]
         work = _work(placement, model.spec)  # [M, E]
         on_module = np.stack([shares[choices].sum(axis=1) for shares in work])  # [M, V]
         worst = np.argsort(-on_module, axis=1, kind="stable")[:, : self.hot]  # [M, hot]; ties: the lower id
         module = int(np.take_along_axis(on_module, worst, axis=1).sum(axis=1).argmax())
         mass = hot_mass(self.vocabulary, worst[module], self.share)
-        return Chosen(self.vocabulary, lambda batch: mass, self.context)
+        return Chosen(rows, lambda batch: mass, self.context)
 
 
 def _work(placement: Placement, spec: ModelSpec) -> np.ndarray:

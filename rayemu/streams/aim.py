@@ -9,7 +9,7 @@ before it. Until then it gives its candidates as they come.
 A token's way through the first layer with experts is a function of its id alone as long as `context` is 0:
 there is no attention. With a context it is blurred.
 
-Shapes: V candidates, K choices per token, T tokens of a batch.
+Shapes: V candidates, K choices per token, T tokens of a batch, D model width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rayemu.model.spec import ModelSpec
 from rayemu.numerics import denormals_kept
 from rayemu.placement import Placement
 from rayemu.streams.draw import drawn
-from rayemu.streams.embedding import Embedding, embed
+from rayemu.streams.embedding import Embedding, mixed
 
 _CHUNK = 1024  # candidates that are routed at once
 
@@ -45,9 +45,12 @@ class Aimed(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Independent tokens; `mass_of_batch(b)` [V] is how likely each candidate is in batch b."""
+    """Independent tokens; `mass_of_batch(b)` [V] is how likely each candidate is in batch b.
 
-    vocabulary: int
+    `rows` [V, D] float32 are the candidates' embeddings.
+    """
+
+    rows: np.ndarray
     mass_of_batch: Callable[[int], np.ndarray]
     context: float = 0.0
 
@@ -56,8 +59,8 @@ class Chosen:
         return drawn(map(self.mass_of_batch, count()), batch_tokens, seed)
 
     def batches(self, batch_tokens: int, d_model: int, seed: int) -> Iterator[np.ndarray]:
-        """Endless batches of activations x [T, D] float32."""
-        return embed(self.tokens(batch_tokens, seed), self.vocabulary, d_model, seed, self.context)
+        """Endless batches of activations x [T, D] float32, of the model and embeddings that it aims at."""
+        return mixed((self.rows[tokens] for tokens in self.tokens(batch_tokens, seed)), self.context)
 
 
 def aim(stream: Any, spec: ModelSpec, placement: Placement, seed: int) -> Any:
@@ -65,22 +68,19 @@ def aim(stream: Any, spec: ModelSpec, placement: Placement, seed: int) -> Any:
     return stream.aimed(Model(spec), placement, seed) if isinstance(stream, Aimed) else stream
 
 
-@denormals_kept()
-def first_choices(model: Model, vocabulary: int, seed: int) -> np.ndarray:
-    """The experts [V, K] that the first layer with experts chooses for each token id, without a context.
+def candidates(vocabulary: int, d_model: int, seed: int) -> np.ndarray:
+    """The embeddings [V, D] of all ids, those of every stream of this seed."""
+    return Embedding(vocabulary, d_model, seed).rows(np.arange(vocabulary))
 
-    ValueError for a model without experts.
-    """
-    embedding = Embedding(vocabulary, model.spec.d_model, seed)
+
+@denormals_kept()
+def first_choices(model: Model, rows: np.ndarray) -> np.ndarray:
+    """The experts [V, K] that the first layer with experts chooses for rows [V, D] that enter the model."""
+    dense, layer = model.layers[: model.spec.dense_layers], model.layers[model.spec.dense_layers]
     found = []
-    for start in range(0, vocabulary, _CHUNK):
-        h = embedding.rows(np.arange(start, min(start + _CHUNK, vocabulary)))  # [n, D]
-        for layer in model.layers:
-            x = prepare(layer, h)
-            if layer.has_experts:
-                found.append(route(layer, x).experts)
-                break
-            h = finish(layer, h, dense_forward(layer, x))
-        else:
-            raise ValueError("kind: the model has no layer with experts to aim at; take another stream")
+    for start in range(0, len(rows), _CHUNK):
+        h = rows[start : start + _CHUNK]  # [n, D]
+        for before in dense:
+            h = finish(before, h, dense_forward(before, prepare(before, h)))
+        found.append(route(layer, prepare(layer, h)).experts)
     return np.concatenate(found)

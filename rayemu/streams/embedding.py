@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 # What random numbers are for: the same seed must not give related ones.
-TOKENS, EMBEDDING, ERAS = 0, 1, 4
+TOKENS, EMBEDDING, ERAS, LEANINGS = 0, 1, 4, 6
 MOST = 2**24  # token ids, and the largest whole number that a stream takes
 
 
@@ -83,17 +83,20 @@ def embed(
     batch borders too. Every x_t has unit variance, and neighbours correlate by `context` where their tokens
     are independent. The rows do not depend on where the stream is cut into batches.
     """
-    embedding = Embedding(vocabulary, d_model, seed)
+    return mixed(map(Embedding(vocabulary, d_model, seed).rows, batches), context)
+
+
+def mixed(batches: Iterable[np.ndarray], context: float) -> Iterator[np.ndarray]:
+    """As `embed`, of batches of embeddings [T, D] float32, which are written to."""
     keep, fresh = np.float32(context), np.float32(math.sqrt(1 - context**2))
-    carried = np.empty(d_model, dtype=np.float32)
     previous: np.ndarray | None = None  # [D]
-    for tokens in batches:
-        x = embedding.rows(tokens)  # [T, D]
+    for x in batches:
         if context and len(x):
             # A recurrence over rows. One cached pass; NumPy's ways to do it at once take several over x.
             start = 0 if previous is not None else 1
             x[start:] *= fresh
             last = x[0] if previous is None else previous
+            carried = np.empty_like(last)
             for row in x[start:]:
                 np.multiply(last, keep, out=carried)
                 row += carried

@@ -12,11 +12,13 @@ import numpy as np
 from rayemu.model.model import Model
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
-from rayemu.streams.aim import Chosen, first_choices
-from rayemu.streams.embedding import check_common, check_count, embed, require
+from rayemu.streams.aim import Chosen, candidates, first_choices
+from rayemu.streams.embedding import LEANINGS, check_common, check_count, embed, require
 from rayemu.streams.uniform import Uniform
 
 _STEPS = 300  # of fitting a window
+_PUSH = 6.0
+_LEAST = 1e-9  # share of an expert without load, which would have no logarithm
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Trace:
     the trace's layers the first that has any load counts. Each window lasts for `every` batches; after the
     last comes the first again. Of the `vocabulary` ids, each gets the probability with which the loads come
     out in expectation; where they cannot, more than `tolerance` of the rows at the wrong expert are refused.
+    Every second id's embedding leans towards experts that the trace loads, or rare ones would hardly meet.
     `context` is how much of the previous activation stays in the next (0 to below 1), which blurs the loads.
     """
 
@@ -85,9 +88,12 @@ class Trace:
 
     def aimed(self, model: Model, placement: Placement, seed: int) -> Chosen:
         """The stream for this model. ValueError where the candidates cannot give a window's loads."""
-        choices = first_choices(model, self.vocabulary, seed)  # [V, K]
+        rows = candidates(self.vocabulary, model.spec.d_model, seed)  # [V, D]
+        shares = self.shares()  # [W, E]
+        _lean(rows[1::2], model, shares, seed)
+        choices = first_choices(model, rows)  # [V, K]
         leanings: list[np.ndarray] = []  # [W] of [E]
-        for window, share in enumerate(self.shares()):
+        for window, share in enumerate(shares):
             leaning, wrong = fit(choices, share, leanings[-1] if leanings else np.zeros(len(share)))
             if wrong > self.tolerance:
                 raise ValueError(
@@ -100,7 +106,25 @@ class Trace:
         def mass_of_batch(batch: int) -> np.ndarray:
             return _mass(choices, leanings[batch // self.every % len(leanings)])
 
-        return Chosen(self.vocabulary, mass_of_batch, self.context)
+        return Chosen(rows, mass_of_batch, self.context)
+
+
+def _lean(rows: np.ndarray, model: Model, shares: np.ndarray, seed: int) -> None:
+    """Add to rows [n, D] directions of the gate, each row's of K experts drawn by a window's shares [W, E].
+
+    An expert's logit so rises by `_PUSH` times its deviation, if no dense layer comes before.
+    """
+    layer = model.layers[model.spec.dense_layers]
+    if layer.gate is None:
+        return
+    towards = layer.gate.weight if layer.norm is None else layer.norm[:, None] * layer.gate.weight  # [D, E]
+    length = np.sqrt((towards * towards).sum(axis=0))  # [E]
+    towards = towards.T * (np.float32(_PUSH) / np.where(length, length, 1))[:, None]  # [E, D]
+    rng = np.random.default_rng([seed, LEANINGS])
+    chances = np.log(np.maximum(shares, _LEAST))  # [W, E]
+    for number, row in enumerate(rows):
+        chance = chances[number % len(chances)] + rng.gumbel(size=len(chances[0]))  # without replacement
+        row += towards[np.argsort(-chance, kind="stable")[: model.spec.top_k]].sum(axis=0)
 
 
 def fit(choices: np.ndarray, share: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, float]:
@@ -111,7 +135,7 @@ def fit(choices: np.ndarray, share: np.ndarray, start: np.ndarray) -> tuple[np.n
     iterative scaling (Darroch and Ratcliff, 1972), with steps that are shortened only where they overshoot.
     """
     experts, chosen = len(share), choices.shape[1]
-    wanted = np.maximum(share, 1e-9)  # an expert without load would have no logarithm
+    wanted = np.maximum(share, _LEAST)
     leaning, step, best = start, 1.0, (start, np.inf)
     for _ in range(_STEPS):
         mass = _mass(choices, leaning)  # [V]

@@ -270,8 +270,8 @@ def test_a_stream_that_aims_is_aimed_in_the_run_and_read_again_alike(tmp_path: P
 
 
 def test_a_trace_that_the_candidates_cannot_follow_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    np.save(tmp_path / "trace.npy", np.array([[[50, 50, 0, 0, 0, 0, 0, 0]]]))
-    stream = {"kind": "trace", "path": f"{tmp_path}/trace.npy", "vocabulary": 5}
+    np.save(tmp_path / "trace.npy", np.ones((1, 1, 8)))
+    stream = {"kind": "trace", "path": f"{tmp_path}/trace.npy", "vocabulary": 3}
     found = scenario().model_dump(by_alias=True, exclude_none=True)
     with pytest.raises(RunError, match=r"stream\.path: .*raise stream\.vocabulary"):
         run_scenario(Scenario.from_dict({**found, "stream": stream}), tmp_path / "out")
