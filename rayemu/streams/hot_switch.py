@@ -22,7 +22,7 @@ class HotSwitch:
     """
 
     vocabulary: int = 32768
-    hot: int = 8
+    hot: int = 4
     share: float = 0.8
     every: int = 20
     context: float = 0.0

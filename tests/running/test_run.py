@@ -253,7 +253,7 @@ def test_what_does_not_fit_the_memory_is_refused_with_sizes_and_remedy(
 def test_a_stream_that_aims_is_aimed_in_the_run_and_read_again_alike(tmp_path: Path) -> None:
     shares = np.array([4, 3, 3, 2, 1, 1, 1, 1]) / 16
     np.save(tmp_path / "trace.npy", 1000 * shares[None, None])
-    run = {"batches": 4, "batch_tokens": 512}
+    run = {"batches": 4, "batch_tokens": 256}
     wanted = {
         "adversarial": {"kind": "adversarial"},
         "trace": {"kind": "trace", "path": f"{tmp_path}/trace.npy"},
@@ -262,9 +262,9 @@ def test_a_stream_that_aims_is_aimed_in_the_run_and_read_again_alike(tmp_path: P
         found = scenario(placement={"copies": 1}, run=run).model_dump(by_alias=True, exclude_none=True)
         summary = run_scenario(Scenario.from_dict({**found, "stream": stream}), tmp_path / name)
         assert summary["passed"] and summary["exact"] is True
-        load = np.array(summary["expert_tokens"][0]) / (4 * 512 * 2)
+        load = np.array(summary["expert_tokens"][0]) / (4 * 256 * 2)
         if name == "trace":
-            assert np.abs(load - shares).max() < 0.03
+            assert np.abs(load - shares).max() < 0.04
         else:
             assert load.max() == 0.5, "one expert a module: every token goes to it"
 
