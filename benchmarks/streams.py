@@ -1,9 +1,9 @@
 """What each stream does to the load of the first layer's experts: `python -m benchmarks.streams`.
 
-No cluster: the batches go through the model's own router. A batch here is what the modules would compute
-together, so its fullest module is what it waits for. Columns: rows of the fullest expert, and of the fullest
-module, over the mean, averaged over the batches; the same of all batches' sums; the share of rows that the next
-batch has at other experts, mean and most; the share of neighbouring tokens that have an expert in common.
+No cluster: the batches go through the model's own router. Columns: rows of the fullest expert over the mean, and
+of the fullest module (for which a batch waits), averaged over the batches; of the modules' sums over all
+batches; the share of rows that the next batch has at other experts, mean and most; the share of neighbouring
+tokens that have an expert in common.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 given = {"every": 10, "path": save_trace(Path(folder) / "trace.npy", experts)}
                 line = measure(strategy(**given) if kind == "trace" else strategy(), spec, args.batches)
                 found[name][kind] = line
-                cells = [f"{line[key]:.2f}" for key in ("expert", "module", "all")]
+                ratios = ("expert", "module", "all")
                 table.add_row(
-                    kind, *cells, *(f"{line[key]:.1%}" for key in ("step", "largest", "neighbours"))
+                    kind, *(f"{line[key]:.2f}" if key in ratios else f"{line[key]:.1%}" for key in COLUMNS)
                 )
         console.print(table)
     path = args.out or results_file("streams")

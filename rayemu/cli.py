@@ -187,7 +187,7 @@ def codecs(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang, codecs, products or streams, with the options of its --help.
+    """Benchmarks: step (the default), recovery, hang, codecs, products, streams; with options as in --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """

@@ -16,9 +16,9 @@ from rayemu.streams.embedding import check_common, check_count, embed, require
 class Drift:
     """Zipf's law over ids whose ranking fades into another one, batch by batch.
 
-    It begins as `zipf` of that skew. Within `every` batches the first ranking fades out and another, in which all ids have
-    drawn new ranks, fades in: f of the way, each token comes from the new ranking with probability f. Then
-    the next one follows. `vocabulary` is the number of ids, `alpha` the skew, `context` how much of the
+    It begins as `zipf` of that skew. Within `every` batches the first ranking fades out and another, in which
+    all ids have drawn new ranks, fades in: f of the way, each token comes from the new ranking with
+    probability f. Then the next one follows. `vocabulary` is the number of ids, `alpha` the skew, `context` how much of the
     previous activation stays in the next (0 to below 1).
     """
 

@@ -18,7 +18,7 @@ class Neighbour:
     Ids that are equal modulo `topics` are a topic: their embeddings correlate by `likeness`, so that they
     share most of their experts. Two neighbours share an expert with probability repeat * s + (1 - repeat) * b
     with b that of any two tokens and s that of two of a topic; 67 % for 2 of 8 experts as it stands. All
-    topics, and all ids of a topic, are equally frequent: the load is as level as that of `uniform`.
+    topics, and all ids of a topic, are equally frequent: with many topics the load is nearly level.
     `vocabulary` is the number of ids, `context` how much of the previous activation stays in the next (0 to
     below 1).
     """
