@@ -1,7 +1,7 @@
 """What each stream does to the load of the first layer's experts: `python -m benchmarks.streams`.
 
-No cluster: the batches go through the model's own router. Columns: rows of the fullest expert over the mean, and
-of the fullest module (for which a batch waits), averaged over the batches; of the modules' sums over all
+No cluster: the batches go through the model's own router. Columns: rows of the fullest expert over the mean,
+and of the fullest module (for which a batch waits), averaged over the batches; of the modules' sums over all
 batches; the share of rows that the next batch has at other experts, mean and most; the share of neighbouring
 tokens that have an expert in common.
 """

@@ -18,8 +18,8 @@ class Drift:
 
     It begins as `zipf` of that skew. Within `every` batches the first ranking fades out and another, in which
     all ids have drawn new ranks, fades in: f of the way, each token comes from the new ranking with
-    probability f. Then the next one follows. `vocabulary` is the number of ids, `alpha` the skew, `context` how much of the
-    previous activation stays in the next (0 to below 1).
+    probability f. Then the next one follows. `vocabulary` is the number of ids, `alpha` the skew, `context`
+    how much of the previous activation stays in the next (0 to below 1).
     """
 
     vocabulary: int = 32768
