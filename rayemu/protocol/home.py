@@ -65,7 +65,7 @@ class Home:
         self.complete_below = 0
         self.out: list[Send] = []
         self._spare: list[np.ndarray] = []
-        self.requests = Requests(incarnation, config, self.out)
+        self.requests = Requests(incarnation, config)
         self._wake = float("inf")  # for what is parked or waits for its choices
         self.combined: list[tuple[Unit, int]] = []  # (unit, layer), for whoever records
 
@@ -73,6 +73,13 @@ class Home:
     def wake(self) -> float:
         """When `tick` has something to do."""
         return min(self._wake, self.requests.wake)
+
+    def take_sends(self) -> list[Send]:
+        """Return and forget what is to be sent."""
+        sends = self.out + self.requests.out
+        self.out.clear()
+        self.requests.out.clear()
+        return sends
 
     # -- slices ---------------------------------------------------------------------------------------
     def on_slice(self, m: Slice, now: float) -> None:

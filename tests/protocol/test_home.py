@@ -72,9 +72,7 @@ class Table:
         return self.sent()
 
     def sent(self) -> list[Send]:
-        sends = list(self.home.out)
-        self.home.out.clear()
-        return sends
+        return self.home.take_sends()
 
     def answer(self, request: Dispatch, path: int = 0) -> Reply:
         """What the module of a request's only lots says to all of it."""
