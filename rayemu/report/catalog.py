@@ -33,6 +33,7 @@ def families() -> dict[str, dict[str, str]]:
     from rayemu.placement import PLACEMENTS
     from rayemu.routing import ROUTERS
     from rayemu.streams import STREAMS
+    from rayemu.traces import FORMATS
 
     return {
         "scenarios": dict(_scenarios()),
@@ -46,6 +47,7 @@ def families() -> dict[str, dict[str, str]]:
         "cluster.transport": TRANSPORTS,
         "stream.kind": first_lines(STREAMS),
         "faults.kind": FAULT_KINDS,
+        "trace --format": first_lines(FORMATS),
     }
 
 

@@ -79,6 +79,13 @@ class Own(Format):
         _save(path, {_PLAN: np.array(VERSION), **arrays})
 
 
+def save_loads(path: Path, batches: Mapping[int, np.ndarray]) -> None:
+    """Write the expert tokens [L, E] of a run's batches as a trace, one window per batch; nothing of none."""
+    if batches:
+        loads = np.stack([batches[number] for number in sorted(batches)])
+        Own().write(path, Trace(loads, source="rayemu run"))
+
+
 class Npy(Format):
     """A NumPy file with loads [L, E] or [W, L, E]; of a plan, phy2log [L, R]."""
 

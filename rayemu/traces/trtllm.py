@@ -4,7 +4,7 @@ Followed: NVIDIA/TensorRT-LLM, tensorrt_llm/_torch/expert_statistic.py (a folder
 num_experts and num_experts_per_token, rankN.safetensors with a tensor "<iteration>_<layer>" of counts [E],
 and lately rankN_raw.safetensors with the choices [T, K] under the same names), and of its folder
 examples/ep_load_balancer utils.py (the ranks' counts are added up) and generate_eplb_config.py (YAML with
-num_slots, layer_updates_per_iter and initial_global_assignments: layer -> experts of all slots, rank by rank).
+num_slots, layer_updates_per_iter and initial_global_assignments: layer -> experts by slot, rank by rank).
 """
 
 from __future__ import annotations
