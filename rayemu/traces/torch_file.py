@@ -38,6 +38,7 @@ _MOST_DIMENSIONS = 32
 
 _PUSHES = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT", "FLOAT"}
 _TEXTS = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"}
+_TEXTS |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"}
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -145,8 +146,10 @@ class _Machine:
             stack.append(_MARK)
         elif name == "POP":
             stack.pop()
-        elif name == "GLOBAL":
+        elif name in ("GLOBAL", "INST"):  # INST would also call it: no data is made so
             stack.append(_allowed(_Name(*argument.split(" ", 1))))
+            if name == "INST":
+                raise TraceError(f"its pickle makes a {stack[-1]}, which is no data; nothing of it was run")
         elif name == "STACK_GLOBAL":
             called, module = stack.pop(), stack.pop()
             stack.append(_allowed(_Name(str(module), str(called))))
@@ -167,6 +170,13 @@ class _Machine:
             values = self._since_mark()
             for key, value in zip(values[::2], values[1::2], strict=True):
                 _set(stack[-1], key, value)
+        elif name == "LIST":
+            stack.append(self._since_mark())
+        elif name == "DICT":
+            values, made = self._since_mark(), {}
+            for key, value in zip(values[::2], values[1::2], strict=True):
+                _set(made, key, value)
+            stack.append(made)
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
         elif name == "REDUCE":
