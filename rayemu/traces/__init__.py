@@ -11,6 +11,7 @@ A format is a class of its own, listed in FORMATS; the file says which one it is
 from __future__ import annotations
 
 import os
+import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ _DAMAGED = (
     RecursionError,
     TypeError,
     ValueError,
+    zipfile.BadZipFile,
     zlib.error,
 )
 

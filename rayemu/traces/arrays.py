@@ -19,7 +19,7 @@ from rayemu import machine
 from rayemu.traces.errors import TraceError
 from rayemu.traces.plan import Plan, make_plan
 from rayemu.traces.source import Format, Source, integers, table
-from rayemu.traces.trace import Trace, check_choices
+from rayemu.traces.trace import Trace, check_choices, check_loads
 from rayemu.units import format_bytes
 
 VERSION = 1
@@ -53,13 +53,14 @@ class Own(Format):
             if _PLAN in arrays:
                 return _read_plan(arrays, source)
             choices = borders = None
-            loads = arrays["loads"]
+            loads = check_loads(arrays["loads"])
             if "choices" in arrays:
                 choices = arrays["choices"]
                 check_choices(choices, loads.shape[-1], "choices")
                 borders = arrays["borders"]
             notes = tuple(str(note) for note in arrays["notes"]) if "notes" in arrays else ()
-            return Trace(loads, arrays["layers"], choices, borders, str(arrays["source"]), notes)
+            layers = integers(arrays["layers"], "layers", (1,))
+            return Trace(loads, layers, choices, borders, str(arrays["source"]), notes)
 
     def write(self, path: Path, trace: Trace) -> None:
         arrays: dict[str, Any] = {"loads": trace.loads, "layers": trace.layers}

@@ -85,10 +85,9 @@ def _ends(path: Path) -> str:
 
 
 def _read_config(source: Source) -> Plan:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         with open(source.path, "rb") as file:
-            config = yaml.load(file, loader)
+            config = yaml.safe_load(file)  # not by libyaml, whose process ends where lists nest too deep
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TraceError(f"damaged YAML: {error}") from None
     assignments = config.get(_ASSIGNMENTS) if isinstance(config, dict) else None
