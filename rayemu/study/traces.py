@@ -48,13 +48,13 @@ def describe(found: Trace | Plan) -> str:
     """What was read, in a line."""
     if isinstance(found, Plan):
         layers, slots = found.phy2log.shape
-        devices = "" if found.num_devices is None else f" on {found.num_devices} devices"
-        return f"a plan of {layers} layers, {slots} slots{devices}, {found.num_experts} experts"
+        devices = "" if found.num_devices is None else f" on {_of(found.num_devices, 'device')}"
+        return f"a plan of {_of(layers, 'layer')}, {slots} slots{devices}, {found.num_experts} experts"
     windows, layers, experts = found.loads.shape
-    tokens = (
-        "" if found.choices is None else f", {found.choices.shape[2]} choices of {len(found.choices)} tokens"
-    )
-    return f"loads of {windows} windows, {layers} layers, {experts} experts{tokens}"
+    loads = f"loads of {_of(windows, 'window')}, {_of(layers, 'layer')}, {experts} experts"
+    if found.choices is None:
+        return loads
+    return f"{loads}, {_of(found.choices.shape[2], 'choice')} of {len(found.choices)} tokens"
 
 
 def statistics(path: Path, format: str | None, as_json: bool, known: dict[str, Any]) -> None:
@@ -65,12 +65,18 @@ def statistics(path: Path, format: str | None, as_json: bool, known: dict[str, A
         print(json.dumps({"file": str(path), **facts}, indent=1))
         return
     console = Console()
-    console.print(f"{escape(str(path))} ({found.source}): {describe(found)}", highlight=False, soft_wrap=True)
+    of = f" ({escape(found.source)})" if found.source else ""
+    console.print(f"{escape(str(path))}{of}: {describe(found)}", highlight=False, soft_wrap=True)
     for note in found.notes:
         console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
-    console.print(_plan_table(facts) if isinstance(found, Plan) else _trace_table(facts))
-    if isinstance(found, Trace) and found.choices is None:
+    if isinstance(found, Plan):
+        console.print(_plan_table(facts))
+        return
+    console.print(_loads_table(facts))
+    if found.choices is None:
         console.print("reuse, working sets, neighbours and pairs need the choices of tokens", highlight=False)
+    else:
+        console.print(_choices_table(facts))
 
 
 def of_trace(trace: Trace) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def _of_layer(trace: Trace, layer: int) -> dict[str, Any]:
     if trace.borders is not None:
         tokens = np.diff(trace.borders).astype(np.float64)
     even, steady = even_fit(loads, tokens), steady_fit(loads, tokens)
-    facts = {
+    facts: dict[str, Any] = {
         "layer": int(trace.layers[layer]),
         "rows": float(total.sum()),
         "max_over_mean": float(total.max() / total.mean()),
@@ -173,30 +179,36 @@ def _without_nan(found: Any) -> Any:
     return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
-def _trace_table(facts: dict[str, Any]) -> Table:
+def _loads_table(facts: dict[str, Any]) -> Table:
+    columns = {
+        "max/\nmean": "max_over_mean",
+        "\nCV": "cv",
+        "not\nused": "unused_experts",
+        "Zipf\nexponent": "zipf_exponent",
+        "\ndistance": "zipf_distance",
+        "dispersion\neven": "even_dispersion",
+        "\nsteady": "steady_dispersion",
+    }
+    return _layers_table(facts["per_layer"], columns)
+
+
+def _choices_table(facts: dict[str, Any]) -> Table:
+    columns = {
+        "used again after\n(median)": "reuse_median_tokens",
+        "tokens\n(p99)": "reuse_p99_tokens",
+        **{f"experts in\n{n} tokens": str(n) for n in WORKING_SETS},
+        "shared with\nthe next": "neighbour_similarity",
+        "\nby chance": "neighbour_by_chance",
+    }
+    return _layers_table([line | line.get("working_sets", {}) for line in facts["per_layer"]], columns)
+
+
+def _layers_table(lines: list[dict[str, Any]], columns: dict[str, str]) -> Table:
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    tokens = "tokens" in facts
-    headings = ["layer", "max/\nmean", "CV", "Zipf\nexponent", "\ndistance", "dispersion\neven", "\nsteady"]
-    if tokens:
-        headings += [
-            "reuse\nmedian",
-            *(f"of {n}\ntokens" for n in WORKING_SETS),
-            "like the\nnext",
-            "by\nchance",
-        ]
-    for heading in headings:
+    for heading in ("\nlayer", *columns):
         shown.add_column(heading, justify="right", no_wrap=True)
-    keys = ("max_over_mean", "cv", "zipf_exponent", "zipf_distance", "even_dispersion", "steady_dispersion")
-    for line in facts["per_layer"]:
-        cells = [str(line["layer"]), *(_number(line.get(key)) for key in keys)]
-        if tokens:
-            sets = line.get("working_sets", {})
-            cells += [
-                _number(line.get("reuse_median_tokens")),
-                *(_number(sets.get(str(n))) for n in WORKING_SETS),
-            ]
-            cells += [_number(line.get(key)) for key in ("neighbour_similarity", "neighbour_by_chance")]
-        shown.add_row(*cells)
+    for line in lines:
+        shown.add_row(str(line["layer"]), *(_number(line.get(key)) for key in columns.values()))
     return shown
 
 
@@ -215,10 +227,20 @@ def _plan_table(facts: dict[str, Any]) -> Table:
     return shown
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | int | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+    return (
+        f"{value:.0f}"
+        if value >= 99.5 or isinstance(value, int)
+        else f"{value:.1f}"
+        if value >= 9.95
+        else f"{value:.2f}"
+    )
+
+
+def _of(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def target(path: Path, out: Path | None, suffix: str) -> Path:

@@ -173,7 +173,8 @@ class _Machine:
         elif name == "LIST":
             stack.append(self._since_mark())
         elif name == "DICT":
-            values, made = self._since_mark(), {}
+            made: dict[Any, Any] = {}
+            values = self._since_mark()
             for key, value in zip(values[::2], values[1::2], strict=True):
                 _set(made, key, value)
             stack.append(made)

@@ -51,7 +51,9 @@ class _Storage:
 
 
 class _Tensor:
-    def __init__(self, storage: _Storage, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> None:
+    def __init__(
+        self, storage: _Storage, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+    ) -> None:
         self.arguments = (storage, offset, shape, strides, False, OrderedDict())
 
 
@@ -70,10 +72,18 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]  # the one i
             super().save(found, save_persistent_id)
 
 
-KINDS = {"i8": "LongStorage", "i4": "IntStorage", "i2": "ShortStorage", "u1": "ByteStorage", "f4": "FloatStorage"}
+KINDS = {
+    "i8": "LongStorage",
+    "i4": "IntStorage",
+    "i2": "ShortStorage",
+    "u1": "ByteStorage",
+    "f4": "FloatStorage",
+}
 
 
-def torch_file(path: Path, content: Any, device: str = "cuda:0", compression: int = zipfile.ZIP_STORED) -> Path:
+def torch_file(
+    path: Path, content: Any, device: str = "cuda:0", compression: int = zipfile.ZIP_STORED
+) -> Path:
     """What torch.save writes of plain data and of arrays, which become tensors, here on a GPU."""
     storages: list[bytes] = []
 

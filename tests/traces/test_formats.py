@@ -1,4 +1,4 @@
-"""Traces of every format: files by the formats' own rules come in, and what goes out is read by those rules."""
+"""Traces of every format: files by its rules come in, and what goes out is read by those rules."""
 
 from __future__ import annotations
 
@@ -335,7 +335,10 @@ def test_a_small_file_that_unpacks_to_more_than_the_memory(
         (lambda s: (s / "rank0.safetensors").write_bytes(b"\xff" * 20), "no safetensors file"),
         (lambda s: tensors(s / "rank1.safetensors", {"loads": np.zeros(3)}), "expected names like 100_3"),
         (lambda s: tensors(s / "rank1.safetensors", {"1_3": np.zeros(3)}), "type F64; expected integers"),
-        (lambda s: tensors(s / "rank1.safetensors", {"9_3": np.zeros(3, int)}), "no counts of iteration 9, layer 4"),
+        (
+            lambda s: tensors(s / "rank1.safetensors", {"9_3": np.zeros(3, int)}),
+            "no counts of iteration 9, layer 4",
+        ),
     ],
 )
 def test_trtllm_statistics_that_do_not_fit(tmp_path: Path, spoil: Any, words: str) -> None:

@@ -51,7 +51,9 @@ def test_what_torch_writes_is_read(tmp_path: Path) -> None:
 def test_tensors_of_a_gpu_need_none_and_no_torch(tmp_path: Path) -> None:
     counts = np.arange(12, dtype=np.int32).reshape(1, 3, 4)
     path = torch_file(tmp_path / "x.pt", {"rank": 0, "logical_count": counts}, device="cuda:7")
-    script = f"import sys; from rayemu.traces.torch_file import load; assert load({str(path)!r})['rank'] == 0\n"
+    script = (
+        f"import sys; from rayemu.traces.torch_file import load; assert load({str(path)!r})['rank'] == 0\n"
+    )
     subprocess.run([sys.executable, "-c", script + "assert 'torch' not in sys.modules"], check=True)
     assert np.array_equal(load(path)["logical_count"], counts)
 
@@ -73,7 +75,9 @@ def test_a_hostile_pickle_is_refused_by_name_and_nothing_of_it_runs(
     python, shell = f"open({str(mark)!r}, 'w')", f"touch {mark}"
     argument = {os.system: shell, subprocess.check_output: shell.split()}.get(call, python)
     program = pickle.dumps({"logical_count": _Evil(call, argument)}, protocol)
-    with pytest.raises(TraceError, match=rf"names \w+\.{call.__name__}, which is no data; nothing of it was run"):
+    with pytest.raises(
+        TraceError, match=rf"names \w+\.{call.__name__}, which is no data; nothing of it was run"
+    ):
         read(pickled(tmp_path / "x.pt", program))
     assert not mark.exists()
     pickle.loads(program)
@@ -102,8 +106,14 @@ def test_a_hostile_pickle_is_refused_by_name_and_nothing_of_it_runs(
         (b"\x80\x02(.", "no data"),
         (b"ctorch\nLongStorage\n.", "no data"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00)))tR.", "expected _Storage"),
-        (b"(X\x07\x00\x00\x00storagectorch\nLongStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x05tQ.", "cut off"),
-        (b"(X\x07\x00\x00\x00storagectorch\nLongStorage\nX\x02\x00\x00\x00..X\x03\x00\x00\x00cpuK\x05tQ.", "missing"),
+        (
+            b"(X\x07\x00\x00\x00storagectorch\nLongStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x05tQ.",
+            "cut off",
+        ),
+        (
+            b"(X\x07\x00\x00\x00storagectorch\nLongStorage\nX\x02\x00\x00\x00..X\x03\x00\x00\x00cpuK\x05tQ.",
+            "missing",
+        ),
     ],
 )
 def test_what_is_no_data_is_refused(tmp_path: Path, program: bytes, words: str) -> None:
@@ -136,7 +146,9 @@ def test_a_compressed_or_older_file_is_refused(tmp_path: Path) -> None:
 
 def test_bytes_that_were_hit_are_refused_or_read_but_never_a_crash(tmp_path: Path) -> None:
     content = {
-        "records": [{"global_physical_count": np.ones((2, 4), np.int32), "forward_pass_id": 1, "input_ids": [1, 2]}],
+        "records": [
+            {"global_physical_count": np.ones((2, 4), np.int32), "forward_pass_id": 1, "input_ids": [1, 2]}
+        ],
         "last_physical_to_logical_map": np.tile(np.arange(4), (2, 1)),
     }
     whole = torch_file(tmp_path / "x.pt", content).read_bytes()
