@@ -65,7 +65,7 @@ class Home:
         self.complete_below = 0
         self.out: list[Send] = []
         self._spare: list[np.ndarray] = []
-        self.requests = Requests(incarnation, config, self.out)
+        self.requests = Requests(incarnation, config)
         self._wake = float("inf")  # for what is parked or waits for its choices
         self.combined: list[tuple[Unit, int]] = []  # (unit, layer), for whoever records
 
@@ -73,6 +73,13 @@ class Home:
     def wake(self) -> float:
         """When `tick` has something to do."""
         return min(self._wake, self.requests.wake)
+
+    def take_sends(self) -> list[Send]:
+        """Return and forget what is to be sent."""
+        sends = self.out + self.requests.out
+        self.out.clear()
+        self.requests.out.clear()
+        return sends
 
     # -- slices ---------------------------------------------------------------------------------------
     def on_slice(self, m: Slice, now: float) -> None:
@@ -175,7 +182,7 @@ class Home:
         view = self.view
         experts = unit.experts.ravel()[pairs]
         slots = self.config.replicas.choose(
-            experts[:, None], view, self.me, self.requests.load(view.modules)
+            unit.layer, experts[:, None], view, self.me, self.requests.load(view.modules)
         )[:, 0]
         modules = view.slot_to_module[slots]
         if (modules < 0).any():

@@ -50,10 +50,11 @@ class Combined:
     rows: int
 
 
-def view_of(epoch: Epoch, module_to_node: np.ndarray, experts: int) -> View:
-    """Build the view that an epoch message describes."""
-    placement = Placement(epoch.slot_to_expert, epoch.slot_to_module)
-    return View(epoch.epoch, module_to_node, epoch.state, epoch.incarnations, placement, experts)
+def view_of(epoch: Epoch, module_to_node: np.ndarray, size: tuple[int, int]) -> View:
+    """Build the view that an epoch message describes; `size` is (L, E)."""
+    placement, slot_state = Placement(*epoch.slots[:4]), epoch.slots[4].astype(np.uint8)
+    states = epoch.state, epoch.incarnations
+    return View(epoch.epoch, module_to_node, *states, placement, slot_state, *size)
 
 
 class ModuleMachine:
@@ -94,6 +95,7 @@ class ModuleMachine:
             level: gauges[level] for (_, level), (chooser, _) in self._links.items() if chooser.learns
         }
         self._nodes = view.module_to_node
+        self._out: list[Send] = []  # of relay and server, and answers
 
     def level(self, to: int) -> int:
         """Return the link level between this module and another address."""
@@ -129,7 +131,7 @@ class ModuleMachine:
             assert job.result is not None
             self.home.on_shared(job.parts[0].tag, job.result, now)  # type: ignore[arg-type]
         else:
-            self.home.out += self.server.finish(job)
+            self._out += self.server.finish(job)
         return self._settle(now)
 
     def combined(self) -> list[Combined]:
@@ -143,12 +145,12 @@ class ModuleMachine:
             if all(lot[0] == self.me for lot in message.lots):
                 self.server.accept(message, now)
             else:
-                home.out += self.relay.accept(message, self.view)
+                self._out += self.relay.accept(message, self.view)
         elif isinstance(message, Reply):
             if message.home == self.me:
                 home.on_reply(message, now)
             else:
-                home.out += self.relay.gather(message)
+                self._out += self.relay.gather(message)
         elif isinstance(message, Slice):
             home.on_slice(message, now)
         elif isinstance(message, RouteReply):
@@ -169,27 +171,24 @@ class ModuleMachine:
         self.relay.forget_below(message.complete_below)
         if message.epoch <= self.view.epoch:
             return
-        self.view = view_of(message, self.view.module_to_node, self.view.experts)
-        self.home.out += self.relay.on_view(self.view)
+        self.view = view_of(message, self.view.module_to_node, (self.view.layers, self.view.experts))
+        self._out += self.relay.on_view(self.view)
         self.home.on_view(self.view, now)
 
     def _on_probe(self, message: Probe) -> None:
         relayed = self.relay.probe(message)
         known = relayed is not None or self.server.knows(message.home, message.request)
-        self.home.out += (relayed or []) + [Send(message.home, Status(message.request, self.me, known))]
+        self._out += (relayed or []) + [Send(message.home, Status(message.request, self.me, known))]
 
     def _settle(self, now: float) -> list[Send]:
         """Deliver what the module sends itself; choose codecs for the rest, and note those that lose bits."""
         sends: list[Send] = []
-        out = self.home.out  # also the requests' list: emptied, never replaced
-        queue = deque(out)
-        out.clear()
+        queue = deque(self._take_sends())
         while queue:
             send = queue.popleft()
             if send.to == self.me:
                 self._handle(send.message, now)
-                queue.extend(out)
-                out.clear()
+                queue.extend(self._take_sends())
                 continue
             if isinstance(send.message, (Dispatch, Reply)):
                 level = self.level(send.to)
@@ -199,6 +198,10 @@ class ModuleMachine:
                 self._note(send, level)
                 sends += [self._tell(change, send.message, level, now) for change in chooser.changes()]
             sends.append(send)
+        return sends
+
+    def _take_sends(self) -> list[Send]:
+        sends, self._out = self._out + self.home.take_sends(), []
         return sends
 
     def _tell(self, change: CodecChange, message: Dispatch | Reply, level: int, now: float) -> Send:
