@@ -29,6 +29,7 @@ from rayemu.traces.statistics import (
 )
 
 WORKING_SETS = (16, 64, 256)  # tokens in a row
+_MOST_CHOICES = 1 << 29  # tokens times experts that reuse and neighbours are measured on
 _PAIRS_BYTES = 1 << 30  # of int64 [L, E, E], beyond which pairs are not counted
 
 
@@ -67,7 +68,7 @@ def statistics(path: Path, format: str | None, as_json: bool, known: dict[str, A
     console = Console()
     of = f" ({escape(found.source)})" if found.source else ""
     console.print(f"{escape(str(path))}{of}: {describe(found)}", highlight=False, soft_wrap=True)
-    for note in found.notes:
+    for note in facts["notes"]:
         console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
     if isinstance(found, Plan):
         console.print(_plan_table(facts))
@@ -92,6 +93,8 @@ def of_trace(trace: Trace) -> dict[str, Any]:
     }
     if trace.choices is not None:
         facts |= {"tokens": len(trace.choices), "choices_per_token": trace.choices.shape[2]}
+        if len(trace.choices) > (most := max(1, _MOST_CHOICES // trace.experts)):
+            facts["notes"].append(f"reuse, working sets and neighbours are those of the first {most} tokens")
     facts["per_layer"] = [_of_layer(trace, layer) for layer in range(len(trace.layers))]
     if trace.choices is not None and 8 * len(trace.layers) * trace.experts**2 <= _PAIRS_BYTES:
         facts["pairs"] = _pairs(coactivation(trace.choices, trace.experts), trace.layers[:])
@@ -144,7 +147,7 @@ def _of_layer(trace: Trace, layer: int) -> dict[str, Any]:
         "steady_p": steady.p_value,
     }
     if trace.choices is not None:
-        chosen = trace.choices[:, layer]  # [T, K]
+        chosen = trace.choices[: _MOST_CHOICES // trace.experts, layer]  # [T, K]
         gaps = reuse_gaps(chosen, trace.experts)
         near = neighbour_similarity(chosen, trace.experts)
         facts |= {

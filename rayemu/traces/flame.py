@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from rayemu import machine
 from rayemu.traces.errors import TraceError
 from rayemu.traces.source import Format, Source
 from rayemu.traces.trace import NO_EXPERT, Trace, check_choices, from_choices
+from rayemu.units import format_bytes
 
 _LAYER = re.compile(r"layer_(\d{1,9})\.parquet")
 _MAGIC = b"PAR1"
@@ -41,7 +43,7 @@ class Flame(Format):
             match = _LAYER.fullmatch(source.path.name)
             found = {int(match[1]) if match else 0: source.path}
         layers = sorted(found)
-        parts = [_indices(found[layer], source.tokens) for layer in layers]
+        parts = [_indices(found[layer], source.tokens, len(layers)) for layer in layers]
         shapes = {part.shape for part in parts}
         if len(shapes) > 1:
             raise TraceError(f"layers of different shapes [tokens, choices]: {sorted(map(list, shapes))}")
@@ -75,8 +77,8 @@ class Flame(Format):
             parquet.write_table(pa.table({"indices": lists}), file)
 
 
-def _indices(path: Path, tokens: int | None) -> np.ndarray:
-    """The choices [T, K] of one layer, at most of the first `tokens`; short rows end in NO_EXPERT."""
+def _indices(path: Path, tokens: int | None, layers: int) -> np.ndarray:
+    """The choices [T, K] of one of `layers`, at most of the first `tokens`; short rows end in NO_EXPERT."""
     pa, parquet = _pyarrow()
     try:
         file = parquet.ParquetFile(path)
@@ -85,6 +87,9 @@ def _indices(path: Path, tokens: int | None) -> np.ndarray:
         parts: list[np.ndarray] = []
         for batch in file.iter_batches(batch_size=1 << 18, columns=["indices"]):
             parts.append(_padded(pa, batch.column(0), path))
+            if len(parts) == 1:
+                rows = file.metadata.num_rows
+                _refuse_too_large(rows if tokens is None else min(tokens, rows), parts[0], layers)
             if tokens is not None and sum(map(len, parts)) >= tokens:
                 break
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -95,6 +100,16 @@ def _indices(path: Path, tokens: int | None) -> np.ndarray:
     whole = [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=NO_EXPERT) for p in parts]
     found = np.concatenate(whole) if whole else np.zeros((0, 0), np.int16)
     return found if tokens is None else found[:tokens]
+
+
+def _refuse_too_large(tokens: int, some: np.ndarray, layers: int) -> None:
+    """Raise TraceError where all layers' choices do not fit the memory, some three times over."""
+    need, free = 3 * tokens * some.shape[1] * some.itemsize * layers, machine.available_bytes()
+    if free is not None and need > free:
+        raise TraceError(
+            f"the choices of {tokens} tokens in {layers} layers need {format_bytes(need)} of memory, and "
+            f"{format_bytes(free)} are free; keep fewer with --tokens T"
+        )
 
 
 def _padded(pa: Any, column: Any, path: Path) -> np.ndarray:

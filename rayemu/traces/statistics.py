@@ -186,5 +186,8 @@ def _one_hot(choices: np.ndarray, experts: int) -> np.ndarray:
 
 def _uses(choices: np.ndarray, experts: int) -> list[np.ndarray]:
     """The tokens that use each expert, in order: choices [T, K] -> E arrays."""
-    expert, token = np.nonzero(_one_hot(choices, experts).T)
-    return np.split(token, np.searchsorted(expert, np.arange(1, experts)))
+    tokens = len(choices)
+    token, place = np.nonzero(choices >= 0)
+    uses = np.unique(choices[token, place].astype(np.int64) * tokens + token)
+    borders = np.searchsorted(uses, tokens * np.arange(1, experts, dtype=np.int64))
+    return np.split(uses % max(tokens, 1), borders)

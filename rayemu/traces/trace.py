@@ -6,7 +6,7 @@ T tokens, K choices per token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ class Trace:
     """
 
     loads: np.ndarray
-    layers: np.ndarray = field(default=None)  # type: ignore[arg-type,assignment]
+    layers: np.ndarray = None  # type: ignore[assignment]  # 0 to L - 1
     choices: np.ndarray | None = None
     borders: np.ndarray | None = None
     source: str = ""
@@ -81,8 +81,8 @@ def from_choices(
         for a, b in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)
     ]
     kind = np.int16 if experts <= np.iinfo(np.int16).max else np.int32
-    layers = np.arange(choices.shape[1]) if layers is None else layers
-    return Trace(np.stack(windows), layers, choices.astype(kind), np.asarray(borders), source, notes)
+    numbers = np.arange(choices.shape[1]) if layers is None else layers
+    return Trace(np.stack(windows), numbers, choices.astype(kind, copy=False), borders, source, notes)
 
 
 def counts(choices: np.ndarray, experts: int) -> np.ndarray:
@@ -121,7 +121,7 @@ def check_loads(loads: np.ndarray) -> np.ndarray:
 
 
 def check_choices(ids: np.ndarray, experts: int | None, where: str) -> tuple[np.ndarray, int]:
-    """Choices of some source with every fill as NO_EXPERT, in int32, and the number of experts.
+    """Choices of some source with every fill as NO_EXPERT, and the number of experts.
 
     -1 fills, and so does 255 where it cannot be an expert: in uint8 unless there are 256 experts, and in any
     type when there are fewer. Without `experts` the largest id says how many there are. Raises TraceError for
@@ -135,7 +135,7 @@ def check_choices(ids: np.ndarray, experts: int | None, where: str) -> tuple[np.
             f"{where}: choices of {experts} experts in {ids.dtype}, which holds {room}; "
             "record them as int16 or wider"
         )
-    wide = ids.astype(np.int64)
+    wide = ids.astype(np.int16 if np.can_cast(ids.dtype, np.int16) else np.int64)
     fill = wide == NO_EXPERT
     if (experts != 256 and ids.dtype == np.uint8) or (experts is not None and experts < 256):
         fill |= wide == _UINT8_FILL
@@ -147,7 +147,7 @@ def check_choices(ids: np.ndarray, experts: int | None, where: str) -> tuple[np.
         raise TraceError(
             f"{where}: choice {list(at)} names expert {wide[at]}; allowed: 0 to {known - 1}, or -1 for none"
         )
-    return wide.astype(np.int32), known
+    return wide.astype(np.int16 if known <= np.iinfo(np.int16).max else np.int32, copy=False), known
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -169,8 +169,7 @@ def _raw_choices(
         borders.append(borders[-1] + tokens)
     if not parts or len({part.shape[2] for part in parts}) > 1:
         return None, None, ("choices left out: none, or not as many per token everywhere",)
-    kind = np.int16 if experts <= np.iinfo(np.int16).max else np.int32
-    return np.concatenate(parts).astype(kind), np.asarray(borders), ()
+    return np.concatenate(parts), np.asarray(borders), ()
 
 
 def _tensors(path: Path) -> list[tuple[tuple[int, int], np.ndarray]]:

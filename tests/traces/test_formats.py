@@ -193,6 +193,14 @@ def test_flame_layers_of_a_folder(tmp_path: Path, fixed: bool) -> None:
     assert len(read_trace(tmp_path, tokens=2).choices) == 2  # type: ignore[arg-type]
 
 
+def test_flame_of_more_tokens_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet(tmp_path / "layer_02.parquet", [[0, 1]] * 1000)
+    monkeypatch.setattr("rayemu.machine.available_bytes", lambda: 9000)
+    with pytest.raises(TraceError, match=r"1000 tokens in 1 layers need .* keep fewer with --tokens"):
+        read(tmp_path)
+    assert read_trace(tmp_path, tokens=500).total.tolist() == [[500, 500]]
+
+
 def test_minus_one_and_255_fill(tmp_path: Path) -> None:
     rows = [[0, 1], [2, 255], [255, 255]]
     uint8 = read_trace(parquet(tmp_path / "a.parquet", rows, "uint8"))

@@ -58,6 +58,16 @@ def test_tensors_of_a_gpu_need_none_and_no_torch(tmp_path: Path) -> None:
     assert np.array_equal(load(path)["logical_count"], counts)
 
 
+def test_the_files_of_these_tests_are_torch_s_own(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="reads the file (launch/test.sh --parity installs it)")
+    counts = np.arange(12, dtype=np.int32).reshape(1, 3, 4)
+    path = torch_file(
+        tmp_path / "x.pt", {"records": [{"topk": counts, "n": None}], "map": counts[0].astype("i8")}
+    )
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    assert torch.equal(found["records"][0]["topk"], torch.from_numpy(counts)) and found["map"].shape == (3, 4)
+
+
 class _Evil:
     def __init__(self, call: object, *arguments: object) -> None:
         self.made = (call, arguments)
