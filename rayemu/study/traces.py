@@ -197,11 +197,11 @@ def _loads_table(facts: dict[str, Any]) -> Table:
 
 def _choices_table(facts: dict[str, Any]) -> Table:
     columns = {
-        "used again after\n(median)": "reuse_median_tokens",
-        "tokens\n(p99)": "reuse_p99_tokens",
-        **{f"experts in\n{n} tokens": str(n) for n in WORKING_SETS},
-        "shared with\nthe next": "neighbour_similarity",
-        "\nby chance": "neighbour_by_chance",
+        "reuse\nmedian": "reuse_median_tokens",
+        "\np99": "reuse_p99_tokens",
+        **{f"experts\nof {n}": str(n) for n in WORKING_SETS},
+        "like\nthe next": "neighbour_similarity",
+        "by\nchance": "neighbour_by_chance",
     }
     return _layers_table([line | line.get("working_sets", {}) for line in facts["per_layer"]], columns)
 
