@@ -76,7 +76,10 @@ def read(path: Path | str, format: str | None = None, **known: Any) -> Trace | P
             raise TraceError("no such file or folder")
         family = _named(format) if format is not None else _recognised(source)
         chosen = family.name
-        return family.read(source)
+        found = family.read(source)
+        if isinstance(found, Trace) and source.experts not in (None, found.experts):
+            raise TraceError(f"loads of {found.experts} experts; {source.experts} were asked for")
+        return found
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from None
     except OSError as error:

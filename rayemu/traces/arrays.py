@@ -105,10 +105,7 @@ class Npy(Format):
         if source.plan:
             slots = integers(np.array(found), "phy2log", (1, 2))
             return make_plan(slots, source.experts, source.devices, None, source.shared, "npy")
-        loads = table(np.array(found), "loads", (2, 3))
-        if source.experts not in (None, loads.shape[-1]):
-            raise TraceError(f"loads of {loads.shape[-1]} experts; {source.experts} were asked for")
-        return Trace(loads, source="npy")
+        return Trace(table(np.array(found), "loads", (2, 3)), source="npy")
 
     def write(self, path: Path, trace: Trace) -> None:
         with open(path, "wb") as file:

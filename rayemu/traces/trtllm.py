@@ -43,7 +43,7 @@ class Trtllm(Format):
     def read(self, source: Source) -> Trace | Plan:
         if source.path.is_file() and source.path.name != _META and source.path.suffix != ".safetensors":
             return _read_config(source)
-        return _read_statistics(_folder(source.path), source)
+        return _read_statistics(_folder(source.path))
 
     def write(self, path: Path, trace: Trace) -> None:
         if path.exists() and not path.is_dir():
@@ -116,7 +116,7 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _read_statistics(folder: Path, source: Source) -> Trace:
+def _read_statistics(folder: Path) -> Trace:
     try:
         meta = json.loads((folder / _META).read_bytes())
     except (ValueError, RecursionError) as error:
@@ -124,8 +124,6 @@ def _read_statistics(folder: Path, source: Source) -> Trace:
     if not isinstance(meta, dict):
         raise TraceError(f"{_META}: expected an object with num_experts")
     experts = count(meta.get("num_experts"), f"{_META}: num_experts")
-    if source.experts not in (None, experts):
-        raise TraceError(f"{_META}: {experts} experts; {source.experts} were asked for")
     ranks = sorted(int(m[1]) for path in folder.iterdir() if (m := _RANK.fullmatch(path.name)))
     if not ranks:
         raise TraceError("no rank*.safetensors beside meta_info.json")

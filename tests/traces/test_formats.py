@@ -356,6 +356,14 @@ def test_trtllm_statistics_that_do_not_fit(tmp_path: Path, spoil: Any, words: st
         read(folder)
 
 
+@pytest.mark.parametrize("name", ["rayemu", "eplb", "vllm", "sglang", "trtllm", "npy"])
+def test_loads_of_another_number_of_experts_than_asked_for(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "x", name, small())
+    assert read_trace(tmp_path / "x", name, experts=3).experts == 3
+    with pytest.raises(TraceError, match="loads of 3 experts; 4 were asked for"):
+        read(tmp_path / "x", name, experts=4)
+
+
 def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="pip install 'rayemu[traces]'")
     with pytest.raises(TraceError, match="this trace has loads only"):
