@@ -37,6 +37,8 @@ def test_every_format_reads_what_it_wrote_and_recognises_it(tmp_path: Path, name
     path = tmp_path / f"x{FORMATS[name].suffix if name != 'trtllm' else ''}"
     write(path, name, trace)
     found = read_trace(path)
+    assert found.source == {"eplb": "vllm", "rayemu": ""}.get(name, name), "the history is vLLM's"
+    assert read_trace(path, name).source == found.source.replace("vllm", name)
     alike = found.total if name == "flame" else found.loads
     assert np.array_equal(alike, trace.total if name == "flame" else trace.loads)
     if name in ("rayemu", "flame"):
@@ -123,6 +125,44 @@ def test_sglang_ranks_of_a_folder_are_one_trace(tmp_path: Path) -> None:
     torch_file(tmp_path / "expert_distribution_recorder_999.5_0.pt", dump)
     with pytest.raises(TraceError, match="not one per rank; name one"):
         read_trace(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dump", "words"),
+    [
+        ({"records": []}, "no forward pass was recorded"),
+        ({"records": {}}, "records: expected a list"),
+        ({"records": [3]}, "found int; expected a dictionary"),
+        ({"records": [{}]}, "records, entry 0: global_physical_count: found NoneType"),
+        ({"records": [{"forward_pass_id": "x"}]}, "records, entry 0: forward_pass_id is 'x'"),
+        (
+            {"records": [{"global_physical_count": [[1, 2]]}]},
+            r"entry 0: counts of shape \[1, 2\], a map of \[2, 4\]",
+        ),
+        ({"records": [recorder(0, [[[0, 4]]] * 2, COUNTS, 1)]}, "records, entry 0: choice .* names expert 4"),
+        ({"records": [recorder(0, [[[0]]], COUNTS, 1)]}, r"entry 0: topk_ids_of_layer has shape \[1, 1, 1\]"),
+        (
+            {"records": [recorder(0, TOPK, COUNTS, 1), recorder(0, [[[0]]] * 2, COUNTS, 2)]},
+            r"passes with \[1, 3\] choices per token",
+        ),
+        ({"records": [], "last_physical_to_logical_map": 5}, "last_physical_to_logical_map: found int"),
+        ({"rank": 3}, "no logical_count, records or physical_to_logical_map in it; found rank"),
+    ],
+)
+def test_sglang_dumps_that_do_not_fit(tmp_path: Path, dump: dict[str, Any], words: str) -> None:
+    whole = {"last_physical_to_logical_map": SLOTS, **dump} if "records" in dump else dump
+    with pytest.raises(TraceError, match=words):
+        read(torch_file(tmp_path / "x.pt", whole))
+
+
+def test_sglang_ranks_with_different_maps_are_no_one_trace(tmp_path: Path) -> None:
+    for rank, slots in enumerate((SLOTS, SLOTS[::-1])):
+        dump = {"records": [recorder(rank, TOPK, COUNTS, 1)], "last_physical_to_logical_map": slots}
+        torch_file(tmp_path / f"expert_distribution_recorder_171.5_{rank}.pt", dump)
+    with pytest.raises(
+        TraceError, match="the ranks' last_physical_to_logical_map differ; read them one by one"
+    ):
+        read(tmp_path)
 
 
 def test_sglang_records_per_pass(tmp_path: Path) -> None:

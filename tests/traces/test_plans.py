@@ -24,6 +24,7 @@ def test_a_plan_comes_back(tmp_path: Path, name: str) -> None:
     path = tmp_path / NAMES.get(name, "p.json")
     write_plan(path, name, SLOTS, 4, 3, layers=[1, 2])
     for found in (read_plan(path), read_plan(path, name, num_experts=4)):
+        assert found.source == name or (found.source, name) == ("sglang", "vllm")
         assert np.array_equal(found.phy2log, SLOTS) and found.num_experts == 4 and found.shared == 0
         assert found.num_devices == (3 if name in ("rayemu", "eplb", "vllm") else None)
         assert found.layer_numbers == ([0, 1] if name in ("sglang", "npy") else [1, 2])
@@ -131,6 +132,13 @@ def test_a_plan_without_an_expert_or_with_one_too_many_is_refused(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["eplb", "vllm", "sglang", "trtllm", "npy"])
+def test_every_format_takes_what_the_caller_knows(tmp_path: Path, name: str) -> None:
+    path = by_format(tmp_path, name, [[0, 1, 2, 1], [2, 0, 1, 2]])
+    found = read_plan(path, num_experts=2, num_devices=4, shared=1)
+    assert (found.num_experts, found.num_devices, found.shared, found.source) == (2, 4, 1, name)
+
+
 def test_slots_of_shared_experts_are_accepted(tmp_path: Path) -> None:
     """Expert 4 is on each of two devices in both layers, beside the four that are routed to."""
     slots = [[0, 1, 2, 4, 3, 0, 1, 4], [3, 2, 1, 4, 0, 0, 2, 4]]
@@ -193,6 +201,19 @@ def test_what_is_no_plan(arguments: dict[str, Any], words: str) -> None:
             {"layer_list": [{"layer_id": 5, "device_list": [{"device_expert": [0]}, {"device_expert": []}]}]},
             "layer 5: entry 1 has 0 entries",
         ),
+        (
+            {
+                "layer_list": [
+                    {"layer_id": n, "device_list": [{"device_expert": [0]}] * (n - 4)} for n in (5, 6)
+                ]
+            },
+            "layer 6 has 2 devices, layer 5 1",
+        ),
+        (
+            {"layer_list": [{"layer_id": n, "device_list": [{"device_expert": [0] * n}]} for n in (5, 6)]},
+            "layer 6 has 6 slots, layer 5 5",
+        ),
+        ({"phy2log": [[0, 0, 3]]}, "leaves expert 1 and 1 more without a slot"),
         ({"initial_global_assignments": {"x": [0]}}, "'x' is no layer"),
         ({"initial_global_assignments": {"0": [0, True]}}, "layer 0: expected a list of experts"),
         (

@@ -68,6 +68,16 @@ def test_the_files_of_these_tests_are_torch_s_own(tmp_path: Path) -> None:
     assert torch.equal(found["records"][0]["topk"], torch.from_numpy(counts)) and found["map"].shape == (3, 4)
 
 
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_plain_data_of_any_size_and_protocol(tmp_path: Path, protocol: int) -> None:
+    once = [f"number {n}" for n in range(400)]  # more than one byte can number
+    content = {
+        "records": [once, once[::-1], [n * 1000 for n in range(-300, 300)]],
+        "n": [1.5, (), ("a",) * 3],
+    }
+    assert load(pickled(tmp_path / "x.pt", pickle.dumps(content, protocol))) == content
+
+
 class _Evil:
     def __init__(self, call: object, *arguments: object) -> None:
         self.made = (call, arguments)

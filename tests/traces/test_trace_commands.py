@@ -67,6 +67,8 @@ def test_statistics_of_choices(tmp_path: Path, as_json: bool) -> None:
         assert re.search(r"^ +5 +1\.00 +0\.00 +0 +0\.00 ", result.stdout, re.MULTILINE)
         return
     facts = json.loads(result.stdout)
+    assert (facts["kind"], facts["windows"], facts["layers"], facts["experts"]) == ("trace", 2, [5], 8)
+    assert (facts["tokens"], facts["choices_per_token"], facts["rows"]) == (64, 2, 128)
     (line,) = facts["per_layer"]
     assert (line["layer"], line["rows"], line["max_over_mean"], line["zipf_exponent"]) == (5, 128, 1, 0)
     assert line["neighbour_similarity"] == 0.5 and line["neighbour_by_chance"] == pytest.approx(2 / 8)
