@@ -177,7 +177,9 @@ def _read_ascend(source: Source, fields: dict[str, Any]) -> Plan:
             held = [device["device_expert"] for device in layer["device_list"]]
             numbers.append(int(layer["layer_id"]))
         except (TypeError, KeyError) as error:
-            raise TraceError(f"layer_list: entry {place} is no layer with devices: {error!r}") from None
+            raise TraceError(
+                f"layer_list: entry {place} is no layer with devices: {type(error).__name__} {error}"
+            ) from None
         slots = integers(held, f"layer {numbers[-1]}", (2,))
         if slots.shape != (devices or len(slots), slots.shape[1]):
             raise TraceError(f"layer {numbers[-1]} has {len(slots)} devices, layer {numbers[0]} {devices}")

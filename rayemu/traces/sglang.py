@@ -19,7 +19,7 @@ import numpy as np
 from rayemu.traces import torch_file
 from rayemu.traces.errors import TraceError
 from rayemu.traces.plan import Plan, make_plan, refuse_empty_slots
-from rayemu.traces.source import Format, Source, integers, table, write_text
+from rayemu.traces.source import Format, Source, integers, shown, table, write_text
 from rayemu.traces.trace import NO_EXPERT, Trace, check_choices
 
 _COUNT, _MAP, _LAST = "logical_count", "physical_to_logical_map", "last_physical_to_logical_map"
@@ -92,7 +92,7 @@ def _read_records(dumps: list[dict[str, Any]], source: Source) -> Trace:
             record = _dict(record)
             number = record.get("forward_pass_id", place)
             if not isinstance(number, int):
-                raise TraceError(f"{where}: forward_pass_id is {number!r}; expected a number")
+                raise TraceError(f"{where}: forward_pass_id is {shown(number)}; expected a number")
             load = integers(record.get("global_physical_count"), f"{where}: global_physical_count", (2,))
             if load.shape != logical.shape:
                 raise TraceError(

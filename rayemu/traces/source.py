@@ -13,6 +13,9 @@ from rayemu.traces.errors import TraceError
 from rayemu.traces.plan import Plan
 from rayemu.traces.trace import Trace
 
+MOST_NUMBERS = 1 << 28  # in one table
+_DEEPEST = 4  # one more than any table has
+
 
 class Source:
     """A file or folder to read, and what the caller knows about it.
@@ -83,15 +86,13 @@ class Format:
 
 
 def table(value: Any, what: str, dimensions: tuple[int, ...]) -> np.ndarray:
-    """Nested lists of numbers as an array of one of the allowed dimensions. Raises TraceError.
-
-    The lists must come from JSON: a list that holds another one twice would grow without bound.
-    """
+    """Nested lists of numbers as an array of one of the allowed dimensions. Raises TraceError."""
     if isinstance(value, np.ndarray):
         found = value
     elif not isinstance(value, list):
         raise TraceError(f"{what}: found {type(value).__name__}; expected nested lists of numbers")
     else:
+        _refuse_bomb(value, what)
         try:
             found = np.array(value)
         except (ValueError, OverflowError):
@@ -116,8 +117,17 @@ def integers(value: Any, what: str, dimensions: tuple[int, ...]) -> np.ndarray:
 def count(value: Any, what: str) -> int:
     """A positive whole number. Raises TraceError."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1 << 20:
-        raise TraceError(f"{what}: found {value!r}; expected a positive whole number")
+        raise TraceError(f"{what}: found {shown(value)}; expected a positive whole number")
     return value
+
+
+def shown(value: Any) -> str:
+    """A value out of a file for an error; of containers the type alone, since they may hold anything."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    if isinstance(value, (bool, float)) or value is None or (isinstance(value, int) and abs(value) < 1 << 64):
+        return repr(value)
+    return type(value).__name__
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,6 +135,18 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, "utf-8")
     part.replace(path)
+
+
+def _refuse_bomb(value: list[Any], what: str) -> None:
+    """Raise TraceError for lists that hold each other: small in a file, and huge as a table."""
+    lists = [value]
+    for _ in range(_DEEPEST):
+        if sum(map(len, lists)) > MOST_NUMBERS:
+            raise TraceError(f"{what}: more than {MOST_NUMBERS} numbers")
+        lists = [entry for row in lists for entry in row if isinstance(entry, list)]
+        if not lists:
+            return
+    raise TraceError(f"{what}: lists nested more than {_DEEPEST} deep")
 
 
 def _ragged(value: list[Any]) -> str:

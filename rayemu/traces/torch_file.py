@@ -217,7 +217,7 @@ class _Machine:
         if called == ("torch", "Size") and len(arguments) == 1:
             return tuple(arguments[0])
         if called == ("torch", "device"):
-            return str(arguments)
+            return "device"
         if called.name == "_rebuild_tensor_v2":
             return _tensor(_of(arguments[0], _Storage), *arguments[1:4])
         if called.name == "_rebuild_tensor_v3":

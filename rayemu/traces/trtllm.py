@@ -20,7 +20,7 @@ import yaml
 from rayemu.model.tensor_files import CheckpointError, TensorFile
 from rayemu.traces.errors import TraceError
 from rayemu.traces.plan import Plan, make_plan, refuse_empty_slots
-from rayemu.traces.source import Format, Source, count, write_text
+from rayemu.traces.source import MOST_NUMBERS, Format, Source, count, shown, write_text
 from rayemu.traces.trace import Trace, check_choices
 
 _META = "meta_info.json"
@@ -99,7 +99,7 @@ def _read_config(source: Source) -> Plan:
         if isinstance(layer, str) and layer.isdecimal() and len(layer) < 10:  # in JSON, keys are texts
             layer = int(layer)
         if not _is_int(layer) or layer < 0:
-            raise TraceError(f"{_ASSIGNMENTS}: {layer!r} is no layer; expected a number")
+            raise TraceError(f"{_ASSIGNMENTS}: {shown(layer)} is no layer; expected a number")
         if not isinstance(row, list) or not all(_is_int(expert) and abs(expert) < 1 << 31 for expert in row):
             raise TraceError(f"layer {layer}: expected a list of experts")
         slots = slots or len(row)
@@ -107,6 +107,8 @@ def _read_config(source: Source) -> Plan:
             raise TraceError(f"layer {layer} has {len(row)} slots; expected num_slots, {slots}")
         rows[layer] = row
     layers = sorted(rows)
+    if len(rows) * (slots or 0) > MOST_NUMBERS:
+        raise TraceError(f"{_ASSIGNMENTS}: more than {MOST_NUMBERS} slots")
     table = np.array([rows[layer] for layer in layers], np.int64)
     devices = source.devices or (count(config["ep_size"], "ep_size") if "ep_size" in config else None)
     return make_plan(table, source.experts, devices, layers, source.shared, "trtllm")

@@ -276,6 +276,9 @@ def test_bare_numpy_files(tmp_path: Path, array: np.ndarray) -> None:
     assert np.array_equal(read_trace(tmp_path / "x.npy").loads, array if array.ndim == 3 else array[None])
 
 
+_LAUGHS = b"l0: &l0 [1]\n" + b"".join(
+    b"l%d: &l%d [*l%d, *l%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 31)
+)
 HOSTILE = {
     "empty": (b"", "format is not known; name it with --format"),
     "prose.txt": (b"hello", "format is not known"),
@@ -307,6 +310,12 @@ HOSTILE = {
         b"a: &a [1]\nb: &b [*a, *a]\ninitial_global_assignments: {0: [*b, *b]}",
         "layer 0: expected a list of experts",
     ),
+    "laughs.yaml": (
+        _LAUGHS + b"initial_global_assignments: {0: [0]}\nnum_slots: *l30",
+        "num_slots: found list; expected a positive",
+    ),
+    "more.yaml": (_LAUGHS + b"initial_global_assignments: {0: *l30}", "layer 0: expected a list of experts"),
+    "deeper.json": (b"[[[[[1]]]]]", "nested more than 4 deep"),
     "tag.yaml": (b"initial_global_assignments: !!python/object/apply:os.system ['true']", "damaged YAML"),
     "open.yaml": (b"initial_global_assignments: {", "damaged YAML"),
 }

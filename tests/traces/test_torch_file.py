@@ -78,6 +78,18 @@ def test_plain_data_of_any_size_and_protocol(tmp_path: Path, protocol: int) -> N
     assert load(pickled(tmp_path / "x.pt", pickle.dumps(content, protocol))) == content
 
 
+@pytest.mark.parametrize("depth", [3, 40])
+@pytest.mark.parametrize("key", ["logical_count", "physical_to_logical_map", "records"])
+def test_lists_that_hold_each_other_do_not_fill_the_memory(tmp_path: Path, key: str, depth: int) -> None:
+    bomb: list[Any] = [1] * 1000
+    for _ in range(depth):
+        bomb = [bomb] * 1000
+    record = {"global_physical_count": bomb, "forward_pass_id": bomb}
+    content = {key: [record] if key == "records" else bomb, "last_physical_to_logical_map": [[0]]}
+    with pytest.raises(TraceError, match=r"more than|nested|forward_pass_id is list; expected"):
+        read(pickled(tmp_path / "x.pt", pickle.dumps(content, 2)))
+
+
 class _Evil:
     def __init__(self, call: object, *arguments: object) -> None:
         self.made = (call, arguments)
