@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rayemu.model.tensor_files import CheckpointError, TensorFile
 from rayemu.traces.errors import TraceError
@@ -85,10 +84,12 @@ def _ends(path: Path) -> str:
 
 
 def _read_config(source: Source) -> Plan:
-    try:
-        with open(source.path, "rb") as file:
-            config = yaml.safe_load(file)  # not by libyaml, whose process ends where lists nest too deep
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    from rayemu.scenario.errors import ScenarioError  # not above: scenarios have streams, which read traces
+    from rayemu.scenario.loading import parse
+
+    try:  # with its loader neither nesting nor merges can crash or fill the process
+        config = parse(source.path.read_text("utf-8"), "YAML")
+    except (ScenarioError, ValueError, RecursionError) as error:
         raise TraceError(f"damaged YAML: {error}") from None
     assignments = config.get(_ASSIGNMENTS) if isinstance(config, dict) else None
     if not isinstance(assignments, dict) or not assignments:

@@ -279,6 +279,9 @@ def test_bare_numpy_files(tmp_path: Path, array: np.ndarray) -> None:
 _LAUGHS = b"l0: &l0 [1]\n" + b"".join(
     b"l%d: &l%d [*l%d, *l%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 31)
 )
+_MERGES = b"m0: &m0 {a: 1}\n" + b"".join(
+    b"m%d: &m%d {<<: [*m%d, *m%d]}\n" % (n, n, n - 1, n - 1) for n in range(1, 31)
+)
 HOSTILE = {
     "empty": (b"", "format is not known; name it with --format"),
     "prose.txt": (b"hello", "format is not known"),
@@ -315,6 +318,10 @@ HOSTILE = {
         "num_slots: found list; expected a positive",
     ),
     "more.yaml": (_LAUGHS + b"initial_global_assignments: {0: *l30}", "layer 0: expected a list of experts"),
+    "merge.yaml": (
+        _MERGES + b"initial_global_assignments: *m30",
+        "damaged YAML|expected experts|is no layer",
+    ),
     "deeper.json": (b"[[[[[1]]]]]", "nested more than 4 deep"),
     "tag.yaml": (b"initial_global_assignments: !!python/object/apply:os.system ['true']", "damaged YAML"),
     "open.yaml": (b"initial_global_assignments: {", "damaged YAML"),
