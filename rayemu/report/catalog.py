@@ -34,6 +34,7 @@ def families() -> dict[str, dict[str, str]]:
     from rayemu.placement import PLACEMENTS
     from rayemu.routing import ROUTERS
     from rayemu.streams import STREAMS
+    from rayemu.traces import FORMATS
 
     return {
         "scenarios": dict(_scenarios()),
@@ -48,6 +49,7 @@ def families() -> dict[str, dict[str, str]]:
         "stream.kind": first_lines(STREAMS),
         "arrivals.kind": first_lines(ARRIVALS),
         "faults.kind": FAULT_KINDS,
+        "trace --format": first_lines(FORMATS),
     }
 
 

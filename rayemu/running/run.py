@@ -39,6 +39,7 @@ from rayemu.running.journal import Journal, read_journal
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
 from rayemu.streams.aim import aim
+from rayemu.traces.arrays import RUN_LOADS, save_loads
 from rayemu.units import format_bytes
 
 RANDOM_MODULES = 3  # what a seeded generator is for: placement has 1, message faults 2
@@ -144,6 +145,7 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
     summary = _summary(scenario, emulator, measured, journal, exact, check_wall_s)
     journal.write("finished", passed=summary["passed"])
     save_columns(folder / "record.npz", measured.record)
+    save_loads(folder / RUN_LOADS, {r.batch: r.expert_tokens for r in measured.results if r.failure is None})
     if trace:
         nodes = np.repeat(np.arange(scenario.cluster.nodes), scenario.cluster.modules_per_node)
         codecs = [codec.name for codec in emulator.config.codecs]
