@@ -59,13 +59,12 @@ class ModuleRuntime:
         self.me, self.incarnation = module, incarnation
         self.config = setup.config
         model = Model(setup.spec)
+        for number, expert in setup.placement.held_by(module):
+            model.layers[number].experts[expert]  # generate now, not at the first token
         for layer in model.layers:
-            if layer.has_experts:
-                for expert in setup.placement.experts_on(module):
-                    layer.experts[expert]  # generate now, not at the first token
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
-        view = view_of(epoch, setup.module_to_node, model.spec.experts)
+        view = view_of(epoch, setup.module_to_node, (model.spec.layers, model.spec.experts))
         rng = np.random.default_rng([setup.seed, RANDOM_FRAMES, module, incarnation])
         self.machine = ModuleMachine(
             module, incarnation, self.config, model, view, rng, link.new_rows, time.thread_time

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from rayemu.alltoall import ALIVE
+from rayemu.alltoall import ALIVE, READY
 from rayemu.cluster import local_ray
 from rayemu.cluster.client_runtime import ClientRuntime, ClusterError
 from rayemu.cluster.coordinator_runtime import last_line
@@ -35,7 +35,7 @@ from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
-from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
+from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of, slots_of
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 
@@ -182,7 +182,8 @@ class Session:
         setup = self.setup
         self._coordinator = actors.start_coordinator(setup, self._group)
         empty = np.zeros(setup.modules, np.uint8), np.zeros(setup.modules, np.int32)
-        epoch = Epoch(0, 0, None, *empty, *setup.placement)
+        slots = slots_of(setup.placement, np.full(len(setup.placement), READY, np.uint8))
+        epoch = Epoch(0, 0, None, *empty, slots)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
         link = actors.open_link(setup, actors.CLIENT_NAME)
         client = self._client = ClientRuntime(setup.config, setup.spec, setup.modules, link)

@@ -100,6 +100,7 @@ class Simulator:
         start_up: float = 0.05,
     ) -> None:
         self.config, self.model = config, model
+        self.size = model.spec.layers, model.spec.experts
         self.rng = np.random.default_rng(seed)
         self.network = network or Network()
         self.heartbeat, self.start_up = heartbeat, start_up
@@ -114,7 +115,7 @@ class Simulator:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._closed = False
-        first = view_of(self.coordinator.epoch(), module_to_node, model.spec.experts)
+        first = view_of(self.coordinator.epoch(), module_to_node, self.size)
         for module in range(len(module_to_node)):
             self._boot(module, 0, first)
         self.at(0.0, self._tick_coordinator)
@@ -403,7 +404,11 @@ class Simulator:
 
     def _replace(self, module: int, incarnation: int) -> None:
         nodes = self.coordinator.membership.view.module_to_node
-        self._boot(module, incarnation, view_of(self.coordinator.epoch(), nodes, self.model.spec.experts))
+        self._boot(
+            module,
+            incarnation,
+            view_of(self.coordinator.epoch(), nodes, (self.model.spec.layers, self.model.spec.experts)),
+        )
 
     def _tick_coordinator(self) -> None:
         self._coordinate(self.coordinator.tick(self.now))

@@ -1,10 +1,24 @@
-"""Where experts live: strategies that map replica counts to slots and modules."""
+"""Where experts live: strategies that fill a table of slots.
+
+A strategy is a frozen dataclass, its fields are its parameters, and `place(problem)` gives a `Placement`. One
+that looks at `problem.loads` serves as a planner for rebalancing, too.
+"""
 
 from rayemu.placement.linear import Linear
-from rayemu.placement.placement import Placement
+from rayemu.placement.placement import Placement, from_columns
+from rayemu.placement.problem import PlacementProblem, problem_of
 from rayemu.placement.random import Random
 from rayemu.placement.round_robin import RoundRobin
 
 PLACEMENTS = {"linear": Linear, "round_robin": RoundRobin, "random": Random}
 
-__all__ = ["PLACEMENTS", "Linear", "Placement", "Random", "RoundRobin"]
+__all__ = [
+    "PLACEMENTS",
+    "Linear",
+    "Placement",
+    "PlacementProblem",
+    "Random",
+    "RoundRobin",
+    "from_columns",
+    "problem_of",
+]

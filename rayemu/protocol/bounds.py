@@ -62,12 +62,12 @@ class Bounds:
             given = m.weights is not None and m.weights.shape == shape and m.weights.dtype == np.float32
             self._need(given, m, "weights", m.weights)
         elif isinstance(m, Epoch):
-            everyone, slots = (self.modules,), m.slot_to_expert.shape
+            everyone = (self.modules,)
             self._check_numbers(m, "state", m.state, 3, everyone)
             self._check_numbers(m, "incarnations", m.incarnations, 1 << 31, everyone)
-            self._check_numbers(m, "slot_to_expert", m.slot_to_expert, self.experts, slots)
-            self._check_numbers(m, "slot_to_module", m.slot_to_module, self.modules, slots)
-            self._need(len(slots) == 1, m, "slots", slots)
+            self._need(m.slots.ndim == 2 and len(m.slots) == 5, m, "slots", m.slots.shape)
+            for column, limit in zip(m.slots, (self.layers, self.experts, 1, self.modules, 3), strict=True):
+                self._check_numbers(m, "slots", column, limit, column.shape)
             self._need(m.endpoints is None or len(endpoints_of(m)) == self.modules, m, "endpoints", "")
         elif isinstance(m, Result):
             self._need(

@@ -53,13 +53,11 @@ class ProtocolConfig:
     @classmethod
     def from_scenario(cls, scenario: Any) -> ProtocolConfig:
         """Build the policies that a validated scenario names."""
-        from rayemu.alltoall import EXCHANGES, REPLICAS
-
         exchange, cluster, run = scenario.exchange, scenario.cluster, scenario.run
         link = exchange.codec
         return cls(
-            exchange=EXCHANGES[exchange.kind](relay=cluster.relay),
-            replicas=REPLICAS[scenario.replicas.kind](),
+            exchange=exchange.build(),
+            replicas=scenario.replicas.build(),
             dispatch=(make_policy(link.module.dispatch), make_policy(link.node.dispatch)),
             combine=(make_policy(link.module.combine), make_policy(link.node.combine)),
             micro_batches=exchange.micro_batches,

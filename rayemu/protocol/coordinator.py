@@ -32,6 +32,7 @@ from rayemu.protocol.messages import (
     Submit,
     Suspect,
     Totals,
+    slots_of,
     text_of,
 )
 
@@ -57,7 +58,7 @@ class CoordinatorMachine:
         self.membership = Membership(
             module_to_node,
             placement,
-            model.spec.experts,
+            (model.spec.layers, model.spec.experts),
             config.suspect_after,
             config.evict_after,
             config.replace_after,
@@ -97,7 +98,7 @@ class CoordinatorMachine:
             )
             return self.apply(changes, now)
         if isinstance(message, Failure):
-            if len(self.membership.view.copies[message.expert]):
+            if len(self.membership.view.copies.of(message.layer, message.expert)):
                 return self._announce([message.home], now)  # the home's view is old
             return [Send(message.home if self.config.drop_lost_experts else CLIENT, message)]
         if isinstance(message, Join):
@@ -128,8 +129,7 @@ class CoordinatorMachine:
             text_of(self.membership.endpoints) if endpoints else None,
             view.state,
             view.incarnations,
-            view.placement.slot_to_expert,
-            view.placement.slot_to_module,
+            slots_of(view.placement, view.slot_state),
         )
 
     def report(self) -> Totals:

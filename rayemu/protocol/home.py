@@ -175,7 +175,7 @@ class Home:
         view = self.view
         experts = unit.experts.ravel()[pairs]
         slots = self.config.replicas.choose(
-            experts[:, None], view, self.me, self.requests.load(view.modules)
+            unit.layer, experts[:, None], view, self.me, self.requests.load(view.modules)
         )[:, 0]
         modules = view.slot_to_module[slots]
         if (modules < 0).any():

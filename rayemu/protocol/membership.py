@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
+from rayemu.alltoall import ALIVE, DEAD, READY, SUSPECTED, View
 from rayemu.placement import Placement
 
 MOST_BACKOFF = 3  # doublings of the wait before a module that keeps dying is replaced again
@@ -48,14 +48,14 @@ class Membership:
 
     Every suspicion costs all modules an epoch, so silence that says little is given longer, `evict_after`:
     that of a module whose process is known to be neither stopped nor dead (it wants a core), and that of
-    many modules at once.
+    many modules at once. `size` is (L, E).
     """
 
     def __init__(
         self,
         module_to_node: np.ndarray,
         placement: Placement,
-        experts: int,
+        size: tuple[int, int],
         suspect_after: float,
         evict_after: float,
         replace_after: float,
@@ -71,9 +71,9 @@ class Membership:
         self.paused = False
         self.lateness = 0.0
         self.endpoints = [""] * modules
-        self.view = View(
-            0, module_to_node, np.zeros(modules, np.uint8), np.zeros(modules, np.int32), placement, experts
-        )
+        states, incarnations = np.zeros(modules, np.uint8), np.zeros(modules, np.int32)
+        ready = np.full(len(placement), READY, np.uint8)
+        self.view = View(0, module_to_node, states, incarnations, placement, ready, *size)
 
     def join(self, module: int, incarnation: int, endpoint: str, now: float) -> list[MemberChange]:
         """Take in a module that is ready; a newer incarnation replaces the older."""
@@ -170,4 +170,13 @@ class Membership:
         old = self.view
         states, incarnations = old.state.copy(), old.incarnations.copy()
         states[module], incarnations[module] = state, incarnation
-        self.view = View(old.epoch + 1, old.module_to_node, states, incarnations, old.placement, old.experts)
+        self._publish(states, incarnations, old.placement, old.slot_state)
+
+    def _publish(
+        self, states: np.ndarray, incarnations: np.ndarray, placement: Placement, slot_state: np.ndarray
+    ) -> None:
+        old = self.view
+        size = old.layers, old.experts
+        self.view = View(
+            old.epoch + 1, old.module_to_node, states, incarnations, placement, slot_state, *size
+        )

@@ -12,6 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from rayemu.placement import Placement
+
 COORDINATOR = -1
 CLIENT = -2
 
@@ -204,14 +206,13 @@ class Epoch:
     `endpoints` is the text of all, see `endpoints_of`; None where the receiver need not know them yet.
     """
 
-    ARRAYS: ClassVar = ("endpoints", "state", "incarnations", "slot_to_expert", "slot_to_module")
+    ARRAYS: ClassVar = ("endpoints", "state", "incarnations", "slots")
     epoch: int
     complete_below: int
     endpoints: np.ndarray | None  # [bytes] uint8
     state: np.ndarray  # [M] uint8
     incarnations: np.ndarray  # [M] int32
-    slot_to_expert: np.ndarray  # [P] int32
-    slot_to_module: np.ndarray  # [P] int32
+    slots: np.ndarray  # [5, S] uint16: layer, expert, part, module and state of each, see `slots_of`
 
 
 @dataclass(slots=True)
@@ -312,6 +313,12 @@ class Send:
     message: Message
     codec: int = 0
     timed: bool = False  # whether the receiver is to learn when it was sent
+
+
+def slots_of(placement: Placement, slot_state: np.ndarray) -> np.ndarray:
+    """Write a table of slots and their states [S] as one array [5, S]."""
+    columns = placement.layer, placement.expert, placement.part, placement.module, slot_state
+    return np.array(columns, np.uint16)
 
 
 def text_of(endpoints: Sequence[str]) -> np.ndarray:

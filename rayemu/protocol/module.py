@@ -50,10 +50,11 @@ class Combined:
     rows: int
 
 
-def view_of(epoch: Epoch, module_to_node: np.ndarray, experts: int) -> View:
-    """Build the view that an epoch message describes."""
-    placement = Placement(epoch.slot_to_expert, epoch.slot_to_module)
-    return View(epoch.epoch, module_to_node, epoch.state, epoch.incarnations, placement, experts)
+def view_of(epoch: Epoch, module_to_node: np.ndarray, size: tuple[int, int]) -> View:
+    """Build the view that an epoch message describes; `size` is (L, E)."""
+    placement, slot_state = Placement(*epoch.slots[:4]), epoch.slots[4].astype(np.uint8)
+    states = epoch.state, epoch.incarnations
+    return View(epoch.epoch, module_to_node, *states, placement, slot_state, *size)
 
 
 class ModuleMachine:
@@ -169,7 +170,7 @@ class ModuleMachine:
         self.relay.forget_below(message.complete_below)
         if message.epoch <= self.view.epoch:
             return
-        self.view = view_of(message, self.view.module_to_node, self.view.experts)
+        self.view = view_of(message, self.view.module_to_node, (self.view.layers, self.view.experts))
         self.home.out += self.relay.on_view(self.view)
         self.home.on_view(self.view, now)
 

@@ -187,7 +187,7 @@ def _has_other(request: Request, view: View) -> np.ndarray:
     """
     useful: list[bool] = []
     for module, expert, rows in request.parcel.lots:
-        copies = view.placement.slot_to_module[view.copies[expert]]
+        copies = view.placement.module[view.copies.of(request.unit.layer, expert)]
         other = request.parcel.hop != module or not len(copies) or bool((copies != module).any())
         useful += [other] * rows
     return np.array(useful)

@@ -42,7 +42,7 @@ def families() -> dict[str, dict[str, str]]:
         "replicas.kind": first_lines(REPLICAS),
         "exchange.kind": first_lines(EXCHANGES),
         "exchange.codec": {name: f"{first_line(stage)} [{stage.kind}]" for name, stage in STAGES.items()},
-        "cluster.relay": first_lines(RELAYS),
+        "exchange.relay": first_lines(RELAYS),
         "cluster.transport": TRANSPORTS,
         "stream.kind": first_lines(STREAMS),
         "faults.kind": FAULT_KINDS,

@@ -9,7 +9,7 @@ import numpy as np
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
-from rayemu.placement import PLACEMENTS
+from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import ANNOUNCE_AGAIN, CoordinatorMachine
 from rayemu.protocol.messages import (
@@ -37,7 +37,7 @@ from rayemu.scenario import Scenario
 SCENARIO = Scenario.from_dict({"model": {"d_model": 16, "d_ff": 16, "experts": 4, "top_k": 2, "layers": 2}})
 MODEL = Model(SCENARIO.spec)
 CONFIG = replace(ProtocolConfig.from_scenario(SCENARIO), min_slice_rows=5)
-PLACED = PLACEMENTS["linear"]().place(np.ones(4, int), 4, np.random.default_rng(0))  # expert e on module e
+PLACED = PLACEMENTS["linear"]().place(problem_of(np.ones(4, int), 4))  # expert e on module e
 NODES = np.array([0, 0, 1, 1], np.int32)
 X = np.random.default_rng(1).standard_normal((20, 16), dtype=np.float32)
 EVERYONE = [CLIENT, 0, 1, 2, 3]

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
-from rayemu.placement import PLACEMENTS
+from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import Membership
 from rayemu.protocol.messages import Slice, SliceProbe
+from tests.views import a_view
 
-PLACED = PLACEMENTS["linear"]().place(np.full(4, 2), 4, np.random.default_rng(0))
+PLACED = PLACEMENTS["linear"]().place(problem_of(np.full(4, 2), 4))
 NODES = np.array([0, 0, 1, 1], np.int32)
 
 
 def view(states: list[int], incarnations: tuple[int, ...] = (0, 0, 0, 0)) -> View:
-    return View(1, NODES, np.array(states, np.uint8), np.array(incarnations, np.int32), PLACED, 4)
+    return a_view(PLACED, NODES, 4, states, incarnations)
 
 
 ALL = view([ALIVE] * 4)
@@ -120,7 +121,7 @@ def test_overdue_slices_are_probed_and_resent_if_unknown() -> None:
 
 def membership(**changes: float | bool) -> Membership:
     args: dict = {"suspect_after": 0.06, "evict_after": 1.0, "replace_after": 0.3, "replace": True, **changes}
-    m = Membership(NODES, PLACED, 4, **args)
+    m = Membership(NODES, PLACED, (1, 4), **args)
     for module in range(4):
         m.join(module, 0, f"e{module}", 0.0)
     m.tick(0.0)
@@ -259,9 +260,7 @@ def test_a_replacement_that_never_joins_is_given_up() -> None:
 def crowd(modules: int, **changes: float) -> Membership:
     nodes = np.zeros(modules, np.int32)
     args: dict = {"suspect_after": 0.06, "evict_after": 1.0, "replace_after": 0.3, "replace": True, **changes}
-    m = Membership(
-        nodes, PLACEMENTS["linear"]().place(np.full(4, 1), modules, np.random.default_rng(0)), 4, **args
-    )
+    m = Membership(nodes, PLACEMENTS["linear"]().place(problem_of(np.full(4, 1), modules)), (1, 4), **args)
     for module in range(modules):
         m.join(module, 0, "e", 0.0)
     m.tick(0.0)
