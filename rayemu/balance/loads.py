@@ -1,42 +1,23 @@
-"""Loads of devices from loads of experts, and plans as flat tables of slots.
+"""Loads of devices from loads of experts under a plan.
 
-W windows or batches, L layers, E experts, R slots per layer, S slots in all, G devices.
-A plan is either `phy2log [L, R]` as EPLB has it (slot r is on device r // (R / G), -1 is an empty slot) or a
-slot table with `layer`, `expert` and `module`, each [S], such as `rayemu.placement.Placement`.
+W windows or batches, L layers, E experts, R slots per layer, S slots in all, G devices. A plan is a
+`Placement` or `phy2log [L, R]` as EPLB has it: slot r is on device r // (R / G), and -1 is an empty slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from rayemu.placement import Placement, from_columns
 
-class SlotTable(Protocol):
-    """What a placement has: one entry per slot."""
-
-    @property
-    def layer(self) -> np.ndarray: ...
-    @property
-    def expert(self) -> np.ndarray: ...
-    @property
-    def module(self) -> np.ndarray: ...
+Plan: TypeAlias = np.ndarray | Placement
 
 
-Plan: TypeAlias = np.ndarray | SlotTable
-
-
-class Slots(NamedTuple):
-    """A plan as flat arrays, slots of a layer in order."""
-
-    layer: np.ndarray  # [S] int64
-    expert: np.ndarray  # [S] int64
-    module: np.ndarray  # [S] int64
-
-
-def slots_of(plan: Plan, devices: int) -> Slots:
-    """The slots of a plan that hold an expert, whichever form it has.
+def as_placement(plan: Plan, devices: int) -> Placement:
+    """The plan as a slot table.
 
     Raises ValueError when `devices` does not divide R, or a slot names a device out of range.
     """
@@ -47,22 +28,20 @@ def slots_of(plan: Plan, devices: int) -> Slots:
                 f"{devices} devices"
             )
         layer, slot = np.nonzero(plan >= 0)
-        return Slots(layer, plan[layer, slot].astype(np.int64), slot // (plan.shape[1] // devices))
-    slots = Slots(*(np.asarray(a, np.int64) for a in (plan.layer, plan.expert, plan.module)))
-    if slots.module.size and not 0 <= slots.module.min() <= slots.module.max() < devices:
-        bad = slots.module[(slots.module < 0) | (slots.module >= devices)][0]
-        raise ValueError(f"plan: module {bad} is not allowed; allowed: 0 to {devices - 1}")
-    return slots
+        return from_columns(layer, plan[layer, slot], slot // (plan.shape[1] // devices))
+    bad = plan.module[(plan.module < 0) | (plan.module >= devices)]
+    if bad.size:
+        raise ValueError(f"plan: module {bad[0]} is not allowed; allowed: 0 to {devices - 1}")
+    return plan
 
 
-def copies_of(slots: Slots, layers: int, experts: int) -> np.ndarray:
-    """Copies per expert [L, E] int64; ValueError where a slot names a layer or expert out of range."""
-    for name, given, limit in (("layer", slots.layer, layers), ("expert", slots.expert, experts)):
+def checked_copies(plan: Placement, layers: int, experts: int) -> np.ndarray:
+    """Copies per expert [L, E]; ValueError where a slot names a layer or expert out of range."""
+    for name, given, limit in (("layer", plan.layer, layers), ("expert", plan.expert, experts)):
         bad = given[(given < 0) | (given >= limit)]
         if bad.size:
             raise ValueError(f"plan: {name} {bad[0]} is not allowed; allowed: 0 to {limit - 1}")
-    counted = np.bincount(slots.layer * experts + slots.expert, minlength=layers * experts)
-    return counted.reshape(layers, experts)
+    return plan.counts(layers, experts)
 
 
 def checked_loads(
@@ -86,8 +65,8 @@ def device_loads(loads: np.ndarray | Sequence, plan: Plan, devices: int) -> np.n
     """
     array = checked_loads(loads, (2, 3))
     layers, experts = array.shape[-2:]
-    slots = slots_of(plan, devices)
-    copies = copies_of(slots, layers, experts)
+    slots = as_placement(plan, devices)
+    copies = checked_copies(slots, layers, experts)
     windows = array.reshape(-1, layers, experts)
     homeless = np.argwhere((copies == 0) & (windows > 0).any(axis=0))
     if homeless.size:

@@ -26,6 +26,14 @@ def exponential_average(loads: np.ndarray, half_life: float) -> np.ndarray:
     return np.tensordot(weight / weight.sum(), loads, axes=1)
 
 
+def in_windows(loads: np.ndarray, batches: int) -> np.ndarray:
+    """Rows per window [W, L, E] of `batches` batches each, the last ending now; what is older is left out."""
+    if batches < 1:
+        raise ValueError(f"batches: {batches!r} is not allowed; allowed: 1 and above")
+    count = len(loads) // batches
+    return loads[len(loads) - count * batches :].reshape(count, batches, *loads.shape[1:]).sum(axis=1)
+
+
 def usage(loads: np.ndarray, under: float = 0.5, over: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
     """Which experts [L, E] bool get less than `under`, and more than `over` times their layer's mean load.
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rayemu.balance.loads import Slots, device_loads
+from rayemu.balance.loads import device_loads
 from rayemu.balance.metrics import (
     balance_report,
     cv,
@@ -24,6 +24,7 @@ from rayemu.balance.metrics import (
     vllm_balancedness,
     vllm_balancedness_across_layers,
 )
+from rayemu.placement import from_columns
 
 
 def test_one_layer_by_hand() -> None:
@@ -152,7 +153,7 @@ def test_rows_are_shared_evenly_over_copies() -> None:
 
 def test_a_slot_table_says_the_same_as_phy2log_and_empty_slots_hold_nothing() -> None:
     layer, slot = np.indices(PHY2LOG.shape).reshape(2, -1)
-    table = Slots(layer, PHY2LOG.ravel(), slot // 2)
+    table = from_columns(layer, PHY2LOG.ravel(), slot // 2)
     loads = np.arange(6.0).reshape(2, 3)
     assert device_loads(loads, table, 2).tolist() == device_loads(loads, PHY2LOG, 2).tolist()
     spare = np.array([[0, -1, 1, 2]])
@@ -175,7 +176,12 @@ def test_imbalance_per_window() -> None:
         ([[1.0, -1.0]], np.array([[0, 1]]), 2, "loads: negative"),
         ([[1.0, math.nan]], np.array([[0, 1]]), 2, "loads: negative or infinite"),
         ([1.0, 1.0], np.array([[0, 1]]), 2, "loads: 1 dimensions are not allowed; allowed: 2 or 3"),
-        ([[1.0, 1.0]], Slots(np.zeros(2, int), np.arange(2), np.array([0, 5])), 2, "module 5 is not allowed"),
+        (
+            [[1.0, 1.0]],
+            from_columns(np.zeros(2, int), np.arange(2), np.array([0, 5])),
+            2,
+            "module 5 is not allowed",
+        ),
         ([[1.0, 1.0]], np.array([[0, 1], [0, 1]]), 2, "layer 1 is not allowed"),
         ([[1.0, 1.0]], np.array([[0, 1]]), None, "devices: None is not allowed"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rayemu.balance.monitor import adjusted_capacity, exponential_average, usage, window_average
+from rayemu.balance.monitor import adjusted_capacity, exponential_average, in_windows, usage, window_average
 from rayemu.balance.triggers import TRIGGERS, Every, History, Imbalance, Predicted, Trend
 
 PLAN = np.array([[0, 1]])  # two experts, one on each of two devices
@@ -30,6 +30,12 @@ def test_averages_are_those_of_loops() -> None:
     expected = sum(w * b for w, b in zip(weights, loads, strict=True)) / sum(weights)
     assert np.allclose(exponential_average(loads, 2), expected)
     assert np.allclose(exponential_average(loads[:1], 2), loads[0])
+
+
+def test_windows_end_now() -> None:
+    loads = np.arange(7.0).reshape(7, 1, 1)
+    assert in_windows(loads, 3).ravel().tolist() == [1 + 2 + 3, 4 + 5 + 6]
+    assert in_windows(loads, 8).shape == (0, 1, 1)
 
 
 def test_usage_is_relative_to_the_layer_s_mean() -> None:
@@ -150,6 +156,7 @@ def test_wrong_parameters_are_named(kind: str, wrong: dict[str, object], said: s
     [
         (lambda: window_average(np.ones((2, 1, 1)), 0), "window: 0"),
         (lambda: exponential_average(np.ones((2, 1, 1)), 0), "half_life: 0"),
+        (lambda: in_windows(np.ones((2, 1, 1)), 0), "batches: 0"),
         (lambda: usage(np.ones((1, 2)), 2.0, 1.5), "under: 2.0"),
     ],
 )

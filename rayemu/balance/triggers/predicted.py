@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rayemu.balance.metrics import imbalance
+from rayemu.balance.monitor import in_windows
 from rayemu.balance.predictors import PREDICTORS
 from rayemu.balance.triggers.history import History
 
@@ -36,11 +37,9 @@ class Predicted:
 
     def fires(self, history: History) -> str | None:
         """Fires when the forecast is uneven; ImportError when the predictor needs what is not installed."""
-        count = len(history.loads) // self.window
-        if history.since < self.window or count < self.windows:
+        past = in_windows(history.loads, self.window)  # [W, L, E]
+        if history.since < self.window or len(past) < self.windows:
             return None
-        whole = history.loads[len(history.loads) - count * self.window :]
-        past = whole.reshape(count, self.window, *whole.shape[1:]).sum(axis=1)  # [W, L, E]
         ahead = PREDICTORS[self.predictor]().fit(past)(past)
         expected = float(imbalance(ahead, history.plan, history.devices))
         if expected <= self.over:
