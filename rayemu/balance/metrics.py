@@ -142,9 +142,8 @@ def balance_report(
     array = checked_loads(loads, (2, 3))
     if array.shape[-1] == 0:
         raise ValueError("loads: 0 devices are not allowed; allowed: 1 and above")
-    busy = array.any(axis=-1)
-    layers = busy.reshape(-1, busy.shape[-1]).any(axis=0)  # [L]
-    p99, mean = p99_load(array), array.mean(axis=-1).reshape(-1, len(layers)).mean(axis=0)
+    mean = array.mean(axis=-1).reshape(-1, array.shape[-2]).mean(axis=0)  # [L]
+    p99, layers = p99_load(array), mean > 0
     theirs = trtllm_load_statistics(array)
     return {
         "max_over_mean": average(max_over_mean(array), array),

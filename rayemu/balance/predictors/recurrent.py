@@ -77,7 +77,10 @@ def series_of(history: np.ndarray, context: int) -> Samples:
 def initial(hidden: int, seed: int) -> Parameters:
     """Parameters before training: uniform within 1 / sqrt(hidden) as torch has it, the output layer zero."""
     rng, bound = np.random.default_rng(seed), hidden**-0.5
-    shapes = {"weight_ih_l0": (3 * hidden, 1), "weight_hh_l0": (3 * hidden, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight_ih_l0": (3 * hidden, 1),
+        "weight_hh_l0": (3 * hidden, hidden),
+    }
     shapes |= {"bias_ih_l0": (3 * hidden,), "bias_hh_l0": (3 * hidden,)}
     start = {k: rng.uniform(-bound, bound, shape).astype(np.float32) for k, shape in shapes.items()}
     return start | {"weight_out": np.zeros((1, hidden), np.float32), "bias_out": np.zeros(1, np.float32)}
