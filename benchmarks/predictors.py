@@ -1,6 +1,6 @@
 """Load predictors on windows that they have not seen: `python -m benchmarks.predictors`.
 
-Loads are drawn: expert shares as 1/rank^0.8 in a random order per layer, then rows of every window by a
+Loads are drawn: expert shares as 1/rank^0.6 in a random order per layer, then rows of every window by a
 multinomial. What differs is how shares change from window to window (`KINDS`). A plan for the next window is
 made from each forecast (LPT, one copy of each expert, room for twice as many) and measured on that window.
 `--loads` scores a recorded history [W, L, E] (.npy) instead.
@@ -29,7 +29,7 @@ from .output import machine, results_file, show_ratio, write
 
 KINDS = {
     "still": "nothing changes, all is noise",
-    "drift": "log-shares walk at random, 0.1 per window",
+    "drift": "log-shares walk at random, 0.05 per window",
     "hot_switch": "another order of experts from the middle of the held-out windows on",
     "recurring": "two orders of experts in turn, 7 windows each",
     "periodic": "log-shares swing by 0.6 with a period of 12 windows, each expert with a phase of its own",
@@ -41,11 +41,11 @@ def draw(kind: str, seed: int, held_out: int) -> np.ndarray:
     """Rows per expert [W, L, E] of loads that change in this way."""
     rng = np.random.default_rng(seed)
     ranks = 1 + np.stack([rng.permutation(EXPERTS) for _ in range(LAYERS)])
-    base, other = -0.8 * np.log(ranks), -0.8 * np.log(ranks[:, rng.permutation(EXPERTS)])  # [L, E]
+    base, other = -0.6 * np.log(ranks), -0.6 * np.log(ranks[:, rng.permutation(EXPERTS)])  # [L, E]
     window = np.arange(WINDOWS)[:, None, None]
     changes: dict[str, Any] = {
         "still": base,
-        "drift": base + np.cumsum(rng.normal(0, 0.1, (WINDOWS, LAYERS, EXPERTS)), axis=0),
+        "drift": base + np.cumsum(rng.normal(0, 0.05, (WINDOWS, LAYERS, EXPERTS)), axis=0),
         "hot_switch": np.where(window < WINDOWS - held_out // 2, base, other),
         "recurring": np.where(window // 7 % 2 == 0, base, other),
         "periodic": base + 0.6 * np.sin(2 * np.pi * (window / 12 + rng.random((LAYERS, EXPERTS)))),
@@ -89,7 +89,7 @@ def mean_of(runs: Sequence[Sequence[Score]]) -> list[dict[str, Any]]:
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Predictors as rows; the last three columns: plans from the forecast, the last window, the future."""
     shown = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for heading in ("predictor", "error", "MAE / naive", "", "max/mean", "naive", "hindsight"):
+    for heading in ("predictor", "error", "MAE/naive", "", "max/mean", "naive", "hindsight"):
         shown.add_column(heading, justify="left" if heading in ("predictor", "") else "right", no_wrap=True)
     for row in rows:
         against = row["against_naive"]

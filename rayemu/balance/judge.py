@@ -15,7 +15,7 @@ import numpy as np
 
 from rayemu.balance.loads import Plan, as_placement, checked_loads, device_loads
 from rayemu.balance.metrics import imbalance
-from rayemu.balance.migration import match_devices, moves_between
+from rayemu.balance.migration import count_moves, match_devices
 from rayemu.balance.predictors import Forecast
 from rayemu.placement import Placement
 
@@ -135,9 +135,12 @@ def judge(
     devices = len(module_to_node)
     now = as_placement(present, devices)
     expected = loads if forecast is None else [forecast(loads[: w + 1]) for w in range(len(loads))]
-    plans = [match_devices(now, as_placement(planner(load), devices), module_to_node) for load in expected]
-    moving = [moves_between(now, plan, module_to_node) for plan in plans]
-    moving_s = [moves.bytes(cost.expert_bytes) / cost.bytes_per_s for moves in moving]
+    plans = [as_placement(planner(load), devices) for load in expected]
+    matched = range(len(plans)) if demand.within is not None else [len(plans) - 1]  # whose moves matter
+    for w in matched:
+        plans[w] = match_devices(now, plans[w], module_to_node)
+    moves = [count_moves(now, plan) for plan in plans]
+    moving_s = [count * cost.expert_bytes / cost.bytes_per_s for count in moves]
 
     before = _step_seconds(loads[1:], [now] * (len(loads) - 1), devices, cost)  # [W - 1]
     after = _step_seconds(loads[1:], plans[:-1], devices, cost)
@@ -154,7 +157,7 @@ def judge(
     break_even = moving_s[-1] / saved_s if saved_s > 0 else inf
     decision, p_value = _sign_test(won, pairs, demand.confidence)
     reason = _reason(decision, won, pairs, demand)
-    if not len(moving[-1]):
+    if not moves[-1]:
         decision, reason = "not now", "the plan from the last window holds what the present one holds"
     return Verdict(
         decision,
@@ -168,8 +171,8 @@ def judge(
         float(imbalance(expected[-1], plans[-1], devices)),
         float(np.median(gain)) if pairs else 0.0,
         saved_s,
-        len(moving[-1]),
-        moving[-1].bytes(cost.expert_bytes),
+        moves[-1],
+        moves[-1] * cost.expert_bytes,
         moving_s[-1],
         break_even,
     )

@@ -37,6 +37,13 @@ class Moves:
         return len(self) * expert_bytes
 
 
+def count_moves(present: Placement, new: Placement) -> int:
+    """How many experts have to be loaded by devices that lack them; `len(moves_between(...))`, but quick."""
+    devices = 1 + max(int(p.module.max(initial=0)) for p in (present, new))
+    held, wanted = _held(present, new, devices)
+    return int((wanted & ~held).sum())
+
+
 def moves_between(present: Placement, new: Placement, module_to_node: np.ndarray) -> Moves:
     """What has to be loaded to get from the present plan to the new one.
 

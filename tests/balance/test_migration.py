@@ -13,7 +13,14 @@ from scipy.optimize import linear_sum_assignment
 from rayemu.balance.levels import Level, balance_levels, spread
 from rayemu.balance.loads import as_placement
 from rayemu.balance.metrics import imbalance
-from rayemu.balance.migration import REBUILT, balancing_flow, flow_plan, match_devices, moves_between
+from rayemu.balance.migration import (
+    REBUILT,
+    balancing_flow,
+    count_moves,
+    flow_plan,
+    match_devices,
+    moves_between,
+)
 from rayemu.placement import from_columns
 
 TWO_NODES = np.array([0, 0, 1, 1])
@@ -78,6 +85,7 @@ def test_matching_is_the_best_of_all_permutations_that_keep_nodes_together(
     ]
     matched = match_devices(present, new, module_to_node)  # type: ignore[arg-type]
     assert hops(matched) == min(hops(relabelled(new, order)) for order in together)
+    assert count_moves(present, matched) == len(moves_between(present, matched, module_to_node))  # type: ignore
     held = [sorted(matched.expert[matched.module == g].tolist()) for g in range(4)]
     assert sorted(held) == sorted(sorted(new.expert[new.module == g].tolist()) for g in range(4))  # type: ignore
 
