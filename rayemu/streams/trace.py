@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from rayemu.placement import Placement
 from rayemu.streams.aim import Chosen, candidates, first_choices
 from rayemu.streams.embedding import LEANINGS, check_common, check_count, embed, require
 from rayemu.streams.uniform import Uniform
+from rayemu.traces import TraceError, read_trace
 
 _STEPS = 300  # of fitting a window
 _PUSH = 6.0
@@ -25,8 +25,8 @@ _LEAST = 1e-9  # share of an expert without load, which would have no logarithm
 class Trace:
     """Tokens that are chosen so that the first layer with experts is loaded as a routing trace says.
 
-    `path` is a file of loads [W, L, E] (windows, layers, experts): an .npz that has `loads`, or an .npy. Of
-    the trace's layers the first that has any load counts. Each window lasts for `every` batches; after the
+    `path` is a file that `rayemu trace import` reads: loads [W, L, E] of windows, layers, experts. Of the
+    trace's layers the first that has any load counts. Each window lasts for `every` batches; after the
     last comes the first again. Of the `vocabulary` ids, each gets the probability with which the loads come
     out in expectation; where they cannot, more than `tolerance` of the rows at the wrong expert are refused.
     Every second id's embedding leans towards experts that the trace loads, or rare ones would hardly meet.
@@ -161,26 +161,8 @@ def _mass(choices: np.ndarray, leaning: np.ndarray) -> np.ndarray:
 def _loads(path: str) -> np.ndarray:
     """Loads [W, L, E] float64 of a file. ValueError that starts with "path"."""
     if not path:
-        raise ValueError(
-            "path: '' is not allowed; give an .npz or .npy with loads [windows, layers, experts]"
-        )
+        raise ValueError("path: '' is not allowed; give a file that `rayemu trace import` reads")
     try:
-        with open(os.path.expanduser(path), "rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.lib.npyio.NpzFile):
-                if "loads" not in found:
-                    raise ValueError(f"it has {', '.join(found) or 'nothing'}, and no array named loads")
-                found = found["loads"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(f"path: {path!r} cannot be read as .npz or .npy: {why}") from None
-    if found.ndim == 2:
-        found = found[None]
-    if found.ndim != 3 or not found.size or found.dtype.kind not in "iuf":
-        raise ValueError(
-            f"path: {path!r} holds {found.dtype} {list(found.shape)}; expected numbers "
-            "[windows, layers, experts]"
-        )
-    if not (np.isfinite(found).all() and (found >= 0).all()):
-        raise ValueError(f"path: {path!r} holds loads that are negative, or no numbers")
-    return found.astype(np.float64)
+        return read_trace(os.path.expanduser(path)).loads.astype(np.float64)
+    except TraceError as error:
+        raise ValueError(f"path: {error}") from None
