@@ -9,7 +9,7 @@ import numpy as np
 
 from rayemu.placement.copies import copy_counts
 from rayemu.placement.packing import pack_rows, part_copies
-from rayemu.placement.pairs import best_pairs, few_ways
+from rayemu.placement.pairs import all_ways, best_pairs, few_ways
 from rayemu.placement.swaps import even_out
 
 GOOD = 5e-4  # over the target: what is no better is planned again with other counts
@@ -21,6 +21,7 @@ CAPS = (
 )
 MORE = 4  # and what is POOR even so: each count from the fewest on, for each of the three heaviest experts
 POOR = 5e-3
+FEW, MANY = 500, 10_000  # ways to share the slots that are all tried; with two slots per device
 FUNNEL = ((6, 8), (2, 80))  # of these tries the best so many get so many rounds of swaps
 
 
@@ -42,20 +43,20 @@ def pack_experts(weight: np.ndarray, slots: int, devices: int, target: np.ndarra
     expert, load = pack_rows(ranked, copy_counts(ranked, slots, most), devices)
     part_copies(expert, load)
     expert, load = even_out(expert, load, target, rounds=40)
-    if slots == 2 * devices and few_ways(slots, experts):
-        rows = _far(load, target, GOOD)
+    if slots == 2 * devices and few_ways(slots, experts, MANY):
+        rows = _far(load, target, 1e-9)
         _keep_better(expert, load, rows, *best_pairs(ranked[rows], slots, _fullest(load)[rows]))
     else:
         for far, limits in ((GOOD, _caps), (POOR, _steps)):
             rows = _far(load, target, far)
             if len(rows):
-                most = limits(ranked[rows], devices, target[rows])
+                most = limits(ranked[rows], slots, devices, target[rows])
                 _keep_better(expert, load, rows, *_best(ranked[rows], slots, devices, target[rows], most))
     flat = np.take_along_axis(order, expert.transpose(1, 2, 0).reshape(problems, slots), 1)
     return flat.reshape(problems, devices, per_device)
 
 
-def _caps(weight: np.ndarray, devices: int, target: np.ndarray) -> np.ndarray:
+def _caps(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> np.ndarray:
     """Most copies of every expert by CAPS [B, X, E]."""
     most = np.full((len(weight), len(CAPS), weight.shape[1]), devices)
     for i, (share, first) in enumerate(CAPS):
@@ -63,8 +64,11 @@ def _caps(weight: np.ndarray, devices: int, target: np.ndarray) -> np.ndarray:
     return most
 
 
-def _steps(weight: np.ndarray, devices: int, target: np.ndarray) -> np.ndarray:
-    """Most copies of every expert by MORE [B, X, E]."""
+def _steps(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> np.ndarray:
+    """Most copies of every expert by MORE [B, X, E], or all ways to share the slots where there are few."""
+    if few_ways(slots, weight.shape[1], FEW):
+        ways = all_ways(slots, weight.shape[1])
+        return np.repeat(ways[None, (ways <= devices).all(1)], len(weight), 0)
     first = min(3, weight.shape[1])
     steps = np.indices((MORE,) * first).reshape(first, -1).T  # [X, first]
     most = np.full((len(weight), len(steps), weight.shape[1]), devices)

@@ -11,12 +11,10 @@ from itertools import combinations
 
 import numpy as np
 
-MANY = 10_000  # ways to share the slots; more are not tried
 
-
-def few_ways(slots: int, experts: int) -> bool:
-    """Whether there are few enough ways to share the slots to try them all."""
-    return math.comb(slots - 1, experts - 1) <= MANY
+def few_ways(slots: int, experts: int, most: int) -> bool:
+    """Whether there are at most so many ways to share the slots among the experts."""
+    return math.comb(slots - 1, experts - 1) <= most
 
 
 def best_pairs(weight: np.ndarray, slots: int, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +27,7 @@ def best_pairs(weight: np.ndarray, slots: int, limit: np.ndarray) -> tuple[np.nd
     devices = slots // 2
     expert = np.zeros((2, problems, devices), dtype=np.int64)
     load = np.full((2, problems, devices), np.inf)
-    ways = _ways(slots, experts)
+    ways = all_ways(slots, experts)
     for b in range(problems):
         useful = ways[((weight[b] < ways * limit[b]) & (ways <= devices)).all(1)]
         share = weight[b] / useful
@@ -78,7 +76,7 @@ def _pair(copies: list[Copy]) -> tuple[float, list[tuple[Copy, Copy]]]:
 
 
 @cache
-def _ways(slots: int, experts: int) -> np.ndarray:
+def all_ways(slots: int, experts: int) -> np.ndarray:
     """All counts of `slots` copies for `experts`, each at least one: [X, E]."""
     cuts = np.array(list(combinations(range(1, slots), experts - 1)), dtype=np.int64).reshape(-1, experts - 1)
     edges = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, slots)))
