@@ -95,7 +95,7 @@ def _best(
         expert, load = expert[:, best.ravel()], load[:, best.ravel()]
         if rounds:
             part_copies(expert, load)
-            expert, load = even_out(expert, load, np.repeat(target, tries), rounds)
+            expert, load = even_out(expert, load, np.repeat(target, best.shape[1]), rounds)
     return expert, load
 
 
