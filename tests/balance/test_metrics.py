@@ -132,6 +132,14 @@ def test_p99_pools_windows_and_devices() -> None:
     assert balance_report(loads)["p99_over_mean"] == pytest.approx(99.01 / 50.5)
 
 
+def test_p99_keeps_layers_apart() -> None:
+    """Three windows of two layers on two devices; the second layer has ten times the load."""
+    first = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    loads = np.stack([first, 10 * first], axis=1)  # [W, L, G]
+    expected = np.percentile(first, 99)
+    assert p99_load(loads).tolist() == pytest.approx([expected, 10 * expected])
+
+
 def test_trtllm_averages_iterations_within_a_layer_first() -> None:
     """Layer 0 has load in one of two iterations; iterations and layers are not one pool."""
     loads = np.array([[[3.0, 1.0], [2.0, 2.0]], [[0.0, 0.0], [4.0, 0.0]]])
