@@ -129,6 +129,7 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
+        refuse(self._placement_problems(spec))
         refuse(
             [
                 *self._stream_problems(spec),
