@@ -110,6 +110,7 @@ class CoordinatorRuntime:
             if module not in self.nearby or states[module] == DEAD:
                 continue
             if epoch == current and states[module] == ALIVE:
+                machine.known[module] = epoch
                 membership.heard(module, incarnation, at)
             else:  # it is welcome back, or must be told again of the epoch
                 self.pump.emit(machine.receive(Heartbeat(module, incarnation, epoch), at))

@@ -48,9 +48,7 @@ class ModuleRuntime:
         self.me, self.incarnation = module, incarnation
         self.config = setup.config
         model = Model(setup.spec)
-        for number, expert in setup.placement.held_by(module):
-            model.layers[number].experts[expert]  # generate now, not at the first token
-        for layer in model.layers:
+        for layer in model.layers:  # now, not at the first token
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
         view = view_of(epoch, setup.module_to_node, (model.spec.layers, model.spec.experts))
@@ -129,7 +127,7 @@ class ModuleRuntime:
             while self.done:
                 pump.finished(*self.done.popleft())
             pump.work()
-            if machine.home.wake <= clock():
+            if machine.wake <= clock():
                 pump.tick()
 
     def _gauge_load(self, now: float) -> None:
@@ -205,7 +203,8 @@ class ModuleRuntime:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
         thread = threading.get_native_id()
-        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host())
+        holds = self.machine.holdings.table()
+        join = Join(self.me, self.incarnation, self.link.endpoint, holds, os.getpid(), thread, own_host())
         known, joined, count = None, False, 0
         while True:
             view = self.machine.view

@@ -143,7 +143,7 @@ class ModulePump:
     # -- time and jobs ----------------------------------------------------------------------------------
     def wake(self) -> float:
         """When there is something to do if nothing comes before: `tick`, or `work`, or neither after all."""
-        return self.machine.home.wake if self.busy else self.machine.deadline()
+        return self.machine.wake if self.busy else self.machine.deadline()
 
     def tick(self) -> None:
         """Handle the passing of time."""

@@ -15,8 +15,9 @@ import numpy as np
 from rayemu.drivers.simulator import Simulator
 from rayemu.drivers.world import SimulationStuck
 from rayemu.numerics import denormals_kept
+from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult
-from rayemu.protocol.messages import Notice
+from rayemu.protocol.messages import Moved, Notice
 
 
 class SerialSimulator:
@@ -42,6 +43,9 @@ class SerialSimulator:
     def abandon(self, numbers: Iterable[int]) -> None:
         with suppress(SimulationStuck):  # closed, and all is forgotten
             self._begin(self.simulator.abandon, list(numbers))  # nobody need wait for that
+
+    def move(self, placement: Placement) -> int:
+        return self._ask(self.simulator.move, placement)
 
     def poll(self) -> None:
         self._ask(self.simulator.poll)
@@ -79,6 +83,13 @@ class SerialSimulator:
         self._thread.shutdown(cancel_futures=True)
 
     # What is only read needs no turn, and can be had after the end.
+    def moved(self, number: int) -> Moved | None:
+        return self.simulator.moved(number)
+
+    @property
+    def placement(self) -> Placement:
+        return self.simulator.placement
+
     @property
     def now(self) -> float:
         return self.simulator.now

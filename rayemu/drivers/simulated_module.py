@@ -42,7 +42,8 @@ class SimulatedModule:
         self.world, self.model, self.heartbeat, self.on_end = world, model, heartbeat, on_end
         self.clock = self.record_clock = world.clock
         self.send = world.send
-        self.machine = ModuleMachine(me, incarnation, config, model, view, world.rng)
+        make = lambda layer, expert: model.layers[layer].experts[expert]  # noqa: E731  one for all modules
+        self.machine = ModuleMachine(me, incarnation, config, model, view, world.rng, make=make)
         self.record = ModuleRecord(recorder, self.machine, world.clock)
         self.pump = ModulePump(self, self.machine, wire, self.record, MessageFaults(world.rng))
         self.up = True
@@ -105,7 +106,7 @@ class SimulatedModule:
         machine = self.machine
         if self.pump.has_joined():
             return Heartbeat(machine.me, machine.incarnation, machine.view.epoch)
-        return Join(machine.me, machine.incarnation, "memory")
+        return Join(machine.me, machine.incarnation, "memory", machine.holdings.table())
 
     def _arrive(self, frame: bytes) -> None:
         if not self._can(partial(self._arrive, frame)):

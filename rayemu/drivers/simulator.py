@@ -27,7 +27,7 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
 from rayemu.protocol.memory import fresh_rows
-from rayemu.protocol.messages import CLIENT, COORDINATOR, Join, Notice, Send
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Join, Moved, Notice, Send
 from rayemu.protocol.module import view_of
 from rayemu.protocol.wire import Wire
 
@@ -53,6 +53,7 @@ class Simulator:
         self.clock, self.send = world.clock, world.send  # for the coordinator's pump
         self.wire = Wire(config.codecs, Bounds.of(model.spec, len(module_to_node)))
         self.recorder = Recorder()
+        self._first = placement
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
         self.pump = CoordinatorPump(self, self.coordinator, self.wire, MessageFaults(world.rng))
         self.client = ClientMachine(model.spec, config.retry_after, config.stall_after)
@@ -92,6 +93,21 @@ class Simulator:
             assert stalled is not None
             raise stalled
         return result
+
+    def move(self, placement: Placement) -> int:
+        """Have the experts brought to other slots; return the move's number."""
+        number, sends = self.client.move(placement, self.now)
+        self._send_of_client(sends)
+        return number
+
+    def moved(self, number: int) -> Moved | None:
+        """How far a move is, as last told."""
+        return self.client.moves[number]
+
+    @property
+    def placement(self) -> Placement:
+        """Where the experts are, also those that are on their way there or leave, as last told."""
+        return self.client.placement or self._first
 
     def abandon(self, numbers: Iterable[int]) -> None:
         """Forget batches that nobody waits for any more."""

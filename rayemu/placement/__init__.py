@@ -5,7 +5,7 @@ that looks at `problem.loads` serves as a planner for rebalancing, too.
 """
 
 from rayemu.placement.linear import Linear
-from rayemu.placement.placement import Placement, from_columns
+from rayemu.placement.placement import Placement, check_placement, from_columns
 from rayemu.placement.problem import PlacementProblem, problem_of
 from rayemu.placement.random import Random
 from rayemu.placement.round_robin import RoundRobin
@@ -19,6 +19,7 @@ __all__ = [
     "PlacementProblem",
     "Random",
     "RoundRobin",
+    "check_placement",
     "from_columns",
     "problem_of",
 ]

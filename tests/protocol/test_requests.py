@@ -10,7 +10,7 @@ import numpy as np
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, Parcel, View
 from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Dispatch, Send
+from rayemu.protocol.messages import Dispatch
 from rayemu.protocol.requests import MOST_PATIENT, ReplyTime, Request, Requests
 from rayemu.protocol.slices import HeldSlice, Unit
 from rayemu.scenario import Scenario
@@ -39,8 +39,8 @@ class Table:
     """Requests, and what they send."""
 
     def __init__(self, incarnation: int = 0) -> None:
-        self.out: list[Send] = []
-        self.requests = Requests(incarnation, CONFIG, self.out)
+        self.requests = Requests(incarnation, CONFIG)
+        self.out = self.requests.out
 
     def add(self, of: Unit, lots: Lots, size: int, hop: int | None = None, now: float = 0.0) -> int:
         """Ask for the first pairs of a unit; return the request's number."""
