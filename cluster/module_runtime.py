@@ -48,7 +48,7 @@ class ModuleRuntime:
         self.me, self.incarnation = module, incarnation
         self.config = setup.config
         model = Model(setup.spec)
-        for layer in model.layers:  # now, not at the first token
+        for layer in model.layers:
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
         view = view_of(epoch, setup.module_to_node, (model.spec.layers, model.spec.experts))

@@ -42,7 +42,7 @@ class SimulatedModule:
         self.world, self.model, self.heartbeat, self.on_end = world, model, heartbeat, on_end
         self.clock = self.record_clock = world.clock
         self.send = world.send
-        make = lambda layer, expert: model.layers[layer].experts[expert]  # noqa: E731  one for all modules
+        make = lambda layer, expert: model.layers[layer].experts[expert]  # noqa: E731  all modules have the same
         self.machine = ModuleMachine(me, incarnation, config, model, view, world.rng, make=make)
         self.record = ModuleRecord(recorder, self.machine, world.clock)
         self.pump = ModulePump(self, self.machine, wire, self.record, MessageFaults(world.rng))

@@ -76,7 +76,7 @@ def run(seed: int, batches: int = 6) -> set[str]:
             continue
         assert (result.delivered == 1).all(), "a token was lost or delivered twice"
         assert np.array_equal(reference_forward(model, inputs[at]), result.y), "not bit-identical"
-        if any(module.machine.loader.busy for module in simulator.modules):
+        if any(state.machine.loader.busy for state in simulator.modules):
             traits.add("while loading")
         slow = float(rng.exponential(0.02))
         end = simulator.now + slow
@@ -118,7 +118,7 @@ def settle(simulator: Simulator, move: int) -> None:
         mover = simulator.coordinator.mover
         if status is None or mover is None or not (status.done and mover.idle) or (view.state != ALIVE).any():
             return False
-        machines = [module.machine for module in simulator.modules]
+        machines = [state.machine for state in simulator.modules]
         return bool((view.slot_state == READY).all()) and all(
             machine.view.epoch == view.epoch and not machine.loader.busy for machine in machines
         )
