@@ -4,16 +4,19 @@ A strategy is a frozen dataclass, its fields are its parameters, and `place(prob
 that looks at `problem.loads` serves as a planner for rebalancing, too.
 """
 
+from rayemu.placement.balanced import Balanced
+from rayemu.placement.eplb import rebalance_experts
 from rayemu.placement.linear import Linear
 from rayemu.placement.placement import Placement, check_placement, from_columns
 from rayemu.placement.problem import PlacementProblem, problem_of
 from rayemu.placement.random import Random
 from rayemu.placement.round_robin import RoundRobin
 
-PLACEMENTS = {"linear": Linear, "round_robin": RoundRobin, "random": Random}
+PLACEMENTS = {"linear": Linear, "round_robin": RoundRobin, "random": Random, "balanced": Balanced}
 
 __all__ = [
     "PLACEMENTS",
+    "Balanced",
     "Linear",
     "Placement",
     "PlacementProblem",
@@ -22,4 +25,5 @@ __all__ = [
     "check_placement",
     "from_columns",
     "problem_of",
+    "rebalance_experts",
 ]
