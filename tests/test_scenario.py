@@ -232,7 +232,10 @@ REFUSED = [
     (["stream.kind=zipff"], ["stream.kind: 'zipff' is not a stream; known: zipf, uniform, text"]),
     (["routing.kind=best"], ["routing.kind: 'best' is not a router; known: softmax_topk"]),
     (["placement.kind=x"], ["placement.kind: 'x' is not a placement; known: linear, round_robin, random"]),
-    (["replicas.kind=x"], ["replicas.kind: 'x' is not a replica choice; known: nearest, least_loaded, hash"]),
+    (
+        ["replicas.kind=x"],
+        ["replicas.kind: 'x' is not a replica choice; known: nearest, least_loaded, even"],
+    ),
     (["exchange.kind=x"], ["exchange.kind: 'x' is not an exchange; known: flat, hierarchical"]),
     (["exchange.relay=x"], ["exchange.relay: 'x' is not a relay choice; known: spread, first"]),
     (

@@ -17,12 +17,13 @@ from pydantic import Field, ValidationError, model_validator
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement as Placed
 from rayemu.placement import PlacementProblem
+from rayemu.plain_yaml import SCALARS
 from rayemu.protocol.client import most_tokens
 from rayemu.routing import ROUTERS, make_router
 from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems, without_defaults
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
-from rayemu.scenario.loading import SCALARS, override, parse
+from rayemu.scenario.loading import override, parse
 from rayemu.scenario.rebalance import Rebalance
 from rayemu.scenario.sections import (
     Arrivals,

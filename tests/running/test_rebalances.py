@@ -21,14 +21,14 @@ from rayemu.scenario import ScenarioError
 
 X = np.zeros((2, 1), np.float32)
 MOVING: dict[str, Any] = {
-    "model": {"d_model": 32, "d_ff": 32, "experts": 16, "top_k": 2, "layers": 2},
+    "model": {"d_model": 32, "d_ff": 32, "experts": 16, "top_k": 2, "layers": 1},
     "cluster": {"nodes": 2, "modules_per_node": 4, "transport": "memory"},
     "stream": {"kind": "hot_switch", "every": 24},
     "placement": {"copies": 2},
     "replicas": {"kind": "even"},
     "rebalance": {"every": 8, "planner": "balanced", "gain": 0.2},
     "arrivals": {"kind": "poisson", "rate": 40.0},
-    "run": {"batches": 48, "batch_tokens": 256},
+    "run": {"batches": 48, "batch_tokens": 128},
 }
 
 
@@ -47,8 +47,8 @@ def test_experts_move_after_a_switch_and_the_balance_that_was_promised_comes(tmp
     assert run_scenario(Scenario.from_dict(MOVING), tmp_path / "again")["rebalances"] == moves
 
 
-def test_experts_move_while_modules_die(tmp_path: Path) -> None:
-    faults = [{"kind": "kill", "module": m, "at": {"batch": 9 + 3 * m}} for m in range(4)]
+def test_experts_move_while_modules_hang(tmp_path: Path) -> None:
+    faults = [{"kind": "hang", "module": m, "at": {"batch": 8 + m}, "for": 0.3} for m in range(3)]
     summary = run_scenario(Scenario.from_dict(MOVING | {"faults": faults}), tmp_path)
     assert summary["exact"] and not summary["tokens_lost"] and summary["rebalances"]
 
@@ -93,8 +93,8 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
         assert status is not None and status.done and status.loaded == len(wanted)
         emulator.wait(0.2)
         assert {*slots(emulator.placement)} == {*slots(wanted)}
-        with pytest.raises(ValueError, match="expert 3 of layer 1 has no slot"):
-            kept = ~((present.layer == 1) & (present.expert == 3))
+        with pytest.raises(ValueError, match="expert 3 of layer 0 has no slot"):
+            kept = present.expert != 3
             emulator.move(from_columns(present.layer[kept], present.expert[kept], present.module[kept]))
         with pytest.raises(ValueError, match=r"placement.module\[0\] is 8; allowed: 0 to 7"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 8)))
