@@ -264,7 +264,7 @@ def test_flame_of_more_tokens_than_the_memory(tmp_path: Path, monkeypatch: pytes
 
 def test_flame_without_tokens_or_with_layers_that_differ(tmp_path: Path) -> None:
     parquet(tmp_path / "layer_02.parquet", [])
-    with pytest.raises(TraceError, match=": no tokens in it$"):
+    with pytest.raises(TraceError, match=r": no tokens in it$"):
         read(tmp_path / "layer_02.parquet")
     parquet(tmp_path / "layer_03.parquet", [[0, 1]])
     with pytest.raises(TraceError, match="layers of different shapes"):
@@ -290,6 +290,12 @@ def test_uint8_with_more_than_256_experts_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", [[0, 1]], "uint8")
     with pytest.raises(TraceError, match="257 experts in uint8, which holds 256; record them as int16"):
         read_trace(path, experts=257)
+    signed = parquet(tmp_path / "b.parquet", [[0, 127, -1]], "int8")
+    assert read_trace(signed, experts=128).experts == 128
+    with pytest.raises(TraceError, match="129 experts in int8, which holds 128"):
+        read_trace(signed, experts=129)
+    wide = parquet(tmp_path / "c.parquet", [[0, 300]], "int32")
+    assert read_trace(wide, experts=301).experts == 301
     with pytest.raises(TraceError, match="names expert 1; allowed: 0 to 0, or -1"):
         read_trace(path, experts=1)
 
