@@ -117,6 +117,11 @@ class ClientRuntime:
             self.changed.wait(min(left, LOOK_EVERY_S))
         return True
 
+    def pause(self, seconds: float) -> None:
+        """Wait for so long. Raises ClusterError as soon as nothing will come any more."""
+        with self.changed:
+            self.wait(lambda: False, seconds)
+
     def check(self) -> None:
         """Raise ClusterError if nothing will come any more."""
         if self.failure:

@@ -328,6 +328,10 @@ class Session:
         """Return and forget what the coordinator reported."""
         return self._client.take_notices()
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Raises ClusterError as soon as the cluster is lost."""
+        self._client.pause(seconds)
+
     def poll(self) -> None:
         """Raise ClusterError if the cluster is lost; what arrives is handled as it comes."""
         self._client.check()

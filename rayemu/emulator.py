@@ -237,6 +237,10 @@ class Emulator:
         """Handle what the cluster reported, without waiting."""
         self._backend.poll()
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass on the run's clock, of which the `memory` transport's does not run by itself."""
+        self._backend.wait(seconds)
+
     @property
     def now(self) -> float:
         """The run's clock in seconds: virtual for the `memory` transport, else the machine's monotonic."""

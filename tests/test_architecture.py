@@ -32,6 +32,7 @@ ROOMS = (
     "model",
     "balance",
     "traces",
+    "arrivals",
     "streams",
     "protocol",
     "scenario",

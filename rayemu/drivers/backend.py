@@ -43,6 +43,9 @@ class Backend(Protocol):
     def poll(self) -> None:
         """Handle what has arrived, without waiting for a batch."""
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass on the clock of batches. What arrives meanwhile is handled."""
+
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
         """Begin a fault: at one module, or (message faults) in every actor."""
 

@@ -50,6 +50,9 @@ class SerialSimulator:
     def poll(self) -> None:
         self._ask(self.simulator.poll)
 
+    def wait(self, seconds: float) -> None:
+        self._ask(self.simulator.wait, seconds)
+
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
         self._ask(self.simulator.inject, fault, module)
 

@@ -141,6 +141,12 @@ class Simulator:
         """Handle what is due now."""
         self.world.run_what_is_due()
 
+    def wait(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        passed: list[bool] = []
+        self.at(seconds, lambda: passed.append(True))
+        self.world.run_until(lambda: bool(passed), seconds + 1.0)
+
     def record(self) -> np.ndarray:
         """Return the record so far (VIRTUAL_RECORD rows). Codecs take no virtual time."""
         return in_order(self.recorder.rows().view(VIRTUAL_RECORD))

@@ -8,12 +8,14 @@ import itertools
 import platform
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 
+import rayemu.running.run
 from rayemu import Emulator
 from rayemu.cluster import actors, local_ray
 from rayemu.cluster.client_runtime import ClusterError
@@ -84,6 +86,29 @@ def test_auto_compresses_on_the_slow_link_only_and_says_so() -> None:
         back = [f for f in node if f["after"] == "raw"]
         assert all(f["hidden"] for f in back)
         assert coded[1] < 0.5 and (coded[2] > 0.8 or back)
+
+
+def test_batches_arrive_at_times_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Any] = []
+    measure = rayemu.running.run._measure
+    monkeypatch.setattr(
+        rayemu.running.run, "_measure", lambda *given: measured.append(measure(*given)) or measured[0]
+    )
+    (tmp_path / "times").write_text("0\n0\n0\n0\n0\n0.4\n0.4\n0.8\n")
+    wanted = scenario(
+        arrivals={"kind": "file", "path": str(tmp_path / "times")},
+        run={"batches": 8, "batch_tokens": 96, "in_flight": 1},
+    )
+    summary = rayemu.running.run.run_scenario(wanted, tmp_path / "out")
+    assert summary["passed"] and summary["exact"] is True
+    results, began = measured[0].results, measured[0].began
+    submitted = np.array([r.submitted_at for r in results])
+    finished = np.array([r.finished_at for r in results])
+    times = began + np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.4, 0.4, 0.8])
+    assert (submitted >= times).all(), "none before it arrived"
+    assert (submitted[1:] >= finished[:-1]).all(), "one at a time"
+    assert summary["latency_p50_wall_s"] == np.median(finished - times)
+    assert summary["latency_max_wall_s"] == (finished - times).max() >= finished[4] - submitted[0]
 
 
 def settled(emulator: Emulator, wanted: set[int]) -> bool:
