@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from rayemu.alltoall import ALIVE
+from rayemu.alltoall import ALIVE, READY
 from rayemu.cluster import local_ray
 from rayemu.cluster.client_runtime import ClientRuntime, ClusterError
 from rayemu.cluster.coordinator_runtime import last_line
@@ -35,7 +35,16 @@ from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
-from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of
+from rayemu.protocol.messages import (
+    COORDINATOR,
+    Epoch,
+    Inject,
+    Moved,
+    Notice,
+    Send,
+    endpoints_of,
+    slots_of,
+)
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 
@@ -182,7 +191,8 @@ class Session:
         setup = self.setup
         self._coordinator = actors.start_coordinator(setup, self._group)
         empty = np.zeros(setup.modules, np.uint8), np.zeros(setup.modules, np.int32)
-        epoch = Epoch(0, 0, None, *empty, *setup.placement)
+        slots = slots_of(setup.placement, np.full(len(setup.placement), READY, np.uint8))
+        epoch = Epoch(0, 0, None, *empty, slots)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
         link = actors.open_link(setup, actors.CLIENT_NAME)
         client = self._client = ClientRuntime(setup.config, setup.spec, setup.modules, link)
@@ -301,9 +311,26 @@ class Session:
         """Forget batches that nobody waits for any more."""
         self._client.abandon(numbers)
 
+    def move(self, placement: Placement) -> int:
+        """Have the experts brought to other slots while batches run; return the move's number."""
+        return self._client.move(placement)
+
+    def moved(self, number: int) -> Moved | None:
+        """How far a move is, as last told."""
+        return self._client.machine.moves[number]
+
+    @property
+    def placement(self) -> Placement:
+        """Where the experts are, also those that are on their way there or leave."""
+        return self._client.machine.placement or self.setup.placement
+
     def take_notices(self) -> list[Notice]:
         """Return and forget what the coordinator reported."""
         return self._client.take_notices()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Raises ClusterError as soon as the cluster is lost."""
+        self._client.pause(seconds)
 
     def poll(self) -> None:
         """Raise ClusterError if the cluster is lost; what arrives is handled as it comes."""

@@ -234,7 +234,7 @@ REFUSED = [
     (["placement.kind=x"], ["placement.kind: 'x' is not a placement; known: linear, round_robin, random"]),
     (["replicas.kind=x"], ["replicas.kind: 'x' is not a replica choice; known: nearest, least_loaded, hash"]),
     (["exchange.kind=x"], ["exchange.kind: 'x' is not an exchange; known: flat, hierarchical"]),
-    (["cluster.relay=x"], ["cluster.relay: 'x' is not a relay choice; known: spread, first"]),
+    (["exchange.relay=x"], ["exchange.relay: 'x' is not a relay choice; known: spread, first"]),
     (
         ["cluster.transport=zmk"],
         ["cluster.transport: 'zmk' is not allowed; allowed: 'zmq', 'ray' or 'memory'"],

@@ -3,7 +3,7 @@
 from rayemu.alltoall.exchange import RELAYS, Flat, Hierarchical
 from rayemu.alltoall.plan import Parcel, cut_micro_batches, cut_slices, plan_parcels
 from rayemu.alltoall.replicas import Hash, LeastLoaded, Nearest
-from rayemu.alltoall.view import ALIVE, DEAD, SUSPECTED, View
+from rayemu.alltoall.view import ALIVE, DEAD, LEAVING, LOADING, READY, SUSPECTED, Copies, View
 
 EXCHANGES = {"flat": Flat, "hierarchical": Hierarchical}
 REPLICAS = {"nearest": Nearest, "least_loaded": LeastLoaded, "hash": Hash}
@@ -12,9 +12,13 @@ __all__ = [
     "ALIVE",
     "DEAD",
     "EXCHANGES",
+    "LEAVING",
+    "LOADING",
+    "READY",
     "RELAYS",
     "REPLICAS",
     "SUSPECTED",
+    "Copies",
     "Flat",
     "Hash",
     "Hierarchical",

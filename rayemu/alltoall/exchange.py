@@ -26,8 +26,6 @@ RELAYS = {"spread": spread_relay, "first": first_relay}
 class Flat:
     """Every row goes straight to the module of its expert."""
 
-    relay: str = "spread"
-
     def first_hops(self, modules: np.ndarray, view: View, home: int) -> np.ndarray:
         """Map destination modules [n] to first hops [n]."""
         return modules
@@ -35,19 +33,26 @@ class Flat:
 
 @dataclass(frozen=True)
 class Hierarchical:
-    """Rows for another node go once to a relay there, which hands them to its neighbours."""
+    """Rows for another node go once to a relay there, which hands them to its neighbours.
+
+    `relay` is who that is: a member of `RELAYS`.
+    """
 
     relay: str = "spread"
 
+    def __post_init__(self) -> None:
+        if self.relay not in RELAYS:
+            raise ValueError(f"relay: {self.relay!r} is not a relay choice; known: {', '.join(RELAYS)}")
+
     def first_hops(self, modules: np.ndarray, view: View, home: int) -> np.ndarray:
         """Map destination modules [n] to first hops [n]: themselves in the home's node, else relays."""
-        hop_of = view.memo.get(("hops", self.relay, home))
-        if hop_of is None:
-            relay = np.arange(view.modules, dtype=np.int32)  # [M]; a node without live modules: direct
-            choose = RELAYS[self.relay]
-            for node in range(int(view.module_to_node.max()) + 1):
-                members = view.live_in_node(node)
-                if node != view.module_to_node[home] and len(members):
-                    relay[view.module_to_node == node] = choose(members, home)
-            hop_of = view.memo["hops", self.relay, home] = relay
-        return hop_of[modules]
+        return view.derive(self, home, lambda: self._hops(view, home))[modules]
+
+    def _hops(self, view: View, home: int) -> np.ndarray:
+        """The first hop [M] on the way to each module; in a node without live modules it is itself."""
+        relay = np.arange(view.modules, dtype=np.int32)
+        for node in range(int(view.module_to_node.max()) + 1):
+            members = view.live_in_node(node)
+            if node != view.module_to_node[home] and len(members):
+                relay[view.module_to_node == node] = RELAYS[self.relay](members, home)
+        return relay

@@ -13,47 +13,35 @@ from rayemu.alltoall.view import View
 class Nearest:
     """The copy on the home module itself, else in its node, else any; ties spread over homes."""
 
-    def choose(self, experts: np.ndarray, view: View, home: int, load: np.ndarray) -> np.ndarray:
-        """Map logical experts [T, K] to slots [T, K]; -1 where no copy is left."""
-
-        def closest(expert: int, slots: np.ndarray) -> int:
-            modules = view.placement.slot_to_module[slots]
-            hops = np.where(modules == home, 0, np.where(_same_node(view, modules, home), 1, 2))
-            near = slots[hops == hops.min()]
-            return int(near[(home + expert) % len(near)])
-
-        return _static_table(("nearest", home), view, closest)[experts]
+    def choose(self, layer: int, experts: np.ndarray, view: View, home: int, load: np.ndarray) -> np.ndarray:
+        """Map logical experts [T, K] of a layer to slots [T, K]; -1 where no copy is left."""
+        return view.derive(self, home, lambda: _nearest(view, home))[layer][experts]
 
 
 @dataclass(frozen=True)
 class Hash:
     """A copy fixed by home and expert: spreads homes over copies, blind to load and distance."""
 
-    def choose(self, experts: np.ndarray, view: View, home: int, load: np.ndarray) -> np.ndarray:
-        """Map logical experts [T, K] to slots [T, K]; -1 where no copy is left."""
-
-        def hashed(expert: int, slots: np.ndarray) -> int:
-            mixed = (expert * 0x9E3779B1 + home * 0x85EBCA77) & 0xFFFFFFFF  # multiplicative hashing
-            return int(slots[(mixed >> 16) % len(slots)])
-
-        return _static_table(("hash", home), view, hashed)[experts]
+    def choose(self, layer: int, experts: np.ndarray, view: View, home: int, load: np.ndarray) -> np.ndarray:
+        """Map logical experts [T, K] of a layer to slots [T, K]; -1 where no copy is left."""
+        return view.derive(self, home, lambda: _hashed(view, home))[layer][experts]
 
 
 @dataclass(frozen=True)
 class LeastLoaded:
     """The copy whose module has the fewest rows outstanding from this home, busiest expert first."""
 
-    def choose(self, experts: np.ndarray, view: View, home: int, load: np.ndarray) -> np.ndarray:
-        """Map logical experts [T, K] to slots [T, K]; `load [M]` is outstanding rows per module."""
+    def choose(self, layer: int, experts: np.ndarray, view: View, home: int, load: np.ndarray) -> np.ndarray:
+        """Map logical experts [T, K] of a layer to slots [T, K]; `load [M]` is rows outstanding at each."""
         counts = np.bincount(experts.ravel(), minlength=view.experts)
         load = load.astype(np.int64)
         table = np.full(view.experts, -1, dtype=np.int32)
         order = np.argsort(-counts, kind="stable")
-        for expert in order[: np.count_nonzero(counts)]:
-            slots = view.copies[expert]
+        for expert in order[: np.count_nonzero(counts)].tolist():
+            slots = view.copies.of(layer, expert)
             if not len(slots):
                 continue
-            modules = view.placement.slot_to_module[slots]
+            modules = view.placement.module[slots]
             turn = (home + expert) % len(slots)  # homes with equal loads start at different copies
             pick = (turn + int(np.argmin(np.roll(load[modules], -turn)))) % len(slots)
             table[expert] = slots[pick]
@@ -61,13 +49,28 @@ class LeastLoaded:
         return table[experts]
 
 
-def _same_node(view: View, modules: np.ndarray, home: int) -> np.ndarray:
-    return view.module_to_node[modules] == view.module_to_node[home]
+def _nearest(view: View, home: int) -> np.ndarray:
+    """The slot [L, E] of the copy that is fewest hops away, of equal ones the (home + expert)-th in turn."""
+    copies = view.copies
+    modules = view.placement.module[copies.slots]
+    hops = np.where(
+        modules == home, 0, np.where(view.module_to_node[modules] == view.module_to_node[home], 1, 2)
+    )
+    least = np.full(len(copies.start) - 1, 3)
+    np.minimum.at(least, copies.expert, hops)
+    near = hops == least[copies.expert]
+    start = np.searchsorted(copies.expert[near], np.arange(len(copies.start)))
+    closest = copies._replace(slots=copies.slots[near], expert=copies.expert[near], start=start)
+    return closest.pick(_turn(view, home) % np.maximum(np.diff(start), 1))
 
 
-def _static_table(key: object, view: View, pick) -> np.ndarray:  # type: ignore[no-untyped-def]
-    table = view.memo.get(key)
-    if table is None:
-        table = np.array([pick(e, s) if len(s) else -1 for e, s in enumerate(view.copies)], dtype=np.int32)
-        view.memo[key] = table
-    return table
+def _hashed(view: View, home: int) -> np.ndarray:
+    """The slot [L, E] that multiplicative hashing of expert and home picks."""
+    expert = np.arange(view.layers * view.experts, dtype=np.uint64) % np.uint64(view.experts)
+    mixed = (expert * np.uint64(0x9E3779B1) + np.uint64(home * 0x85EBCA77)) & np.uint64(0xFFFFFFFF)
+    rank = (mixed >> np.uint64(16)).astype(np.int64)
+    return view.copies.pick(rank % np.maximum(np.diff(view.copies.start), 1))
+
+
+def _turn(view: View, home: int) -> np.ndarray:
+    return home + np.arange(view.layers * view.experts) % view.experts

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.placement.placement import Placement, from_homes
+from rayemu.placement.placement import Placement, around_the_ring, by_layer
+from rayemu.placement.problem import PlacementProblem
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Contiguous blocks of experts per module (the usual expert-parallel layout)."""
+    """Contiguous blocks of experts per module (the usual expert-parallel layout), the same in every layer."""
 
-    def place(self, copies: np.ndarray, modules: int, rng: np.random.Generator) -> Placement:
-        """Place `copies [E]` replicas per expert on `modules` modules."""
-        experts = len(copies)
-        return from_homes(np.arange(experts) * modules // max(experts, 1), copies, modules)
+    def place(self, problem: PlacementProblem) -> Placement:
+        """Place `problem.copies` of each expert."""
+        first = np.arange(problem.experts) * problem.modules // max(problem.experts, 1)
+        return by_layer(problem, lambda copies: around_the_ring(first, copies, problem.modules))

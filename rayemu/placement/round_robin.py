@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.placement.placement import Placement, from_homes
+from rayemu.placement.placement import Placement, around_the_ring, by_layer
+from rayemu.placement.problem import PlacementProblem
 
 
 @dataclass(frozen=True)
 class RoundRobin:
     """Expert e starts at module e mod M, so neighbouring experts never share a module."""
 
-    def place(self, copies: np.ndarray, modules: int, rng: np.random.Generator) -> Placement:
-        """Place `copies [E]` replicas per expert on `modules` modules."""
-        return from_homes(np.arange(len(copies)) % modules, copies, modules)
+    def place(self, problem: PlacementProblem) -> Placement:
+        """Place `problem.copies` of each expert."""
+        first = np.arange(problem.experts) % problem.modules
+        return by_layer(problem, lambda copies: around_the_ring(first, copies, problem.modules))

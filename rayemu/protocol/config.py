@@ -37,6 +37,7 @@ class ProtocolConfig:
     replace_after: float = 0.3
     replace: bool = True
     stall_after: float = 60.0
+    move_rate: float = 500e6  # bytes of weights that a module that loads experts asks for per second
 
     def __post_init__(self) -> None:
         self.codecs  # noqa: B018  too many are refused here, not by an actor
@@ -53,13 +54,11 @@ class ProtocolConfig:
     @classmethod
     def from_scenario(cls, scenario: Any) -> ProtocolConfig:
         """Build the policies that a validated scenario names."""
-        from rayemu.alltoall import EXCHANGES, REPLICAS
-
         exchange, cluster, run = scenario.exchange, scenario.cluster, scenario.run
         link = exchange.codec
         return cls(
-            exchange=EXCHANGES[exchange.kind](relay=cluster.relay),
-            replicas=REPLICAS[scenario.replicas.kind](),
+            exchange=exchange.build(),
+            replicas=scenario.replicas.build(),
             dispatch=(make_policy(link.module.dispatch), make_policy(link.node.dispatch)),
             combine=(make_policy(link.module.combine), make_policy(link.node.combine)),
             micro_batches=exchange.micro_batches,

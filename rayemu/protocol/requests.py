@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -20,6 +21,14 @@ from rayemu.protocol.slices import Unit
 MOST_PATIENT = 20  # replies are waited for at most this many times `retry_after` before a probe
 
 
+class Stage(Enum):
+    """How far a request has come."""
+
+    QUEUED = "it waits for room in its hop's window"
+    SENT = "it is under way and holds some of the window"
+    SETTLED = "nothing is waited for any more; a late answer is still welcome"
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One parcel of a unit's pairs on its way."""
@@ -27,10 +36,11 @@ class Request:
     unit: Unit
     parcel: Parcel
     view: View  # when it was planned
-    size: int  # bytes that it holds of the hop's window; 0 once nothing is waited for
+    size: int  # bytes of rows
     active: np.ndarray  # [n] bool: pairs that were not asked for again elsewhere
-    message: Dispatch | None  # until it is sent: what must be asked for again is gathered again
-    sent: float = float("inf")  # inf while it waits for window
+    message: Dispatch | None  # while it is queued: what must be asked for again is gathered again
+    stage: Stage = Stage.QUEUED
+    sent: float = 0.0
     deadline: float = float("inf")
     silent_probes: int = 0
 
@@ -64,11 +74,11 @@ class ReplyTime:
 
 
 class Requests:
-    """All outstanding requests of a home, by number. `out` collects what is to be sent."""
+    """All outstanding requests of a home, by number. What they want sent is in `out` until it is taken."""
 
-    def __init__(self, incarnation: int, config: ProtocolConfig, out: list[Send]) -> None:
+    def __init__(self, incarnation: int, config: ProtocolConfig) -> None:
         self.config = config
-        self.out = out
+        self.out: list[Send] = []
         self.by_number: dict[int, Request] = {}
         self.next_number = incarnation << INCARNATION_SHIFT
         self.reply_time = ReplyTime(config.retry_after)
@@ -96,7 +106,7 @@ class Requests:
         request.silent_probes = 0
         if not request.open().any():
             del self.by_number[number]
-            if request.size:
+            if request.stage is Stage.SENT:
                 self.reply_time.saw(now - request.sent)
             self._release(request, now)
 
@@ -118,7 +128,7 @@ class Requests:
         """Return the rows [M] that are outstanding at each module."""
         load = np.zeros(modules, np.int64)
         for request in self.by_number.values():
-            if request.size:
+            if request.stage is not Stage.SETTLED:
                 for module, _, rows in request.parcel.lots:
                     load[module] += rows
         return load
@@ -157,23 +167,23 @@ class Requests:
         hop = request.parcel.hop
         assert request.message is not None
         self._in_flight[hop] = self._in_flight.get(hop, 0) + request.size
-        request.sent = now
+        request.stage, request.sent = Stage.SENT, now
         self.wait_on(request, now)
         self.out.append(Send(hop, request.message))
         request.message = None
 
     def _release(self, request: Request, now: float) -> None:
         """Give the hop's window back, once, and send what waits for it."""
-        if not request.size:
+        if request.stage is Stage.SETTLED:
             return
         hop = request.parcel.hop
-        if request.sent != float("inf"):
+        if request.stage is Stage.SENT:
             self._in_flight[hop] -= request.size
-        request.deadline, request.size = float("inf"), 0
+        request.stage, request.deadline, request.message = Stage.SETTLED, float("inf"), None
         queue = self._waiting.get(hop)
         while queue:
             following = self.by_number.get(queue[0])
-            if following is not None and following.size:
+            if following is not None and following.stage is Stage.QUEUED:
                 if not self._fits(following):
                     break
                 self._transmit(following, now)
@@ -187,7 +197,7 @@ def _has_other(request: Request, view: View) -> np.ndarray:
     """
     useful: list[bool] = []
     for module, expert, rows in request.parcel.lots:
-        copies = view.placement.slot_to_module[view.copies[expert]]
+        copies = view.placement.module[view.copies.of(request.unit.layer, expert)]
         other = request.parcel.hop != module or not len(copies) or bool((copies != module).any())
         useful += [other] * rows
     return np.array(useful)

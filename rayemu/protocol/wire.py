@@ -19,7 +19,7 @@ from rayemu.compression.wire import PIECE_BYTES, pack_pieces, unpack
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.messages import NODE_SHIFT, Dispatch, Message, Reply
 
-_DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1", "<f8")]
+_DTYPES = [np.dtype(t) for t in ("<f4", "<i4", "<i8", "|u1", "|b1", "<f8", "<u2")]
 _DTYPE_CODE = {d: i for i, d in enumerate(_DTYPES)}
 _CODED = -1  # in place of a dtype: the array went through the frame's codec
 _KINDS: list[Any] = list(get_args(Message))

@@ -28,11 +28,13 @@ FAULT_KINDS = {
 def families() -> dict[str, dict[str, str]]:
     """Every family of strategies: scenario key -> name -> one line."""
     from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
+    from rayemu.arrivals import ARRIVALS
     from rayemu.compression import STAGES
     from rayemu.model.presets import PRESETS
     from rayemu.placement import PLACEMENTS
     from rayemu.routing import ROUTERS
     from rayemu.streams import STREAMS
+    from rayemu.traces import FORMATS
 
     return {
         "scenarios": dict(_scenarios()),
@@ -42,10 +44,12 @@ def families() -> dict[str, dict[str, str]]:
         "replicas.kind": first_lines(REPLICAS),
         "exchange.kind": first_lines(EXCHANGES),
         "exchange.codec": {name: f"{first_line(stage)} [{stage.kind}]" for name, stage in STAGES.items()},
-        "cluster.relay": first_lines(RELAYS),
+        "exchange.relay": first_lines(RELAYS),
         "cluster.transport": TRANSPORTS,
         "stream.kind": first_lines(STREAMS),
+        "arrivals.kind": first_lines(ARRIVALS),
         "faults.kind": FAULT_KINDS,
+        "trace --format": first_lines(FORMATS),
     }
 
 

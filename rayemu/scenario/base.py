@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -14,9 +14,11 @@ from pydantic import (
     SerializationInfo,
     TypeAdapter,
     ValidationError,
+    field_validator,
+    model_validator,
 )
 
-from rayemu.scenario.errors import Problem, not_one_of, problem_of, show
+from rayemu.scenario.errors import Problem, close_to, not_one_of, problem_of, refuse, show
 from rayemu.units import exact_bytes, exact_rate, exact_seconds, parse_bytes, parse_rate, parse_seconds
 
 
@@ -65,16 +67,25 @@ def known_in(table: Mapping[str, Any], what: str) -> BeforeValidator:
 
 
 def parameter_problems(
-    strategy: type, kind: str, given: Mapping[str, Any], without: tuple[str, ...] = ()
+    strategy: type,
+    kind: str,
+    given: Mapping[str, Any],
+    without: tuple[str, ...] = (),
+    own: tuple[str, ...] = ("kind",),
 ) -> list[Problem]:
-    """What is wrong with a strategy's parameters: names and types against its dataclass fields."""
+    """What is wrong with a strategy's parameters: names and types against its dataclass fields.
+
+    `own` are keys of the section, which a mistyped name may have meant.
+    """
     hints = get_type_hints(strategy)
     allowed = [f.name for f in dataclasses.fields(strategy) if f.init and f.name not in without]
     problems = []
     for name, value in given.items():
         if name not in allowed:
             takes = f"takes: {', '.join(allowed)}" if allowed else "takes no parameters"
-            problems.append(Problem((name,), f"is not a parameter of {kind}, which {takes}"))
+            also = f"; keys beside them: {', '.join(own)}" if len(own) > 1 else ""
+            meant = close_to(name, [*allowed, *own])
+            problems.append(Problem((name,), f"is not a parameter of {kind}, which {takes}{also}{meant}"))
             continue
         try:
             TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
@@ -92,3 +103,51 @@ def build_problems(build: Callable[[], Any], section: str) -> list[Problem]:
         problem = problem_of(error, section)
         return [Problem(problem.path[1:] if problem.path[0] == section else problem.path, problem.text)]
     return []
+
+
+class Strategy(Section):
+    """A section that names a strategy of a family and holds its parameters beside whatever keys of its own.
+
+    Defaults of the parameters are filled in without being marked as set: an override of `kind` must not trip
+    over them, see `without_defaults`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    FAMILY: ClassVar[Mapping[str, Any]]
+    WHAT: ClassVar[str]  # one of the family, as errors call it
+    kind: str
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        if not isinstance(value, str) or value not in cls.FAMILY:
+            raise ValueError(not_one_of(value, cls.WHAT, cls.FAMILY))
+        return value
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Strategy:
+        own = tuple(type(self).model_fields)
+        problems = parameter_problems(self.FAMILY[self.kind], self.kind, self.params, own=own)
+        refuse(problems or build_problems(self.build, type(self).__name__.lower()))
+        object.__setattr__(self, "__pydantic_extra__", dataclasses.asdict(self.build()))
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The strategy's parameters."""
+        return dict(self.model_extra or {})
+
+    def build(self) -> Any:
+        """Make the strategy."""
+        return self.FAMILY[self.kind](**self.params)
+
+
+def without_defaults(section: Section, given: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a dump what was filled in, not given: the defaults of strategies' parameters."""
+    kept = {}
+    for key, value in given.items():
+        own = getattr(section, key, None)
+        if isinstance(section, Strategy) and key not in section.model_fields_set:
+            continue
+        kept[key] = without_defaults(own, value) if isinstance(own, Section) else value
+    return kept

@@ -68,7 +68,7 @@ def show(value: object) -> str:
 def not_one_of(value: object, what: str, known: Iterable[str]) -> str:
     """Says that a name is not in a table, what the table has, and which name may have been meant."""
     known = list(known)
-    return f"{show(value)} is not {what}; known: {', '.join(known)}{_meant(value, known)}"
+    return f"{show(value)} is not {what}; known: {', '.join(known)}{close_to(value, known)}"
 
 
 def problem_of(error: ValueError, section: str) -> Problem:
@@ -102,11 +102,10 @@ def _text(error: Any, top: type[BaseModel]) -> str:
         return "is missing"
     if kind == "extra_forbidden":
         known = _keys(top, error["loc"][:-1])
-        return f"unknown key; known: {', '.join(known)}{_meant(error['loc'][-1], known)}"
+        return f"unknown key; known: {', '.join(known)}{close_to(error['loc'][-1], known)}"
     if kind == "literal_error":
-        return (
-            f"{show(value)} is not allowed; allowed: {error['ctx']['expected']}{_meant(value, _words(error))}"
-        )
+        allowed, meant = error["ctx"]["expected"], close_to(value, _words(error))
+        return f"{show(value)} is not allowed; allowed: {allowed}{meant}"
     if kind == "bool_type":
         return f"{show(value)} is not allowed; allowed: true or false"
     if kind in ("tuple_type", "list_type"):
@@ -122,7 +121,8 @@ def _words(error: Any) -> list[str]:
     return re.findall(r"'([^']*)'", error["ctx"]["expected"])
 
 
-def _meant(value: object, known: list[str]) -> str:
+def close_to(value: object, known: list[str]) -> str:
+    """Ask whether a known name that looks like the value was meant; nothing where there is none."""
     close = difflib.get_close_matches(str(value), known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

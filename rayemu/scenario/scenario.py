@@ -15,15 +15,26 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rayemu.model.spec import ModelSpec
-from rayemu.placement import PLACEMENTS
 from rayemu.placement import Placement as Placed
+from rayemu.placement import PlacementProblem
 from rayemu.protocol.client import most_tokens
 from rayemu.routing import ROUTERS, make_router
-from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems
+from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems, without_defaults
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
 from rayemu.scenario.loading import SCALARS, override, parse
-from rayemu.scenario.sections import Cluster, Exchange, Model, Placement, Replicas, Routing, Run, Stream
+from rayemu.scenario.sections import (
+    Arrivals,
+    Cluster,
+    Exchange,
+    Model,
+    Placement,
+    Replicas,
+    Routing,
+    Run,
+    Stream,
+)
+from rayemu.streams.aim import Aimed
 from rayemu.units import format_bytes
 
 LARGEST_BYTES = 4 << 20  # of a scenario's text: /dev/zero has no end
@@ -36,6 +47,7 @@ class Scenario(Section):
     model: Model
     cluster: Cluster = Cluster()
     stream: Stream = Stream()
+    arrivals: Arrivals = Arrivals()
     routing: Routing = Routing()
     placement: Placement = Placement()
     replicas: Replicas = Replicas()
@@ -89,9 +101,7 @@ class Scenario(Section):
     def with_overrides(self, assignments: Iterable[str]) -> Scenario:
         """A changed copy: assignments such as "model.top_k=4"; values are YAML."""
         given = self.model_dump(by_alias=True, exclude_unset=True)
-        if "stream" in given:  # exclude_unset does not see which parameters of a strategy were given
-            given["stream"] = {k: v for k, v in given["stream"].items() if k in self.stream.model_fields_set}
-        return self.from_dict(override(given, assignments))
+        return self.from_dict(override(without_defaults(self, given), assignments))
 
     def to_yaml(self) -> str:
         """The whole scenario, defaults included, so that `from_dict` of it is equal to this one."""
@@ -117,7 +127,14 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
-        refuse([*self._batch_problems(spec), *self._memory_problems(spec)])
+        refuse(
+            [
+                *self._stream_problems(spec),
+                *self._arrival_problems(),
+                *self._batch_problems(spec),
+                *self._memory_problems(spec),
+            ]
+        )
         return self
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
@@ -147,6 +164,20 @@ class Scenario(Section):
                 text = f"{fault.module} is not allowed; allowed: 0 to {self.cluster.modules - 1}, or random"
                 yield Problem(("faults", position, "module"), text)
 
+    def _stream_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        stream = self.stream.build()
+        try:
+            if isinstance(stream, Aimed):
+                stream.check(spec)
+        except ValueError as error:
+            yield problem_of(error, "stream")
+
+    def _arrival_problems(self) -> Iterable[Problem]:
+        times, batches = self.arrivals.build().times(self.run.seed), self.run.batches
+        if isinstance(times, list) and len(times) < batches:
+            text = f"{batches} is not allowed; allowed: 1 to {len(times)}, the times that arrivals gives"
+            yield Problem(("run", "batches"), text)
+
     def _batch_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         if self.run.batch_tokens > (most := most_tokens(spec)):
             text = f"{self.run.batch_tokens} is not allowed; allowed: 1 to {most}, what a frame holds"
@@ -165,20 +196,32 @@ class Scenario(Section):
             )
             yield Problem(("cluster", "memory"), text)
 
+    def placement_problem(self, spec: ModelSpec | None = None) -> PlacementProblem:
+        """What the placement is given before any load is known: every expert counts alike."""
+        spec = spec or self.spec
+        copies = np.zeros((spec.layers, spec.experts), np.int64)
+        copies[spec.dense_layers :] = self.placement.copies_per_expert(spec.experts)
+        cluster = self.cluster
+        return PlacementProblem(
+            loads=(copies > 0).astype(np.float64),
+            copies=copies,
+            module_to_node=np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node),
+            slots=int(copies[-1].sum()),
+            expert_bytes=spec.expert_bytes(),
+            memory=None if cluster.memory is None else np.full(cluster.modules, float(cluster.memory)),
+            rng=np.random.default_rng([self.run.seed, 1]),
+        )
+
     def placed(self, spec: ModelSpec | None = None) -> Placed:
-        """Slots and modules of every expert copy, as `placement` says."""
-        rng = np.random.default_rng([self.run.seed, 1])
-        strategy: Any = PLACEMENTS[self.placement.kind]()
-        copies = self.placement.copies_per_expert((spec or self.spec).experts)
-        placed: Placed = strategy.place(copies, self.cluster.modules, rng)
+        """The slots of every expert copy, as `placement` says."""
+        placed: Placed = self.placement.build().place(self.placement_problem(spec))
         return placed
 
     def module_bytes(self, spec: ModelSpec | None = None) -> np.ndarray:
         """Bytes of weights and activations that each module needs [M], at the width it runs at."""
         spec = spec or self.spec
         modules = self.cluster.modules
-        slots = np.bincount(self.placed(spec).slot_to_module, minlength=modules)  # [M]
-        routed = slots * spec.moe_layers * spec.expert_bytes()  # [M]
+        routed = np.bincount(self.placed(spec).module, minlength=modules) * spec.expert_bytes()  # [M]
         common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
         rows = -(-self.run.batch_tokens // modules)
         return routed + common + self.run.in_flight * spec.activation_bytes(rows)

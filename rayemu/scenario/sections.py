@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
+from rayemu.alltoall import EXCHANGES, REPLICAS
+from rayemu.arrivals import ARRIVALS
 from rayemu.compression import make_policy
 from rayemu.model.presets import PRESETS
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS
 from rayemu.routing import ROUTERS
-from rayemu.scenario.base import Bytes, Rate, Seconds, Section, build_problems, known_in, parameter_problems
+from rayemu.scenario.base import Bytes, Rate, Seconds, Section, Strategy, known_in
 from rayemu.scenario.errors import Problem, refuse, show
 from rayemu.streams import STREAMS
 from rayemu.units import exact_bytes, exact_seconds
@@ -115,7 +116,6 @@ class Cluster(Section):
     modules_per_node: Positive = 4
     transport: Literal["zmq", "ray", "memory"] = "zmq"
     sockets: Literal["auto", "ipc", "tcp"] = "auto"
-    relay: Annotated[str, known_in(RELAYS, "a relay choice")] = "spread"
     address: Annotated[str, Field(pattern=r"^\S+$")] | None = None
     blas_threads: Few | None = None
     links: Links = Links()
@@ -159,28 +159,26 @@ class Cluster(Section):
         return self.nodes * self.modules_per_node
 
 
-class Stream(Section):
-    """What is fed in: a strategy of `rayemu.streams` and its parameters."""
+class Stream(Strategy):
+    """What is fed in: a strategy of `rayemu.streams` and its parameters.
 
-    model_config = ConfigDict(extra="allow")
-    kind: Annotated[str, known_in(STREAMS, "a stream")] = "zipf"
+    It has `batches(batch_tokens, d_model, seed)`, which gives activations [T, D] without end.
+    """
 
-    @model_validator(mode="after")
-    def _buildable(self) -> Stream:
-        problems = parameter_problems(STREAMS[self.kind], self.kind, self.params)
-        refuse(problems or build_problems(self.build, "stream"))
-        # Defaults are filled in without being marked as set: an override of `kind` must not trip over them.
-        object.__setattr__(self, "__pydantic_extra__", dataclasses.asdict(self.build()))
-        return self
+    FAMILY = STREAMS
+    WHAT = "a stream"
+    kind: str = "zipf"
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """The strategy's parameters."""
-        return dict(self.model_extra or {})
 
-    def build(self) -> Any:
-        """The stream: `batches(batch_tokens, d_model, seed)` gives activations [T, D] without end."""
-        return STREAMS[self.kind](**self.params)
+class Arrivals(Strategy):
+    """When batches arrive: a strategy of `rayemu.arrivals` and its parameters.
+
+    It has `times(seed)`, which gives when batches are meant to begin.
+    """
+
+    FAMILY = ARRIVALS
+    WHAT = "a way to arrive"
+    kind: str = "closed"
 
 
 class Routing(Section):
@@ -209,10 +207,12 @@ def _copies(value: object) -> object:
     return value
 
 
-class Placement(Section):
-    """Where experts live: a strategy of `rayemu.placement`, and how many copies each expert has."""
+class Placement(Strategy):
+    """Where experts live: a strategy of `rayemu.placement`, its parameters, and the copies of each expert."""
 
-    kind: Annotated[str, known_in(PLACEMENTS, "a placement")] = "linear"
+    FAMILY = PLACEMENTS
+    WHAT = "a placement"
+    kind: str = "linear"
     copies: Annotated[int | dict[int, int], BeforeValidator(_copies)] = 1
 
     def copies_per_expert(self, experts: int) -> np.ndarray:
@@ -222,10 +222,12 @@ class Placement(Section):
         return np.array([self.copies.get(expert, 1) for expert in range(experts)], dtype=np.int64)
 
 
-class Replicas(Section):
-    """Which copy of an expert computes a row: a strategy of `rayemu.alltoall`."""
+class Replicas(Strategy):
+    """Which copy of an expert computes a row: a strategy of `rayemu.alltoall` and its parameters."""
 
-    kind: Annotated[str, known_in(REPLICAS, "a replica choice")] = "nearest"
+    FAMILY = REPLICAS
+    WHAT = "a replica choice"
+    kind: str = "nearest"
 
 
 def _codec(value: object) -> object:
@@ -271,10 +273,12 @@ class Codecs(Section):
     node: CodecPair = Directions()
 
 
-class Exchange(Section):
-    """How rows travel: shape, micro-batches that overlap, frame size, and bytes under way per destination."""
+class Exchange(Strategy):
+    """How rows travel: shape and its parameters, micro-batches that overlap, frame size, bytes under way."""
 
-    kind: Annotated[str, known_in(EXCHANGES, "an exchange")] = "hierarchical"
+    FAMILY = EXCHANGES
+    WHAT = "an exchange"
+    kind: str = "hierarchical"
     micro_batches: Few = 1
     chunk: Bytes = 4 << 20
     window: Bytes = 32 << 20

@@ -19,14 +19,15 @@ from rayemu.alltoall import (
     cut_slices,
     plan_parcels,
 )
-from rayemu.placement import PLACEMENTS, Placement
+from rayemu.placement import PLACEMENTS, problem_of
+from tests.views import a_view, placed_on
 
 
 def make_view(states: list[int], nodes: int = 2, copies: int = 2, experts: int = 8) -> View:
     modules = len(states)
-    placed = PLACEMENTS["linear"]().place(np.full(experts, copies), modules, np.random.default_rng(0))
+    placed = PLACEMENTS["linear"]().place(problem_of(np.full(experts, copies), modules))
     module_to_node = np.repeat(np.arange(nodes), modules // nodes)
-    return View(1, module_to_node, np.array(states, np.uint8), np.zeros(modules, np.int32), placed, experts)
+    return a_view(placed, module_to_node, experts, states)
 
 
 @settings(max_examples=200, deadline=None)
@@ -83,8 +84,8 @@ def test_replicas_hold_the_expert_and_live(kind: str) -> None:
     view = make_view([ALIVE, DEAD, ALIVE, ALIVE, ALIVE, ALIVE, SUSPECTED, ALIVE])
     experts = np.random.default_rng(0).integers(0, 8, (50, 2))
     for home in range(8):
-        slots = REPLICAS[kind]().choose(experts, view, home, np.zeros(8, np.int64))
-        assert (view.placement.slot_to_expert[slots] == experts).all()
+        slots = REPLICAS[kind]().choose(0, experts, view, home, np.zeros(8, np.int64))
+        assert (view.placement.expert[slots] == experts).all()
         assert (view.state[view.slot_to_module[slots]] == ALIVE).all()
         assert slots.dtype == np.int32
 
@@ -94,7 +95,7 @@ def test_replicas_without_copies(kind: str) -> None:
     states = [ALIVE] * 8
     states[0] = states[4] = DEAD  # both copies of expert 0
     view = make_view(states)
-    slots = REPLICAS[kind]().choose(np.array([[0, 1]]), view, 3, np.zeros(8, np.int64))
+    slots = REPLICAS[kind]().choose(0, np.array([[0, 1]]), view, 3, np.zeros(8, np.int64))
     assert slots[0, 0] == -1 and view.slot_to_module[slots[0, 0]] == -1 and slots[0, 1] >= 0
 
 
@@ -102,25 +103,25 @@ def test_replicas_without_copies(kind: str) -> None:
 def test_suspected_only_where_nothing_else_lives(kind: str) -> None:
     states = [SUSPECTED, ALIVE, ALIVE, ALIVE, DEAD, ALIVE, ALIVE, ALIVE]
     view = make_view(states)
-    slots = REPLICAS[kind]().choose(np.array([[0]]), view, 3, np.zeros(8, np.int64))
+    slots = REPLICAS[kind]().choose(0, np.array([[0]]), view, 3, np.zeros(8, np.int64))
     assert view.slot_to_module[slots[0, 0]] == 0
 
 
 def test_nearest_prefers_home_then_node() -> None:
-    placed = Placement(np.array([0, 0, 1, 1], np.int32), np.array([1, 3, 0, 2], np.int32))
-    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 2)
+    placed = placed_on(np.array([0, 0, 1, 1], np.int32), np.array([1, 3, 0, 2], np.int32))
+    view = a_view(placed, np.array([0, 0, 1, 1]), 2)
     nearest = REPLICAS["nearest"]()
     load = np.zeros(4, np.int64)
-    assert view.slot_to_module[nearest.choose(np.array([[0, 1]]), view, 1, load)].tolist() == [[1, 0]]
-    assert view.slot_to_module[nearest.choose(np.array([[0, 1]]), view, 2, load)].tolist() == [[3, 2]]
+    assert view.slot_to_module[nearest.choose(0, np.array([[0, 1]]), view, 1, load)].tolist() == [[1, 0]]
+    assert view.slot_to_module[nearest.choose(0, np.array([[0, 1]]), view, 2, load)].tolist() == [[3, 2]]
 
 
 def test_nearest_takes_the_copy_at_home_before_its_neighbour_s() -> None:
     experts = np.arange(5)  # each on modules 0, 1 and 2; the turn among equals goes by expert and home
-    placed = Placement(np.repeat(experts, 3).astype(np.int32), np.tile(np.arange(3, dtype=np.int32), 5))
-    view = View(1, np.array([0, 0, 1, 1]), np.full(4, ALIVE, np.uint8), np.zeros(4, np.int32), placed, 5)
+    placed = placed_on(np.repeat(experts, 3).astype(np.int32), np.tile(np.arange(3, dtype=np.int32), 5))
+    view = a_view(placed, np.array([0, 0, 1, 1]), 5)
     for home, wanted in enumerate((0, 1, 2, 2)):  # module 3 is the neighbour of 2 and holds nothing
-        slots = REPLICAS["nearest"]().choose(experts[None], view, home, np.zeros(4))
+        slots = REPLICAS["nearest"]().choose(0, experts[None], view, home, np.zeros(4))
         assert view.slot_to_module[slots].tolist() == [[wanted] * 5]
 
 
@@ -128,11 +129,10 @@ def test_hash_is_multiplicative_in_expert_and_home() -> None:
     """Knuth's method on 32 bits, its upper half modulo the copies; in Python numbers."""
     experts, copies = 64, 3
     slots = np.repeat(np.arange(experts, dtype=np.int32), copies)
-    placed = Placement(slots, np.tile(np.arange(copies, dtype=np.int32), experts))
-    states = np.full(8, ALIVE, np.uint8)
-    view = View(1, np.zeros(8, int), states, np.zeros(8, np.int32), placed, experts)
+    placed = placed_on(slots, np.tile(np.arange(copies, dtype=np.int32), experts))
+    view = a_view(placed, np.zeros(8, int), experts)
     for home in range(8):
-        found = REPLICAS["hash"]().choose(np.arange(experts)[None], view, home, np.zeros(8))[0]
+        found = REPLICAS["hash"]().choose(0, np.arange(experts)[None], view, home, np.zeros(8))[0]
         mixed = [(e * 2654435761 + home * 2246822519) % 2**32 // 2**16 % copies for e in range(experts)]
         assert view.slot_to_module[found].tolist() == mixed
 
@@ -141,12 +141,12 @@ def test_hash_is_multiplicative_in_expert_and_home() -> None:
 def test_homes_and_experts_spread_over_copies_that_are_equally_good(kind: str) -> None:
     experts = 64  # each on modules 4 and 5, far from the homes 0 to 3
     slots = np.repeat(np.arange(experts, dtype=np.int32), 2)
-    placed = Placement(slots, np.tile(np.array([4, 5], np.int32), experts))
-    view = View(1, np.repeat([0, 1], 4), np.full(8, ALIVE, np.uint8), np.zeros(8, np.int32), placed, experts)
+    placed = placed_on(slots, np.tile(np.array([4, 5], np.int32), experts))
+    view = a_view(placed, np.repeat([0, 1], 4), experts)
     load = np.zeros(8, np.int64)
     table = np.array(
         [
-            view.slot_to_module[REPLICAS[kind]().choose(np.arange(experts)[None], view, home, load)[0]]
+            view.slot_to_module[REPLICAS[kind]().choose(0, np.arange(experts)[None], view, home, load)[0]]
             for home in range(4)
         ]
     )  # [home, expert]
@@ -154,19 +154,19 @@ def test_homes_and_experts_spread_over_copies_that_are_equally_good(kind: str) -
         assert abs(share.mean() - 0.5) < 0.1, "both copies get their part"
     assert ((table == 4).mean(axis=1) > 0.3).all() and ((table == 4).mean(axis=1) < 0.7).all()
     assert len({row.tobytes() for row in table}) > 1, "homes choose for themselves"
-    again = REPLICAS[kind]().choose(np.arange(experts)[None], view, 2, load + 1000)[0]
+    again = REPLICAS[kind]().choose(0, np.arange(experts)[None], view, 2, load + 1000)[0]
     assert (view.slot_to_module[again] == table[2]).all(), "whatever the load"
 
 
 def test_least_loaded_counts_what_it_gives_away_busiest_expert_first() -> None:
     """Experts with 5, 3, 2 and 1 rows, each on both modules; where both have as much, the home decides."""
     slots = np.repeat(np.arange(4, dtype=np.int32), 2)
-    placed = Placement(slots, np.tile(np.array([0, 1], np.int32), 4))
-    view = View(1, np.array([0, 0]), np.full(2, ALIVE, np.uint8), np.zeros(2, np.int32), placed, 4)
+    placed = placed_on(slots, np.tile(np.array([0, 1], np.int32), 4))
+    view = a_view(placed, np.array([0, 0]), 4)
     experts = np.repeat([3, 1, 2, 0], [1, 3, 2, 5])[:, None]
 
     def given(load: list[int], home: int) -> list[int]:
-        found = REPLICAS["least_loaded"]().choose(experts, view, home, np.array(load))
+        found = REPLICAS["least_loaded"]().choose(0, experts, view, home, np.array(load))
         return np.bincount(view.slot_to_module[found[:, 0]], minlength=2).tolist()  # type: ignore[no-any-return]
 
     for home in range(2):
@@ -180,9 +180,8 @@ def test_least_loaded_experts_with_as_many_rows_take_turns_by_number() -> None:
     modules, experts, home = 7, 40, 3
     held = [sorted({e % 7, (3 * e + 1) % 7, (5 * e + 2) % 7}) for e in range(experts)]
     slots = np.array([(e, m) for e in range(experts) for m in held[e]], np.int32)
-    placed = Placement(slots[:, 0], slots[:, 1])
-    nodes, states = np.zeros(modules, int), np.full(modules, ALIVE, np.uint8)
-    view = View(1, nodes, states, np.zeros(modules, np.int32), placed, experts)
+    placed = placed_on(slots[:, 0], slots[:, 1])
+    view = a_view(placed, np.zeros(modules, int), experts)
     load = np.array([3, 0, 1, 4, 1, 5, 9])
     wanted, outstanding = [], load.tolist()
     for e in range(experts):
@@ -190,7 +189,7 @@ def test_least_loaded_experts_with_as_many_rows_take_turns_by_number() -> None:
         best = min(held[e][turn:] + held[e][:turn], key=lambda m: outstanding[m])
         outstanding[best] += 2
         wanted.append(best)
-    found = REPLICAS["least_loaded"]().choose(np.arange(experts).repeat(2)[:, None], view, home, load)
+    found = REPLICAS["least_loaded"]().choose(0, np.arange(experts).repeat(2)[:, None], view, home, load)
     assert (
         view.slot_to_module[found[::2, 0]].tolist() == view.slot_to_module[found[1::2, 0]].tolist() == wanted
     )
@@ -212,15 +211,17 @@ def test_tables_are_made_once_for_a_view_and_a_home(monkeypatch: pytest.MonkeyPa
     for kind in ("nearest", "hash"):
         kept = []
         for home in (1, 1, 2, 1):
-            assert REPLICAS[kind]().choose(modules[None], view, home, np.zeros(8)).dtype == np.int32
-            kept.append(dict(view.memo))
+            assert REPLICAS[kind]().choose(0, modules[None], view, home, np.zeros(8)).dtype == np.int32
+            kept.append(dict(view._derived))
         assert len(kept[1]) == len(kept[0]) and len(kept[3]) == len(kept[2]) == len(kept[1]) + 1
         assert all(table is not None and kept[3][key] is table for key, table in kept[0].items())
 
 
 def test_least_loaded_homes_do_not_all_begin_with_the_same_copy() -> None:
     view, load = make_view([ALIVE] * 8), np.zeros(8, np.int64)  # expert 0 lives on 0 and 4
-    slots = [REPLICAS["least_loaded"]().choose(np.zeros((9, 1), int), view, home, load) for home in range(8)]
+    slots = [
+        REPLICAS["least_loaded"]().choose(0, np.zeros((9, 1), int), view, home, load) for home in range(8)
+    ]
     assert sorted(int(view.slot_to_module[s[0, 0]]) for s in slots) == [0] * 4 + [4] * 4
 
 
@@ -229,7 +230,7 @@ def test_least_loaded_avoids_the_busy_module() -> None:
     load = np.zeros(8, np.int64)
     load[0] = 1000  # expert 0 lives on 0 and 4
     for home in range(8):
-        slots = REPLICAS["least_loaded"]().choose(np.zeros((9, 1), int), view, home, load)
+        slots = REPLICAS["least_loaded"]().choose(0, np.zeros((9, 1), int), view, home, load)
         assert (view.slot_to_module[slots] == 4).all()
 
 

@@ -20,7 +20,7 @@ from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.setup import Setup
 from rayemu.model.agreement import own_arithmetic
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Epoch, Slice, text_of
+from rayemu.protocol.messages import Epoch, Slice, slots_of, text_of
 
 
 def module(directory: Path) -> ModuleRuntime:
@@ -41,7 +41,7 @@ def module(directory: Path) -> ModuleRuntime:
         arithmetic=own_arithmetic(),
     )
     states = np.array([ALIVE], np.uint8), np.zeros(1, np.int32)
-    epoch = Epoch(1, 0, text_of(["m"]), *states, *setup.placement)
+    epoch = Epoch(1, 0, text_of(["m"]), *states, slots_of(setup.placement, np.ones(len(setup.placement))))
     return ModuleRuntime(setup, 0, 0, epoch, QueueLink("m", lambda endpoint, frame: None))
 
 

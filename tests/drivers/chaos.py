@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.alltoall import DEAD, EXCHANGES, REPLICAS
+from rayemu.alltoall import DEAD, EXCHANGES, RELAYS, REPLICAS
 from rayemu.compression import make_policy
-from rayemu.drivers.simulator import Network, Simulator
+from rayemu.drivers.simulator import Simulator
+from rayemu.drivers.world import Network
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
-from rayemu.placement import PLACEMENTS
+from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import DROPPED
@@ -35,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt-oss": {"activation": "clamped_swiglu", "biases": True},
     "llama-4": {"weigh_input": True, "top_k": 1, "router": "sigmoid_group_topk"},
 }
+SHAPES = [EXCHANGES["flat"](), *(EXCHANGES["hierarchical"](relay) for relay in RELAYS)]
 FAULTS = (
     "none",
     "crash",
@@ -80,7 +82,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
     model = Model(spec)
     module_codec, node_codec, combine_codec = CODECS[int(rng.integers(len(CODECS)))]
     config = ProtocolConfig(
-        exchange=EXCHANGES[str(rng.choice(list(EXCHANGES)))](relay=str(rng.choice(["spread", "first"]))),
+        exchange=SHAPES[int(rng.integers(len(SHAPES)))],
         replicas=REPLICAS[str(rng.choice(list(REPLICAS)))](),
         dispatch=(make_policy(module_codec), make_policy(node_codec)),
         combine=(make_policy(module_codec), make_policy(combine_codec)),
@@ -94,7 +96,10 @@ def run(seed: int, batches: int = 4) -> Outcome:
     )
     fault = FAULTS[int(rng.integers(len(FAULTS)))]
     copies = int(rng.integers(1, 3))
-    placement = PLACEMENTS[str(rng.choice(list(PLACEMENTS)))]().place(np.full(4, copies), modules, rng)
+    table = np.full((spec.layers, 4), copies)  # [L, E]
+    table[: spec.dense_layers] = 0
+    strategy = PLACEMENTS[str(rng.choice(list(PLACEMENTS)))]()
+    placement = strategy.place(problem_of(table, modules, nodes, seed=int(rng.integers(99))))
     network = Network(
         loss=float(rng.choice([0, 0.02, 0.1])),
         duplicate=float(rng.choice([0, 0.1])),
@@ -115,7 +120,8 @@ def run(seed: int, batches: int = 4) -> Outcome:
             assert may_lose and not config.drop_lost_experts, result.failure
             view = simulator.coordinator.membership.view
             died = np.flatnonzero((view.state == DEAD) | (view.incarnations > 0)).tolist()
-            holders = placement.slot_to_module[placement.slot_to_expert == result.failure.expert]
+            lost = result.failure
+            holders = placement.module[(placement.layer == lost.layer) & (placement.expert == lost.expert)]
             assert {*holders.tolist()} <= {*died}, "failed for an expert that lives"
             traits.add("failed")
             continue
@@ -137,8 +143,8 @@ def links(simulator: Simulator, rng: np.random.Generator) -> None:
     """Let adaptive policies measure links that change their speed: the simulated ones have none."""
 
     def measure(rate: float) -> None:
-        for state in simulator.modules:
-            for gauge in state.machine.gauges.values() if state is not None else ():
+        for module in simulator.modules:
+            for gauge in module.machine.gauges.values():
                 for nbytes in (100, 100_000) * 40:
                     gauge.arrived(nbytes, nbytes / rate)
 

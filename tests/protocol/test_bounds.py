@@ -32,6 +32,7 @@ from rayemu.protocol.messages import (
     text_of,
 )
 from rayemu.protocol.wire import Wire
+from tests.views import everything
 
 BOUNDS = Bounds(modules=4, experts=8, layers=2, top_k=2, d_model=16)
 WIRE = Wire((make_codec("raw"),), BOUNDS)
@@ -39,7 +40,17 @@ ROWS = np.ones((3, 16), np.float32)
 NARROW = np.ones((3, 15), np.float32)
 EXPERTS, WEIGHTS = np.array([[0, 7], [1, 2], [3, 4]], np.int32), np.full((3, 2), 0.5, np.float32)
 PATHS = np.zeros((2, 3, 2), np.uint8)
-FOUR, SLOTS = np.arange(4, dtype=np.int32), np.arange(8, dtype=np.int32)
+FOUR = np.arange(4, dtype=np.int32)
+TABLE = np.array([[0] * 8, range(8), [0] * 8, [0, 1, 2, 3] * 2, [1] * 8], np.uint16)
+
+
+def changed(column: int, value: int) -> np.ndarray:
+    """The table of slots with one number in it that is too large."""
+    table = TABLE.copy()
+    table[column, 5] = value
+    return table
+
+
 GOOD: list[Message] = [
     Submit(0, 0, ROWS),
     Slice(0, 0, 0, 1, 0, ROWS, EXPERTS, WEIGHTS),
@@ -51,8 +62,8 @@ GOOD: list[Message] = [
     SliceStatus(0, 0, 3, True),
     Result(0, 0, 0, 3, 1, ROWS, np.zeros((2, 8), np.int32), PATHS, PATHS),
     Failure(0, 0, 1, 7, 3),
-    Epoch(1, 0, text_of(list("abcd")), np.full(4, ALIVE, np.uint8), FOUR, SLOTS, SLOTS % 4),
-    Join(3, 0, "e"),
+    Epoch(1, 0, text_of(list("abcd")), np.full(4, ALIVE, np.uint8), FOUR, TABLE),
+    Join(3, 0, "e", everything()),
     Heartbeat(3, 0, 1),
     Suspect(3, 0, 3),
     Totals(4, 0, 0, FOUR, np.zeros((4, len(TOTALS)))),
@@ -120,10 +131,14 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Epoch, {"state": np.full(3, ALIVE, np.uint8)}),
         (Epoch, {"state": np.full(4, 3, np.uint8)}),
         (Epoch, {"incarnations": FOUR - 1}),
-        (Epoch, {"slot_to_expert": SLOTS + 1}),
-        (Epoch, {"slot_to_expert": SLOTS[:4]}),
-        (Epoch, {"slot_to_module": SLOTS}),
-        (Epoch, {"slot_to_module": SLOTS.reshape(2, 4) % 4, "slot_to_expert": SLOTS.reshape(2, 4)}),
+        (Epoch, {"slots": changed(0, 2)}),
+        (Epoch, {"slots": changed(1, 8)}),
+        (Epoch, {"slots": changed(2, 1)}),
+        (Epoch, {"slots": changed(3, 4)}),
+        (Epoch, {"slots": changed(4, 3)}),
+        (Epoch, {"slots": TABLE[:4]}),
+        (Epoch, {"slots": TABLE[0]}),
+        (Epoch, {"slots": TABLE.astype(np.float32)}),
         (Epoch, {"endpoints": text_of(list("abc"))}),
         (Epoch, {"endpoints": np.full(7, 255, np.uint8)}),
         (Join, {"module": 4}),
@@ -139,6 +154,6 @@ def test_what_does_not_fit_is_a_bad_frame(kind: type, changes: dict[str, Any]) -
     with pytest.raises(WireError) as refusal:
         WIRE.decode(frame)
     if set(changes) != {"endpoints"} or len(changes["endpoints"]) != 7:  # those are no text at all
-        names = {"lots": "lot", "slot_to_expert": "slot"}
+        names = {"lots": "lot"}
         assert any(names.get(key, key) in str(refusal.value) for key in changes), "the field is named"
         assert kind.__name__ in str(refusal.value)

@@ -124,7 +124,7 @@ def test_the_newest_membership_counts() -> None:
     machine = ClientMachine(SPEC, RETRY)
     state, numbers = np.full(2, ALIVE, np.uint8), np.zeros(2, np.int32)
     for number in (2, 5, 3):
-        machine.receive(Epoch(number, 0, None, state, numbers, numbers, numbers), 0.0)
+        machine.receive(Epoch(number, 0, None, state, numbers, np.zeros((5, 0), np.uint16)), 0.0)
     assert machine.epoch is not None and machine.epoch.epoch == 5
 
 

@@ -17,7 +17,7 @@ from rayemu.compression import WireError
 from rayemu.model.expert import expert_forward
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, reference_forward, route
-from rayemu.placement import PLACEMENTS
+from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.home import PROBES, Home
 from rayemu.protocol.messages import (
@@ -41,6 +41,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.replay import PathReplay
 from rayemu.protocol.server import ExpertServer, run_job
 from rayemu.scenario import Scenario
+from tests.views import a_view, holding_all
 
 ME = 0
 NODES = np.array([0, 0, 1, 1], np.int32)
@@ -56,13 +57,13 @@ class Table:
         defaults = {"exchange": _flat(), "micro_batches": 1, "route_at_coordinator": False}
         self.config = replace(ProtocolConfig.from_scenario(scenario), **{**defaults, **config})
         self.model = Model(scenario.spec)
-        self.placed = PLACEMENTS["linear"]().place(np.full(4, copies), 4, np.random.default_rng(0))
-        self.server = ExpertServer(ME, self.config, self.model)
+        self.placed = PLACEMENTS["linear"]().place(problem_of(np.full((layers, 4), copies), 4))
+        self.server = ExpertServer(ME, self.config, self.model, holding_all(self.model))
         self.home = Home(ME, 0, self.config, self.model, self.server, self.view([ALIVE] * 4, 1))
 
     def view(self, states: list[int], epoch: int = 2, incarnations: tuple[int, ...] = (0, 0, 0, 0)) -> View:
         state, turns = np.array(states, np.uint8), np.array(incarnations, np.int32)
-        return View(epoch, NODES, state, turns, self.placed, 4)
+        return a_view(self.placed, NODES, 4, state, turns, epoch)
 
     def begin(
         self, x: np.ndarray = X, batch: int = 0, complete_below: int = 0, now: float = 0.0
@@ -71,9 +72,7 @@ class Table:
         return self.sent()
 
     def sent(self) -> list[Send]:
-        sends = list(self.home.out)
-        self.home.out.clear()
-        return sends
+        return self.home.take_sends()
 
     def answer(self, request: Dispatch, path: int = 0) -> Reply:
         """What the module of a request's only lots says to all of it."""

@@ -9,18 +9,19 @@ import pytest
 
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
 from rayemu.compression import WireError
-from rayemu.placement import PLACEMENTS
+from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.messages import Dispatch, Probe, Reply
 from rayemu.protocol.relay import Relay
+from tests.views import a_view
 
 HOME, RELAY, NEIGHBOUR = 0, 2, 3
-PLACED = PLACEMENTS["linear"]().place(np.ones(4, int), 4, np.random.default_rng(0))
+PLACED = PLACEMENTS["linear"]().place(problem_of(np.ones(4, int), 4))
 ROWS = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 
 def view(neighbour: int = ALIVE) -> View:
     states = np.array([ALIVE, ALIVE, ALIVE, neighbour], np.uint8)
-    return View(1, np.array([0, 0, 1, 1]), states, np.zeros(4, np.int32), PLACED, 4)
+    return a_view(PLACED, [0, 0, 1, 1], 4, states)
 
 
 def request() -> Dispatch:

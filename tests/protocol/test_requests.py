@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, Parcel, View
-from rayemu.placement import PLACEMENTS
+from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Dispatch, Send
+from rayemu.protocol.messages import Dispatch
 from rayemu.protocol.requests import MOST_PATIENT, ReplyTime, Request, Requests
 from rayemu.protocol.slices import HeldSlice, Unit
 from rayemu.scenario import Scenario
+from tests.views import a_view
 
 MODEL = {"d_model": 4, "d_ff": 4, "experts": 4, "top_k": 1}
 CONFIG = replace(ProtocolConfig.from_scenario(Scenario.from_dict({"model": MODEL})), window_bytes=100)
-PLACED = PLACEMENTS["linear"]().place(np.full(4, 2), 4, np.random.default_rng(0))  # e on e and e + 2
+PLACED = PLACEMENTS["linear"]().place(problem_of(np.full(4, 2), 4))  # e on e and e + 2
 NODES = np.array([0, 0, 1, 1], np.int32)
 Lots = list[list[int]]
 
@@ -26,7 +27,7 @@ def view(
     states: list[int] | None = None, incarnations: tuple[int, ...] = (0, 0, 0, 0), copies: Any = PLACED
 ) -> View:
     state = np.array(states or [ALIVE] * 4, np.uint8)
-    return View(1, NODES, state, np.array(incarnations, np.int32), copies, 4)
+    return a_view(copies, NODES, 4, state, incarnations)
 
 
 def unit(pairs: int = 20) -> Unit:
@@ -38,8 +39,8 @@ class Table:
     """Requests, and what they send."""
 
     def __init__(self, incarnation: int = 0) -> None:
-        self.out: list[Send] = []
-        self.requests = Requests(incarnation, CONFIG, self.out)
+        self.requests = Requests(incarnation, CONFIG)
+        self.out = self.requests.out
 
     def add(self, of: Unit, lots: Lots, size: int, hop: int | None = None, now: float = 0.0) -> int:
         """Ask for the first pairs of a unit; return the request's number."""
@@ -213,7 +214,7 @@ def test_the_rows_of_a_dead_or_hanging_module_are_orphans_where_someone_else_has
 
 
 def test_a_hanging_module_keeps_what_nobody_else_can_answer() -> None:
-    alone = PLACEMENTS["linear"]().place(np.ones(4, int), 4, np.random.default_rng(0))
+    alone = PLACEMENTS["linear"]().place(problem_of(np.ones(4, int), 4))
     hanging = [ALIVE, ALIVE, ALIVE, SUSPECTED]
     assert orphans([[3, 3, 2]], view(hanging, copies=alone)) == [False] * 2
     again = view(hanging, (0, 0, 0, 1), alone)

@@ -80,7 +80,9 @@ def test_the_tables_of_4096_modules_fit_into_frames() -> None:
         f"host-{n}|ipc:///tmp/rayemu-12345678/module-{n}.0#{n}|tcp://10.0.0.1:{n}" for n in range(modules)
     ]
     numbers = np.arange(modules, dtype=np.int32)
-    epoch = Epoch(1, 0, text_of(places), np.full(modules, 2, np.uint8), numbers, numbers, numbers)
+    table = np.zeros((5, 48 * 256), np.uint16)
+    table[3] = 4095
+    epoch = Epoch(1, 0, text_of(places), np.full(modules, 2, np.uint8), numbers, table)
     back = WIRE.decode(WIRE.encode(epoch))
     assert isinstance(back, Epoch) and endpoints_of(back) == places
     assert endpoints_of(dataclasses.replace(epoch, endpoints=None)) == []

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayemu.placement import rebalance_experts, rebalance_incrementally
-from rayemu.placement.incremental import Option, choose, laid_onto
+from rayemu.placement.near import Option, choose, laid_onto
 from tests.placement.test_eplb import device_loads, zipf
 
 
