@@ -1,4 +1,4 @@
-"""Balanced placement: copies and places by load."""
+"""Balanced placement: copies and places from load, afresh."""
 
 from __future__ import annotations
 
@@ -6,44 +6,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.placement.eplb import rebalance_experts
-from rayemu.placement.placement import Placement, from_columns
+from rayemu.placement.eplb import phy2log
+from rayemu.placement.placement import Placement
 from rayemu.placement.problem import PlacementProblem
+from rayemu.placement.tables import Table
 
 
 @dataclass(frozen=True)
 class Balanced:
-    """Copies and places by load, so that the busiest module has as little as can be (`rebalance_experts`).
+    """Copies and places such that the fullest module has the least load, as `rebalance_experts` finds them.
 
-    `extra` slots for each module besides those that the scenario's copies take. `groups`: experts of a group
-    that a router limits tokens to stay in one node where the nodes' number divides it.
+    `extra` is the number of slots of a layer beside those that the copies asked for take. How many an expert
+    gets goes by its load; slots that would not help stay empty. With `groups`, that many groups of
+    consecutive experts stay whole on one node.
     """
 
     extra: int = 0
     groups: int = 1
 
     def __post_init__(self) -> None:
-        if self.extra < 0:
-            raise ValueError(f"extra: {self.extra} is not allowed; allowed: 0 and above")
-        if self.groups < 1:
-            raise ValueError(f"groups: {self.groups} is not allowed; allowed: 1 and above")
+        check_slots(self.extra, self.groups)
 
     def place(self, problem: PlacementProblem) -> Placement:
-        """Fill `problem.slots` slots of each layer, and the extra ones."""
-        moe = np.flatnonzero(problem.copies.any(axis=1))  # [L']
-        experts, modules = problem.experts, problem.modules
-        if not len(moe):
-            return from_columns(*np.zeros((3, 0), np.int32))
-        if self.groups > 1 and experts % self.groups:
-            raise ValueError(f"groups: {self.groups} is not allowed; allowed: a divisor of {experts} experts")
-        slots = max(experts, problem.slots) + self.extra * modules
-        full = -(-slots // modules) * modules
-        # Slots that stay empty, as experts without load: all modules have as many slots in EPLB's terms.
-        empty = full - slots
-        weight = np.pad(problem.loads[moe], ((0, 0), (0, empty)))  # [L', E + empty]
-        whole = problem.nodes if modules % problem.nodes == 0 and not empty else 1
-        groups = self.groups if not empty else 1
-        held, _, _ = rebalance_experts(weight, full, groups, whole if groups > 1 else 1, modules)  # [L', R]
-        layer, slot = np.nonzero(held < experts)
-        table = np.stack([moe[layer], held[layer, slot], slot * modules // full])
-        return from_columns(*np.unique(table, axis=1))  # a module needs no second copy
+        """Fill `problem.slots` and the extra ones by `problem.loads`."""
+        table = Table.of(problem, problem.slots + self.extra, self.groups)
+        if not table.per_module:
+            return table.placement(np.zeros((0, 0), np.int64))
+        slots = table.per_module * problem.modules
+        return table.placement(phy2log(table.weight, slots, self.groups, table.nodes, problem.modules))
+
+
+def check_slots(extra: int, groups: int) -> None:
+    """Refuse numbers of extra slots and groups that no problem can have."""
+    for name, value, least in (("extra", extra, 0), ("groups", groups, 1)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name}: {value!r} is not allowed; allowed: whole numbers from {least} on")

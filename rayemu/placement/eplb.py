@@ -44,14 +44,14 @@ def rebalance_experts(
     See https://github.com/deepseek-ai/EPLB for the interface. The plan is another, better one: groups go to
     nodes by trying all partitions, copies by bisection, and devices are evened out by swaps.
     """
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
     is_tensor = torch is not None and isinstance(weight, torch.Tensor)
-    loads = _checked_weight(weight.detach().to("cpu", torch.float64).numpy() if is_tensor else weight)
+    loads = checked_weight(weight.detach().to("cpu", torch.float64).numpy() if is_tensor else weight)
     _check_counts(loads.shape[1], num_replicas, num_groups, num_nodes, num_gpus)
     plan = phy2log(loads, int(num_replicas), int(num_groups), int(num_nodes), int(num_gpus))
-    found = (plan, *slots_of_experts(plan, loads.shape[1]))
+    found: Any = (plan, *slots_of_experts(plan, loads.shape[1]))
     if is_tensor:
-        return tuple(torch.from_numpy(array).to(weight.device) for array in found)  # type: ignore[return-value]
+        found = tuple(torch.from_numpy(array).to(weight.device) for array in found)
     return found
 
 
@@ -84,7 +84,7 @@ def slots_of_experts(phy2log: np.ndarray, experts: int) -> tuple[np.ndarray, np.
     return log2phy, count
 
 
-def _checked_weight(weight: Any) -> np.ndarray:
+def checked_weight(weight: Any) -> np.ndarray:
     array = np.asarray(weight)
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(

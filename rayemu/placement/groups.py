@@ -44,17 +44,17 @@ def groups_to_nodes(
         return least.reshape(chosen.shape[:2])
 
     every = np.arange(layers)
-    if _count(groups, nodes) > MANY:
+    if not few_partitions(groups, nodes):
         chosen = _packed(by_group.sum(2), nodes)
         least = bound(chosen, every).max(1)
     else:
-        sets, partitions = _partitions(groups, nodes)
+        sets, cuts = partitions(groups, nodes)
         means = by_group.sum(2)[:, sets].sum(2) / node_devices
-        chosen = sets[partitions[means[:, partitions].max(2).argmin(1)]]  # [L, N, size], the best by mean
+        chosen = sets[cuts[means[:, cuts].max(2).argmin(1)]]  # [L, N, size], the best by mean
         least = bound(chosen, every).max(1)
-        short = np.flatnonzero(least > means[:, partitions].max(2).min(1))
-        costs = bound(np.broadcast_to(sets, (len(short), *sets.shape)), short)[:, partitions].max(2)
-        chosen[short] = sets[partitions[costs.argmin(1)]]
+        short = np.flatnonzero(least > means[:, cuts].max(2).min(1))
+        costs = bound(np.broadcast_to(sets, (len(short), *sets.shape)), short)[:, cuts].max(2)
+        chosen[short] = sets[cuts[costs.argmin(1)]]
         least[short] = costs.min(1, initial=np.inf)
     member = chosen[..., None] * by_group.shape[2] + np.arange(by_group.shape[2])
     return member.reshape(layers, nodes, experts // nodes), least
@@ -67,16 +67,16 @@ def _packed(load: np.ndarray, nodes: int) -> np.ndarray:
     return np.sort(chosen.transpose(1, 2, 0), axis=2)
 
 
-def _count(groups: int, nodes: int) -> int:
-    """Ways to cut `groups` into `nodes` equal parts whose order is all the same."""
+def few_partitions(groups: int, nodes: int) -> bool:
+    """Whether there are at most MANY ways to cut `groups` into `nodes` equal parts, their order aside."""
     size, ways = groups // nodes, 1
     for left in range(groups, 0, -size):
         ways *= comb(left - 1, size - 1)
-    return ways
+    return ways <= MANY
 
 
 @cache
-def _partitions(groups: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def partitions(groups: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Sets of groups [X, size], and partitions as indices of sets [P, N]."""
     size = groups // nodes
     sets = list(combinations(range(groups), size))

@@ -5,6 +5,8 @@ import pytest
 
 from rayemu.placement import PLACEMENTS, problem_of
 
+OWN_COUNTS = ("balanced", "incremental")  # they choose the copies, at most as many in all as are asked for
+
 
 @pytest.mark.parametrize("kind", PLACEMENTS)
 @pytest.mark.parametrize(("experts", "modules"), [(8, 8), (8, 3), (5, 4), (1, 2), (64, 16)])
@@ -12,10 +14,12 @@ def test_contract(kind: str, experts: int, modules: int) -> None:
     rng = np.random.default_rng(experts * modules)
     copies = rng.integers(1, modules + 1, experts)
     placed = PLACEMENTS[kind]().place(problem_of(copies, modules, seed=int(rng.integers(99))))
-    assert np.bincount(placed.expert, minlength=experts).tolist() == copies.tolist()
+    counts = np.bincount(placed.expert, minlength=experts)
+    assert counts.min() >= 1 and counts.sum() <= copies.sum()
+    assert kind in OWN_COUNTS or counts.tolist() == copies.tolist()
     assert placed.module.min() >= 0 and placed.module.max() < modules
     pairs = set(zip(placed.expert.tolist(), placed.module.tolist(), strict=True))
-    assert len(pairs) == copies.sum(), "a module holds two copies of one expert"
+    assert len(pairs) == counts.sum(), "a module holds two copies of one expert"
     assert placed.expert.dtype == placed.module.dtype == np.int32, "as frames carry them"
     again = PLACEMENTS[kind]().place(problem_of(copies, modules, seed=1))
     same = PLACEMENTS[kind]().place(problem_of(copies, modules, seed=1))
