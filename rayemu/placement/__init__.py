@@ -4,21 +4,52 @@ A strategy is a frozen dataclass, its fields are its parameters, and `place(prob
 that looks at `problem.loads` serves as a planner for rebalancing, too.
 """
 
+from rayemu.placement.affinity import Affinity
+from rayemu.placement.domains import Domains
+from rayemu.placement.graph import Graph
 from rayemu.placement.linear import Linear
 from rayemu.placement.placement import Placement, from_columns
 from rayemu.placement.problem import PlacementProblem, problem_of
+from rayemu.placement.qubo import Qubo
 from rayemu.placement.random import Random
+from rayemu.placement.replicator import Replicator
 from rayemu.placement.round_robin import RoundRobin
+from rayemu.placement.supernodes import Supernodes
+from rayemu.placement.thresholds import Thresholds
+from rayemu.placement.tiers import Tiers
+from rayemu.placement.variance import Variance
 
-PLACEMENTS = {"linear": Linear, "round_robin": RoundRobin, "random": Random}
+PLACEMENTS = {
+    "linear": Linear,
+    "round_robin": RoundRobin,
+    "random": Random,
+    "graph": Graph,
+    "affinity": Affinity,
+    "supernodes": Supernodes,
+    "tiers": Tiers,
+    "variance": Variance,
+    "thresholds": Thresholds,
+    "replicator": Replicator,
+    "qubo": Qubo,
+    "domains": Domains,
+}
 
 __all__ = [
     "PLACEMENTS",
+    "Affinity",
+    "Domains",
+    "Graph",
     "Linear",
     "Placement",
     "PlacementProblem",
+    "Qubo",
     "Random",
+    "Replicator",
     "RoundRobin",
+    "Supernodes",
+    "Thresholds",
+    "Tiers",
+    "Variance",
     "from_columns",
     "problem_of",
 ]
