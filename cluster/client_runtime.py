@@ -15,6 +15,7 @@ from rayemu.alltoall import DEAD
 from rayemu.cluster.link import Link
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
+from rayemu.placement import Placement
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.client import CLOSED, BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
@@ -91,6 +92,15 @@ class ClientRuntime:
             if not self.failure:
                 self.send(sends)
 
+    def move(self, placement: Placement) -> int:
+        """Have the experts brought to other slots; return the move's number."""
+        with self.changed:
+            self.check()
+            number, sends = self.machine.move(placement, time.monotonic())
+            self.send(sends)
+        self.link.wake()  # there is a deadline now
+        return number
+
     def take_notices(self) -> list[Notice]:
         """Return and forget what the coordinator reported."""
         with self.changed:
@@ -106,6 +116,11 @@ class ClientRuntime:
                 return False
             self.changed.wait(min(left, LOOK_EVERY_S))
         return True
+
+    def pause(self, seconds: float) -> None:
+        """Wait for so long. Raises ClusterError as soon as nothing will come any more."""
+        with self.changed:
+            self.wait(lambda: False, seconds)
 
     def check(self) -> None:
         """Raise ClusterError if nothing will come any more."""

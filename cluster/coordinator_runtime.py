@@ -6,22 +6,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+
+import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import Weather
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, ZmqLink
+from rayemu.cluster.port import Port
 from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_death
-from rayemu.cluster.setup import Setup
-from rayemu.compression import WireError
+from rayemu.cluster.setup import MESSAGE_FAULT_DRAWS, Setup
+from rayemu.drivers.pump import CoordinatorPump
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
-from rayemu.protocol.faults import MESSAGE_FAULTS
-from rayemu.protocol.membership import MemberChange
-from rayemu.protocol.messages import CLIENT, Heartbeat, Inject, Join, Send
+from rayemu.protocol.faults import MessageFaults
+from rayemu.protocol.messages import CLIENT, Heartbeat, Join, Send
 from rayemu.protocol.wire import Wire
 
 REPORT_EVERY_S = 0.25
@@ -45,12 +45,15 @@ class CoordinatorRuntime:
         kill: Callable[[int, int], None],
     ) -> None:
         self.setup, self.link = setup, link
-        self.replace, self.kill = replace, kill
+        self._start, self._end = replace, kill
         self.machine = CoordinatorMachine(
             setup.config, Model(setup.spec), setup.placement, setup.module_to_node
         )
-        self.wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
-        self.weather = Weather(link, [setup.seed, 2, 1 << 20])
+        self.port = Port(link)
+        self.send = self.port.send  # itself: another call for each frame is felt
+        wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
+        faults = MessageFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, 1 << 20]))
+        self.pump = CoordinatorPump(self, self.machine, wire, faults)
         self.posted: deque[tuple[int, int, str, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
         self.reported_at, self.reported_reissued = 0.0, 0
@@ -73,41 +76,26 @@ class CoordinatorRuntime:
             self.link.close()
 
     def _loop(self) -> None:
-        machine, clock = self.machine, time.monotonic
+        machine, pump, clock = self.machine, self.pump, time.monotonic
         tick_at = 0.0
         while True:
             now = clock()
-            wake = min(tick_at, self.weather.release(now))
+            wake = min(tick_at, self.port.release(now))
             frames = self.link.receive(max(0.0, wake - now))
             for frame in frames:
-                self._on_frame(frame)
+                pump.on_frame(frame)
             while self.posted:
-                module, incarnation, signal, reason = self.posted.popleft()
-                self._emit(machine.down(module, incarnation, signal, clock(), reason))
+                pump.down(*self.posted.popleft())
             self._check_broken()
             now = clock()
             # What waits may be a heartbeat, so that goes first; but some message always waits under load.
             if now >= tick_at + (machine.membership.tick_every if frames else 0.0):
-                running = self._feel_pulses(now)
-                self._emit(machine.tick(now, running))
+                pump.tick(self._feel_pulses(now))
                 tick_at = min(machine.deadline(now), next_look(now, self.setup.heartbeat))
             reissued = machine.ledger.reissued
             if now - self.reported_at > REPORT_EVERY_S or reissued != self.reported_reissued:
                 self.reported_at, self.reported_reissued = now, reissued
                 self._report()
-
-    def _on_frame(self, frame: Any) -> None:
-        try:
-            message = self.wire.decode(frame)
-        except WireError:
-            return
-        if isinstance(message, Inject):
-            if message.fault["kind"] in MESSAGE_FAULTS:
-                self.weather.begin(message.fault, time.monotonic())
-            return
-        if isinstance(message, Join):
-            self._connect(message)
-        self._emit(self.machine.receive(message, time.monotonic()))
 
     def _feel_pulses(self, now: float) -> set[int]:
         """Take the heartbeats of the modules on this machine; see whether those that are late are stopped.
@@ -122,20 +110,24 @@ class CoordinatorRuntime:
             if module not in self.nearby or states[module] == DEAD:
                 continue
             if epoch == current and states[module] == ALIVE:
+                machine.known[module] = epoch
                 membership.heard(module, incarnation, at)
             else:  # it is welcome back, or must be told again of the epoch
-                self._emit(machine.receive(Heartbeat(module, incarnation, epoch), at))
+                self.pump.emit(machine.receive(Heartbeat(module, incarnation, epoch), at))
             if at >= late:
                 continue
             process = process_state(machine.processes[module][0])
             if process == "T":
-                changes = membership.suspect(module, incarnation, "process state", now)
-                self._emit(machine.apply(changes, now))
+                self.pump.suspect(module, incarnation, "process state")
             elif process not in ("", "Z", "X"):
                 running.add(module)
         return running
 
-    def _connect(self, join: Join) -> None:
+    # -- what the pump asks for -------------------------------------------------------------------------
+    clock = staticmethod(time.monotonic)
+
+    def meet(self, join: Join) -> None:
+        """Connect to a module, and watch for its end."""
         (self.nearby.add if join.host == own_host() else self.nearby.discard)(join.module)
         if self.watched.get(join.module, -1) >= join.incarnation:
             return
@@ -146,6 +138,21 @@ class CoordinatorRuntime:
         if join.host == own_host():
             threading.Thread(target=self._watch, args=(join,), daemon=True).start()
 
+    def kill(self, module: int, incarnation: int) -> None:
+        self._in_thread(self._end, module, incarnation)
+
+    def replace(self, module: int, incarnation: int) -> None:
+        self._in_thread(self._try_to_start, module, incarnation)
+
+    def _in_thread(self, act: Callable[[int, int], None], module: int, incarnation: int) -> None:
+        threading.Thread(target=act, args=(module, incarnation), daemon=True).start()
+
+    def _try_to_start(self, module: int, incarnation: int) -> None:
+        try:
+            self._start(module, incarnation)
+        except Exception as error:
+            self.post_down(module, incarnation, "start", f"{type(error).__name__}: {last_line(error)}")
+
     def _watch(self, join: Join) -> None:
         if wait_for_death(join.pid, join.thread):
             self.post_down(join.module, join.incarnation, "process")
@@ -153,33 +160,9 @@ class CoordinatorRuntime:
     def _check_broken(self) -> None:
         """A closed connection is the first sign of a dead process; the next heartbeat would refute it."""
         for module in self.link.broken() if isinstance(self.link, ZmqLink) else []:
-            now = time.monotonic()
-            changes = self.machine.membership.suspect(module, self.watched[module], "disconnect", now)
-            self._emit(self.machine.apply(changes, now))
-
-    def _emit(self, sends: list[Send]) -> None:
-        last: object = None
-        for send in sends:
-            if send.message is not last:  # an epoch goes to everyone
-                last, pieces = send.message, self.wire.encode_pieces(send.message)
-            self.weather.send(send.to, pieces, time.monotonic())
-        changes, self.machine.changes = self.machine.changes, []
-        for change in changes:
-            if change.kind in ("dead", "replacement_failed"):
-                self._in_thread(self.kill, change)
-            elif change.kind == "replace":
-                self._in_thread(self._replace, change)
-
-    def _in_thread(self, act: Callable[[int, int], None], change: MemberChange) -> None:
-        threading.Thread(target=act, args=(change.module, change.incarnation), daemon=True).start()
-
-    def _replace(self, module: int, incarnation: int) -> None:
-        try:
-            self.replace(module, incarnation)
-        except Exception as error:
-            self.post_down(module, incarnation, "start", f"{type(error).__name__}: {last_line(error)}")
+            self.pump.suspect(module, self.watched[module], "disconnect")
 
     def _report(self) -> None:
         for module in self.nearby:
             self.machine.totals[module] = self.pulses.totals(module)
-        self._emit([Send(CLIENT, self.machine.report())])
+        self.pump.emit([Send(CLIENT, self.machine.report())])

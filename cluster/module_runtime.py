@@ -15,36 +15,25 @@ from typing import Any
 import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import Weather, strike
+from rayemu.cluster.faults import strike
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
+from rayemu.cluster.port import Port
 from rayemu.cluster.pulse import Pulses, machine_busy_s, next_beat
-from rayemu.cluster.setup import Setup
+from rayemu.cluster.setup import MESSAGE_FAULT_DRAWS, RANDOM_FRAMES, Setup
 from rayemu.cluster.turns import Turns
-from rayemu.compression import CodecError, WireError
+from rayemu.drivers.pump import ModulePump
 from rayemu.drivers.record import ModuleRecord, Recorder
 from rayemu.machine import cores
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
-from rayemu.protocol.faults import MESSAGE_FAULTS
-from rayemu.protocol.messages import (
-    CLIENT,
-    COORDINATOR,
-    Dispatch,
-    Epoch,
-    Heartbeat,
-    Inject,
-    Join,
-    Reply,
-    Send,
-    endpoints_of,
-)
+from rayemu.protocol.faults import MessageFaults
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join, endpoints_of
 from rayemu.protocol.module import ModuleMachine, view_of
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 
-RANDOM_FRAMES = 4  # what a seeded generator is for: here, which frames are timed (see `run` for others)
 GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
 TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
@@ -59,8 +48,6 @@ class ModuleRuntime:
         self.me, self.incarnation = module, incarnation
         self.config = setup.config
         model = Model(setup.spec)
-        for number, expert in setup.placement.held_by(module):
-            model.layers[number].experts[expert]  # generate now, not at the first token
         for layer in model.layers:
             layer.norm, layer.gate, layer.shared  # noqa: B018
         self.model = model
@@ -72,21 +59,20 @@ class ModuleRuntime:
         bounds = Bounds.of(setup.spec, setup.modules)
         self.wire = Wire(self.config.codecs, bounds, time.time, time.thread_time)
         self.link = link
-        pace = self._port if setup.links else None
-        self.weather = Weather(link, [setup.seed, 2, module, incarnation], pace)
+        self.port = Port(link, self._pace if setup.links else None)
+        self.send = self.port.send  # itself: another call for each frame is felt
         recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
         self.record = ModuleRecord(recorder, self.machine, time.time)
-        self.refused = 0  # frames
         self.failed: tuple[str, BaseException] | None = None  # a thread, and what went wrong in it
-        self.slow: tuple[float, float] = (0.0, 1.0)  # (until, factor)
         shared = self.config.modules_per_core > 1
         self.turns = Turns(Path(setup.scratch()), cores() if shared else 0)
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
-        self.busy = False
         self.unfilled: Job | None = None  # what has its turn and waits for the loop to fill it
         self.filled = threading.Event()
         self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
+        faults = MessageFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, module, incarnation]))
+        self.pump = ModulePump(self, self.machine, self.wire, self.record, faults)
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until the process is killed. Raises whatever goes wrong in any of the module's threads.
@@ -116,82 +102,33 @@ class ModuleRuntime:
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
-    def _port(self, to: int) -> tuple[int, float] | None:
+    def _pace(self, to: int) -> tuple[int, float] | None:
         level = self.machine.level(to)
         rate = self.setup.links.get(level)
         return None if rate is None else (level, rate)
 
     # -- the loop ---------------------------------------------------------------------------------------
     def _loop(self) -> None:
-        machine, clock = self.machine, time.monotonic
+        machine, pump, clock = self.machine, self.pump, time.monotonic
         while True:
             now = clock()
             if self.failed is not None:
                 name, error = self.failed
                 raise RuntimeError(f"its {name} thread failed: {type(error).__name__}: {error}") from error
-            due = self.weather.release(now)
-            wake = min(machine.home.wake if self.busy else machine.deadline(), due, now + 1.0)
+            wake = min(pump.wake(), self.port.release(now), now + 1.0)
             if machine.gauges and now - self.gauged[0] > GAUGE_EVERY_S:
                 self._gauge_load(now)
             for frame in self.link.receive(max(0.0, wake - now)):
-                self._on_frame(frame)
+                pump.on_frame(frame)
             if self.unfilled is not None:
                 machine.fill(self.unfilled)
                 self.unfilled = None
                 self.filled.set()
             while self.done:
-                job, start, end = self.done.popleft()
-                self.busy = False
-                self._finish(job, start, end)
-            while not self.busy:
-                job_or_none = machine.next_job(clock())
-                if job_or_none is None:
-                    break
-                self._start(job_or_none)
-            if machine.home.wake <= clock():
-                self._emit(machine.tick(clock()), time.time())
-
-    def _on_frame(self, frame: Any) -> None:
-        start = time.time()
-        try:
-            message = self.wire.decode(frame)
-        except WireError:
-            self.refused += 1
-            return
-        if isinstance(message, Inject):
-            self._inject(message.fault)
-            return
-        if isinstance(message, (Dispatch, Reply)):
-            if message.sent_at:
-                self._gauge(message, frame, start)
-            if self.wire.decoded_by:
-                self._note_coder(self.wire.decoded_by, message, True)
-                self.record.decoded(message, self.wire.decoded_by, start)
-        if isinstance(message, Epoch) and message.epoch >= self.machine.view.epoch:
-            for address, endpoint in enumerate(endpoints_of(message)):
-                if address != self.me:
-                    self.link.connect(address, endpoint if message.state[address] != DEAD else "")
-        try:
-            sends = self.machine.receive(message, time.monotonic())
-        except WireError:  # a reply to something else
-            self.refused += 1
-            return
-        self._emit(sends, start)
-
-    def _gauge(self, message: Dispatch | Reply, frame: list[Any], start: float) -> None:
-        """Take in what a frame with rows tells of the link."""
-        if isinstance(message, Reply):
-            sender = message.sender
-        else:
-            sender = message.via if message.via >= 0 else message.home
-        gauge = self.machine.gauges.get(self.machine.level(sender))
-        if gauge is not None:
-            gauge.arrived(sum(map(len, frame)), start - message.sent_at)
-
-    def _note_coder(self, codec: int, message: Dispatch | Reply, decoding: bool) -> None:
-        """Take in how long the codec of a message's rows took just now."""
-        coders, wire = self.machine.coders, self.wire
-        coders.used(wire.codecs[codec], message.rows.nbytes, wire.coder_s, decoding)
+                pump.finished(*self.done.popleft())
+            pump.work()
+            if machine.wake <= clock():
+                pump.tick()
 
     def _gauge_load(self, now: float) -> None:
         """Tell the policies how busy the cores are, or this module, which may have but a share of one."""
@@ -202,34 +139,27 @@ class ModuleRuntime:
         for gauge in self.machine.gauges.values():
             gauge.measured(now - then, min(1.0, busy))
 
-    def _emit(self, sends: list[Send], start: float) -> None:
-        """Encode and send; record rows that travel and combines that were done."""
-        self.record.combines(start)
-        for send in sends:
-            message, to = send.message, send.to
-            began = time.time()
-            try:
-                pieces = self.wire.encode_pieces(message, send.codec, timed=send.timed)
-            except CodecError:  # a value that this codec cannot carry
-                self.machine.refuse_codec(send)
-                pieces = self.wire.encode_pieces(message)
-            if send.codec and isinstance(message, (Dispatch, Reply)):
-                self._note_coder(send.codec, message, False)
-                self.record.encoded(message, to, send.codec, began)
-            self.weather.send(to, pieces, time.monotonic())
-            if isinstance(message, (Dispatch, Reply)):
-                self.record.sent(message, to, send.codec, sum(map(len, pieces)), began)
+    # -- what the pump asks for -------------------------------------------------------------------------
+    clock = staticmethod(time.monotonic)
+    record_clock = staticmethod(time.time)
 
-    # -- compute ----------------------------------------------------------------------------------------
-    def _start(self, job: Job) -> None:
-        self.busy = True
+    def meet(self, epoch: Epoch) -> None:
+        """Connect to all others that are not dead."""
+        for address, endpoint in enumerate(endpoints_of(epoch)):
+            if address != self.me:
+                self.link.connect(address, endpoint if epoch.state[address] != DEAD else "")
+
+    def strike(self, fault: dict[str, Any]) -> None:
+        strike(os.getpid(), fault)
+
+    def compute(self, job: Job) -> None:
+        """Compute a small job now; leave others to the compute thread."""
         if job.flops >= INLINE_FLOPS:
             self.jobs.put(job)
-            return
-        start, end = self._run(job)
-        self.busy = False
-        self._finish(job, start, end)
+        else:
+            self.pump.finished(job, *self._run(job))
 
+    # -- the compute thread -----------------------------------------------------------------------------
     def _compute(self) -> None:
         set_blas_threads(self.setup.blas_threads or 1)
         while True:
@@ -257,16 +187,12 @@ class ModuleRuntime:
         """Compute a job; return when that began and ended."""
         start, began = time.time(), time.monotonic()
         run_job(self.model, job, self.link.new_rows)
-        until, factor = self.slow
-        if began < until:  # a slowed module takes `factor` times as long
-            time.sleep((time.monotonic() - began) * (factor - 1.0))
+        slowness = self.pump.slowness(began)
+        if slowness > 1.0:
+            time.sleep((time.monotonic() - began) * (slowness - 1.0))
         return start, time.time()
 
-    def _finish(self, job: Job, start: float, end: float) -> None:
-        self.record.computed(job, start, end)
-        self._emit(self.machine.finish(job, time.monotonic()), time.time())
-
-    # -- heartbeats and faults ----------------------------------------------------------------------------
+    # -- the heartbeat thread ---------------------------------------------------------------------------
     def _beat(self, coordinator: str, host: str) -> None:
         interval = self.setup.heartbeat
         pulses = Pulses(self.setup.scratch(), self.setup.modules) if host == own_host() else None
@@ -277,13 +203,13 @@ class ModuleRuntime:
             assert isinstance(self.link, QueueLink)
             send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
         thread = threading.get_native_id()
-        join = Join(self.me, self.incarnation, self.link.endpoint, os.getpid(), thread, own_host())
+        holds = self.machine.holdings.table()
+        join = Join(self.me, self.incarnation, self.link.endpoint, holds, os.getpid(), thread, own_host())
         known, joined, count = None, False, 0
         while True:
             view = self.machine.view
             if known is not view:
-                known = view
-                joined = bool(view.state[self.me] != DEAD and view.incarnations[self.me] == self.incarnation)
+                known, joined = view, self.pump.has_joined()
             if pulses is not None:
                 pulses.beat(self.me, self.incarnation, view.epoch, self.record.totals)
             if not joined:
@@ -294,11 +220,3 @@ class ModuleRuntime:
             count += 1
             now = time.monotonic()
             time.sleep(next_beat(now, interval) - now)
-
-    def _inject(self, fault: dict[str, Any]) -> None:
-        if fault["kind"] in MESSAGE_FAULTS:
-            self.weather.begin(fault, time.monotonic())
-        elif fault["kind"] == "slow":
-            self.slow = (time.monotonic() + float(fault["for"]), float(fault["factor"]))
-        else:
-            strike(os.getpid(), fault)

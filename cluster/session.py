@@ -35,7 +35,16 @@ from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
-from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Notice, Send, endpoints_of, slots_of
+from rayemu.protocol.messages import (
+    COORDINATOR,
+    Epoch,
+    Inject,
+    Moved,
+    Notice,
+    Send,
+    endpoints_of,
+    slots_of,
+)
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 
@@ -302,9 +311,26 @@ class Session:
         """Forget batches that nobody waits for any more."""
         self._client.abandon(numbers)
 
+    def move(self, placement: Placement) -> int:
+        """Have the experts brought to other slots while batches run; return the move's number."""
+        return self._client.move(placement)
+
+    def moved(self, number: int) -> Moved | None:
+        """How far a move is, as last told."""
+        return self._client.machine.moves[number]
+
+    @property
+    def placement(self) -> Placement:
+        """Where the experts are, also those that are on their way there or leave."""
+        return self._client.machine.placement or self.setup.placement
+
     def take_notices(self) -> list[Notice]:
         """Return and forget what the coordinator reported."""
         return self._client.take_notices()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Raises ClusterError as soon as the cluster is lost."""
+        self._client.pause(seconds)
 
     def poll(self) -> None:
         """Raise ClusterError if the cluster is lost; what arrives is handled as it comes."""

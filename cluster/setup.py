@@ -14,6 +14,8 @@ from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import ProtocolConfig
 
+# What a seeded generator is for (see `run` for others): which frames faults hit, and which are timed.
+MESSAGE_FAULT_DRAWS, RANDOM_FRAMES = 2, 4
 ANY_MACHINE = "*"  # in place of a host's address: each actor listens at that of its own machine
 
 

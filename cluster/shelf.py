@@ -16,7 +16,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,23 +26,39 @@ from rayemu.compression.wire import ALIGNMENT
 SHELF_BYTES = 128 << 20  # address space; memory is only taken where pieces lie
 RECLAIM_BYTES = 4 << 20  # taken before what is no longer in use is looked for
 LEAST_BYTES = 1 << 16  # smaller pieces travel themselves
-MARK = b"RYSH"  # begins the first part of a message whose frame is partly shelved; frames begin with RYMU
-_SLOTS = 4096  # bytes at the beginning of a shelf, one per piece: 1 when its receiver is done
 _PAGE = 4096
+
+# A shelf begins with a byte per slot, and each piece that is lent has a slot, whose byte is in this state:
+_SLOTS = 4096
+_LENT, _RETURNED = 0, 1
+
+# The first part of a message with shelved pieces: a head, a place for each piece of the frame, small pieces.
+MARK = b"RYSH"  # a frame begins with RYMU
 _HEAD = struct.Struct("<4sIII")  # mark, pid and descriptor of the shelf, pieces of the frame
-# Of each piece: slot, offset, bytes. A slot of 0 means here: behind the places, or the message's next part.
-_PLACE = struct.Struct("<QQQ")
-_NEXT_PART = 0, 0, 0
+_PLACE = struct.Struct("<IIQQ")  # way, slot, offset, bytes; of the last three what the way needs
+# The way that a piece comes: on the shelf from `offset` on, in this first part, or as the message's next.
+_ON_SHELF, _IN_HEAD, _NEXT_PART = range(3)
+_NO_SLOT = 0
+
+
+class _Loan(NamedTuple):
+    """A piece that a process reads, until it sets the slot's byte to _RETURNED or dies."""
+
+    slot: int
+    reader: int  # pid
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Bytes of a shelf that are in use: by an array of ours, or by readers, one slot each."""
+    """Bytes `offset` to `end` of a shelf, taken while we or readers look at them."""
 
     offset: int
     end: int
-    owner: weakref.ref[np.ndarray] | None = None
-    loans: list[tuple[int, int]] = field(default_factory=list)  # (slot, pid of the reader)
+    array: weakref.ref[np.ndarray] | None = None  # ours, if `new_rows` made one here
+    loans: list[_Loan] = field(default_factory=list)
+
+    def in_use(self) -> bool:
+        return bool(self.loans) or (self.array is not None and self.array() is not None)
 
 
 class Shelf:
@@ -55,9 +71,9 @@ class Shelf:
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._address = _address(self._bytes)
         self._blocks: list[_Block] = []  # by offset
-        self._free_slots = list(range(1, _SLOTS))
+        self._free_slots = list(range(_SLOTS))
         self._lock = threading.Lock()
-        self._taken = 0  # bytes since the last reclaim
+        self._taken_bytes = 0  # since the last reclaim
         self.token = f"{os.getpid()}.{self.descriptor}"
 
     def new_rows(self, rows: int, width: int) -> np.ndarray:
@@ -72,7 +88,7 @@ class Shelf:
                 block = self._take(size)
                 if block is not None:
                     flat = np.frombuffer(self._map, np.float32, rows * width, block.offset)
-                    block.owner = weakref.ref(flat)  # every view refers to it: it does not own its memory
+                    block.array = weakref.ref(flat)  # every view refers to it: it does not own its memory
                     return flat.reshape(rows, width)
         return np.empty((rows, width), np.float32)
 
@@ -83,25 +99,27 @@ class Shelf:
         """
         if max(map(len, frame)) < LEAST_BYTES:
             return list(frame)
-        places, here, parts = [], [], []
-        end = _HEAD.size + len(frame) * _PLACE.size
+        places, small, parts = [], [], []
+        end = _HEAD.size + len(frame) * _PLACE.size  # of the first part, so far
         with self._lock:
             for piece in frame:
-                if len(piece) < LEAST_BYTES:
+                size = len(piece)
+                if size < LEAST_BYTES:
                     start = -(-end // ALIGNMENT) * ALIGNMENT
-                    here += [bytes(start - end), piece]
-                    end = start + len(piece)
-                    places.append((0, start, len(piece)))
-                    continue
-                place = self._place(piece, reader)
-                places.append(place or _NEXT_PART)
-                if place is None:
+                    small += [bytes(start - end), piece]
+                    end = start + size
+                    places.append(_PLACE.pack(_IN_HEAD, _NO_SLOT, start, size))
+                elif (lent := self._lend(piece, reader)) is not None:
+                    slot, offset = lent
+                    places.append(_PLACE.pack(_ON_SHELF, slot, offset, size))
+                else:
+                    places.append(_PLACE.pack(_NEXT_PART, _NO_SLOT, 0, 0))
                     parts.append(piece)
         head = _HEAD.pack(MARK, os.getpid(), self.descriptor, len(frame))
-        return [b"".join([head, *(_PLACE.pack(*place) for place in places), *here]), *parts]
+        return [b"".join([head, *places, *small]), *parts]
 
-    def _place(self, piece: Any, reader: int) -> tuple[int, int, int] | None:
-        """Lend a piece, copied unless it lies here already; return (slot, offset, bytes)."""
+    def _lend(self, piece: Any, reader: int) -> tuple[int, int] | None:
+        """Lend a piece, copied unless it lies here already; return (slot, offset), None without room."""
         if not self._free_slots:
             self._reclaim(crowded=True)
             if not self._free_slots:
@@ -117,19 +135,19 @@ class Shelf:
             block, offset = taken, taken.offset
             self._bytes[offset : offset + size] = content
         slot = self._free_slots.pop()
-        self._map[slot] = 0
-        block.loans.append((slot, reader))
-        return slot, offset, size
+        self._map[slot] = _LENT
+        block.loans.append(_Loan(slot, reader))
+        return slot, offset
 
     def _take(self, size: int) -> _Block | None:
         """Take the tightest gap that holds `size` bytes; now and then, and if there is none, look for more.
 
         Sizes are rounded up, by a quarter at most, so that what is given back fits again: new pages are slow.
         """
-        step = max(_PAGE, 1 << size.bit_length() - 3)
+        step = max(_PAGE, 1 << size.bit_length() - 3)  # an eighth to a quarter of the size
         size = -(-size // step) * step
-        self._taken += size
-        if self._taken > RECLAIM_BYTES:
+        self._taken_bytes += size
+        if self._taken_bytes > RECLAIM_BYTES:
             self._reclaim()
         block = self._tightest_gap(size)
         if block is None:
@@ -138,39 +156,37 @@ class Shelf:
         return block
 
     def _tightest_gap(self, size: int) -> _Block | None:
-        offset, tightest = _SLOTS, SHELF_BYTES
-        taken, index = None, 0
-        for number, block in enumerate([*self._blocks, _Block(SHELF_BYTES, 0)]):
-            gap = block.offset - offset
-            if size <= gap < tightest:
-                tightest, taken, index = gap, _Block(offset, offset + size), number
-            offset = block.end
-        if taken is not None:
-            self._blocks.insert(index, taken)
-        return taken
+        least, found, index = SHELF_BYTES, None, 0
+        start = _SLOTS
+        for number, block in enumerate([*self._blocks, _Block(SHELF_BYTES, SHELF_BYTES)]):
+            gap = block.offset - start  # before this block, or before the shelf's end
+            if size <= gap < least:
+                least, found, index = gap, _Block(start, start + size), number
+            start = block.end
+        if found is not None:
+            self._blocks.insert(index, found)
+        return found
 
     def _reclaim(self, crowded: bool = False) -> None:
         """Take back what nobody looks at any more; on a crowded shelf also what dead readers held."""
-        self._taken = 0
-        readers = {pid for block in self._blocks for _, pid in block.loans} if crowded else ()
+        self._taken_bytes = 0
+        readers = {loan.reader for block in self._blocks for loan in block.loans} if crowded else ()
         dead = {pid for pid in readers if process_state(pid) in ("Z", "X")}
-        kept = []
         for block in self._blocks:
             for loan in block.loans[:]:
-                if self._map[loan[0]] or loan[1] in dead:
+                if self._map[loan.slot] == _RETURNED or loan.reader in dead:
                     block.loans.remove(loan)
-                    self._free_slots.append(loan[0])
-            if block.loans or (block.owner is not None and block.owner() is not None):
-                kept.append(block)
-        self._blocks = kept
+                    self._free_slots.append(loan.slot)
+        self._blocks = [block for block in self._blocks if block.in_use()]
 
 
 class Readers:
     """The shelves of other processes, as this one reads them: only those that were opened."""
 
     def __init__(self) -> None:
-        self._maps: dict[tuple[int, int], mmap.mmap] = {}
-        self._lent: dict[int, tuple[Any, mmap.mmap, int]] = {}
+        self._maps: dict[tuple[int, int], mmap.mmap] = {}  # by process and descriptor
+        # What we still look at, by the reference's id: the reference, which tells us of the end; shelf; slot.
+        self._borrowed: dict[int, tuple[Any, mmap.mmap, int]] = {}
 
     def open(self, token: str) -> int | None:
         """Map the shelf that a process announced; return the process's id, None if it cannot be reached."""
@@ -211,38 +227,42 @@ class Readers:
             if len(head) < end:
                 return None
             shelf, rest, pieces = self._maps.get((pid, descriptor)), iter(parts[1:]), []
-            for place in _PLACE.iter_unpack(head[_HEAD.size : end]):
-                slot, offset, size = place
-                if place == _NEXT_PART:
+            for way, slot, offset, size in _PLACE.iter_unpack(head[_HEAD.size : end]):
+                if way == _NEXT_PART:
                     pieces.append(next(rest))
-                elif not slot and end <= offset and offset + size <= len(head):
+                elif way == _IN_HEAD and end <= offset and offset + size <= len(head):
                     end = offset + size
                     pieces.append(head[offset:end])
-                elif shelf is None or not (0 < slot < _SLOTS <= offset <= offset + size <= SHELF_BYTES):
-                    return None
+                elif way == _ON_SHELF and shelf is not None and _on_shelf(slot, offset, size):
+                    pieces.append(self._borrow(shelf, slot, offset, size))
                 else:
-                    pieces.append(self._borrowed(shelf, slot, offset, size))
+                    return None
             return pieces if end == len(head) else None
         except (struct.error, StopIteration):
             return None
 
-    def _borrowed(self, shelf: mmap.mmap, slot: int, offset: int, size: int) -> np.ndarray:
+    def _borrow(self, shelf: mmap.mmap, slot: int, offset: int, size: int) -> np.ndarray:
         """Return bytes of a shelf that are given back when the last array or view of them is gone."""
         piece = np.frombuffer(shelf, np.uint8, size, offset)
         piece.flags.writeable = False
-        lent = weakref.ref(piece, self._give_back)
-        self._lent[id(lent)] = lent, shelf, slot
+        borrowed = weakref.ref(piece, self._give_back)
+        self._borrowed[id(borrowed)] = borrowed, shelf, slot
         return piece
 
-    def _give_back(self, lent: Any) -> None:
-        _, shelf, slot = self._lent.pop(id(lent))
-        shelf[slot] = 1
+    def _give_back(self, borrowed: Any) -> None:
+        _, shelf, slot = self._borrowed.pop(id(borrowed))
+        shelf[slot] = _RETURNED
 
 
 def _numbers(token: str) -> tuple[int, int]:
     """Process and descriptor of a shelf's token."""
     pid, _, descriptor = token.partition(".")
     return int(pid), int(descriptor)
+
+
+def _on_shelf(slot: int, offset: int, size: int) -> bool:
+    """Whether a place that someone names can be one."""
+    return slot < _SLOTS <= offset <= offset + size <= SHELF_BYTES
 
 
 def _address(array: np.ndarray) -> int:

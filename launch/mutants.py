@@ -38,6 +38,7 @@ TESTS = {
     "routing": ["tests/routing"],
     "placement": ["tests/placement"],
     "compression": ["tests/compression"],
+    "traces": ["tests/traces"],
     "scenario": ["tests/test_scenario.py", "tests/test_scenario_text.py"],
 }
 NOTICED = {"killed", "timeout", "segfault", "caught by type check"}

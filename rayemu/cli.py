@@ -12,8 +12,9 @@ import typer
 
 import rayemu
 
+TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "streams")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -23,6 +24,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+trace_app = typer.Typer(
+    help="Expert loads, routing traces and plans of other systems: import, export, statistics.",
+    no_args_is_help=True,
+)
+app.add_typer(trace_app, name="trace")
 
 
 def _folder(path: Path | None) -> Path | None:
@@ -187,7 +193,7 @@ def codecs(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang, codecs or products, with the options of its --help.
+    """Benchmarks: step (the default), recovery, hang, codecs, products, streams; with options as in --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
@@ -200,6 +206,95 @@ def bench(context: typer.Context) -> None:
         code = import_module(f"rayemu.benchmarks.{name}").main(options)
     if code:
         raise typer.Exit(int(code))
+
+
+_TraceFile = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", callback=_folder, help="A file, or a folder (a run's, TensorRT-LLM's)."),
+]
+_TraceFormat = Annotated[
+    str | None,
+    typer.Option("--format", metavar="F", help=f"Of FILE, where it cannot be told: {TRACE_FORMATS}."),
+]
+_Experts = Annotated[
+    int | None, typer.Option(min=1, metavar="E", help="Routed experts per layer, where FILE does not say.")
+]
+_Devices = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Devices that the slots of a plan are on.")
+]
+_Shared = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Shared experts, whose ids follow the routed ones.")
+]
+_IsPlan = Annotated[bool, typer.Option("--plan", help="FILE is a plan, where bare numbers could be loads.")]
+_Tokens = Annotated[int | None, typer.Option(min=1, metavar="T", help="Only the first T tokens (flame).")]
+_Window = Annotated[
+    int, typer.Option(min=1, metavar="T", help="Tokens per window, where FILE has no batches.")
+]
+
+
+@trace_app.command("import")
+def trace_import(
+    file: _TraceFile,
+    out: Annotated[
+        Path | None, typer.Option(metavar="X.npz", callback=_folder, help="Else FILE with the ending .npz.")
+    ] = None,
+    format: _TraceFormat = None,
+    plan: _IsPlan = False,
+    experts: _Experts = None,
+    devices: _Devices = None,
+    shared: _Shared = None,
+    tokens: _Tokens = None,
+    window: _Window = 65536,
+) -> None:
+    """Read what another system or a run recorded, loads or a plan, and keep it in rayemu's own format."""
+    with _plain_errors():
+        from rayemu.study.traces import convert, target
+
+        known = dict(plan=plan, experts=experts, devices=devices, shared=shared, tokens=tokens, window=window)
+        convert(file, format, target(file, out, ".npz"), "rayemu", known)
+
+
+@trace_app.command("export")
+def trace_export(
+    file: _TraceFile,
+    format: Annotated[str, typer.Option("--format", metavar="F", help=f"To write: {TRACE_FORMATS}.")],
+    out: Annotated[Path, typer.Option(metavar="OUT", callback=_folder, help="What to write.")],
+    from_format: Annotated[
+        str | None, typer.Option("--from", metavar="F", help="Of FILE, where it cannot be told.")
+    ] = None,
+    plan: _IsPlan = False,
+    experts: _Experts = None,
+    devices: _Devices = None,
+    shared: _Shared = None,
+    tokens: _Tokens = None,
+    window: _Window = 65536,
+) -> None:
+    """Write a trace or a plan for another system; FILE is anything that import reads."""
+    with _plain_errors():
+        from rayemu.study.traces import convert
+
+        known = dict(plan=plan, experts=experts, devices=devices, shared=shared, tokens=tokens, window=window)
+        convert(file, from_format, out, format, known)
+
+
+@trace_app.command("stats")
+def trace_stats(
+    file: _TraceFile,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    format: _TraceFormat = None,
+    plan: _IsPlan = False,
+    experts: _Experts = None,
+    devices: _Devices = None,
+    shared: _Shared = None,
+    tokens: _Tokens = None,
+    window: _Window = 65536,
+) -> None:
+    """How skewed and how steady experts are, how soon used again, and how alike neighbours choose."""
+    with _plain_errors():
+        from rayemu.study.traces import statistics
+
+        known = dict(plan=plan, experts=experts, devices=devices, shared=shared, tokens=tokens, window=window)
+        statistics(file, format, json, known)
 
 
 def _refuse(lines: list[str]) -> None:
@@ -234,6 +329,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
+    from rayemu.traces.errors import TraceError
 
     if isinstance(error, ScenarioError):
         return list(error.problems)
@@ -246,6 +342,7 @@ def _expected(error: Exception) -> list[str] | None:
         CodecError,
         StalledError,
         DenormalsFlushed,
+        TraceError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.numerics import denormals_kept, denormals_notice
+from rayemu.placement import Placement, check_placement
 from rayemu.protocol.client import BatchResult, most_tokens
 from rayemu.protocol.config import MODULE, NODE, ProtocolConfig
 from rayemu.protocol.memory import NewRows, fresh_rows
-from rayemu.protocol.messages import Notice
+from rayemu.protocol.messages import Moved, Notice
 from rayemu.protocol.replay import PathReplay
 from rayemu.scenario import Fault, Scenario
 from rayemu.units import format_bytes
@@ -211,9 +212,34 @@ class Emulator:
         }
         self._backend.inject(facts, module)
 
+    @property
+    def placement(self) -> Placement:
+        """Where the experts are, also those that are on their way there or leave."""
+        return self._backend.placement
+
+    def move(self, placement: Placement) -> int:
+        """Bring the experts to other slots while batches run, layer by layer; return the move's number.
+
+        No output changes by it. It takes the place of a move that is under way. Raises ValueError for a
+        placement that leaves an expert without a slot or does not fit the model and the modules.
+        """
+        spec = self.spec
+        check_placement(
+            placement, (spec.dense_layers, spec.layers), spec.experts, self.scenario.cluster.modules
+        )
+        return self._backend.move(placement)
+
+    def moved(self, number: int) -> Moved | None:
+        """How far a move is, as last told; None before anything is known."""
+        return self._backend.moved(number)
+
     def poll(self) -> None:
         """Handle what the cluster reported, without waiting."""
         self._backend.poll()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass on the run's clock, of which the `memory` transport's does not run by itself."""
+        self._backend.wait(seconds)
 
     @property
     def now(self) -> float:

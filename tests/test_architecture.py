@@ -20,6 +20,32 @@ FOLDERS = {
     "benchmarks": "rayemu.benchmarks",
 }
 OURS = ("rayemu", "cluster", "compression", "benchmarks", "launch", "tests")
+# From the ground up: a room may import those that come before it, and none that comes after.
+ROOMS = (
+    "units",
+    "compression",
+    "numerics",
+    "machine",
+    "routing",
+    "placement",
+    "alltoall",
+    "model",
+    "balance",
+    "traces",
+    "arrivals",
+    "streams",
+    "protocol",
+    "scenario",
+    "drivers",
+    "report",
+    "study",
+    "cluster",
+    "emulator",
+    "running",
+    "doctor",
+    "cli",
+    "benchmarks",
+)
 PUBLIC_FACE = {"rayemu/emulator.py", "rayemu/cli.py", "rayemu/doctor.py"}  # the only ones above `cluster`
 
 
@@ -87,6 +113,38 @@ def test_files_are_named_as_they_are_imported() -> None:
     assert module_name(ROOT / "launch/scenarios/__init__.py") == "rayemu.scenarios"
 
 
+def in_rooms() -> list[Path]:
+    """All files of ours but the package's own, through which one reaches the public face."""
+    files = (file for folder in FOLDERS for file in python_files(folder))
+    return [file for file in files if module_name(file) not in ("rayemu", "rayemu.scenarios")]
+
+
+def reaching_up(room: str, names: set[str]) -> set[str]:
+    """Those of the imported names that are of a room above this one."""
+    above = ROOMS[ROOMS.index(room) + 1 :]
+    return {name for name in names if any(within(name, f"rayemu.{upper}") for upper in above)}
+
+
+@pytest.mark.parametrize("file", in_rooms(), ids=relative)
+def test_arrows_point_one_way(file: Path) -> None:
+    room = module_name(file).split(".")[1]
+    assert room in ROOMS, "a new room needs its place among the others"
+    names = imported_by(file)
+    assert not reaching_up(room, names)
+    assert not {name for name in names if name.split(".")[0] in set(OURS) - {"rayemu"}}
+
+
+def test_a_room_that_reaches_up_is_seen() -> None:
+    names = {"rayemu.compression.Codec", "rayemu.model.reference.route", "rayemu.drivers.record", "numpy"}
+    assert reaching_up("scenario", names) == {"rayemu.drivers.record"}
+    assert reaching_up("numerics", names) == {"rayemu.model.reference.route", "rayemu.drivers.record"}
+    assert not reaching_up("benchmarks", names)
+
+
+def test_every_room_is_there() -> None:
+    assert {module_name(file).split(".")[1] for file in in_rooms()} == set(ROOMS)
+
+
 @pytest.mark.parametrize("file", python_files("compression"), ids=relative)
 def test_compression_imports_nothing_of_ours_but_itself(file: Path) -> None:
     names = {name for name in imported_by(file) if name.split(".")[0] in OURS or within(name, "ray")}
@@ -96,19 +154,10 @@ def test_compression_imports_nothing_of_ours_but_itself(file: Path) -> None:
 @pytest.mark.parametrize("file", python_files("rayemu"), ids=relative)
 def test_only_the_public_face_imports_the_cluster(file: Path) -> None:
     names = imported_by(file)
-    assert not {name for name in names if name.split(".")[0] in set(OURS) - {"rayemu"}}
     if relative(file) not in PUBLIC_FACE:
         assert not {name for name in names if within(name, "rayemu.cluster")}
         assert not {name for name in names if within(name, "rayemu.benchmarks")}
         assert not {name for name in names if within(name, "ray")}, "Ray is for cluster/ and the public face"
-
-
-@pytest.mark.parametrize("file", python_files("cluster"), ids=relative)
-def test_the_cluster_does_not_reach_up(file: Path) -> None:
-    names = imported_by(file)
-    above = ("rayemu.cli", "rayemu.emulator", "rayemu.benchmarks")
-    assert not {name for name in names if any(within(name, upper) for upper in above)}
-    assert not {name for name in names if name.split(".")[0] in set(OURS) - {"rayemu"}}
 
 
 @pytest.mark.parametrize("file", python_files("rayemu/protocol") + python_files("compression"), ids=relative)

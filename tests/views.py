@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rayemu.alltoall import ALIVE, READY, View
+from rayemu.model.holdings import Holdings
+from rayemu.model.model import Model
 from rayemu.placement import Placement, from_columns
 
 
@@ -41,3 +43,17 @@ def a_view(
         layers,
         experts,
     )
+
+
+def everything(layers: int = 1, experts: int = 4) -> np.ndarray:
+    """What a module holds that holds all [2, n]: layers and experts."""
+    return np.indices((layers, experts), np.uint16).reshape(2, -1)
+
+
+def holding_all(model: Model) -> Holdings:
+    """Every expert of a model."""
+    holdings = Holdings(model.make_expert)
+    for layer in model.layers:
+        for expert in range(len(layer.experts)):
+            holdings.put((layer.index, expert), layer.experts[expert])
+    return holdings

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult
-from rayemu.protocol.messages import Notice
+from rayemu.protocol.messages import Moved, Notice
 
 
 class Backend(Protocol):
@@ -29,8 +30,21 @@ class Backend(Protocol):
     def abandon(self, numbers: Iterable[int]) -> None:
         """Forget batches that nobody waits for any more."""
 
+    def move(self, placement: Placement) -> int:
+        """Have the experts brought to other slots while batches run; return the move's number."""
+
+    def moved(self, number: int) -> Moved | None:
+        """How far a move is, as last told; None before it is told at all."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where the experts are, also those that are on their way there or leave."""
+
     def poll(self) -> None:
         """Handle what has arrived, without waiting for a batch."""
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass on the clock of batches. What arrives meanwhile is handled."""
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
         """Begin a fault: at one module, or (message faults) in every actor."""

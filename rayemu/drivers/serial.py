@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.drivers.simulator import SimulationStuck, Simulator
+from rayemu.drivers.simulator import Simulator
+from rayemu.drivers.world import SimulationStuck
 from rayemu.numerics import denormals_kept
+from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult
-from rayemu.protocol.messages import Notice
+from rayemu.protocol.messages import Moved, Notice
 
 
 class SerialSimulator:
@@ -42,8 +44,14 @@ class SerialSimulator:
         with suppress(SimulationStuck):  # closed, and all is forgotten
             self._begin(self.simulator.abandon, list(numbers))  # nobody need wait for that
 
+    def move(self, placement: Placement) -> int:
+        return self._ask(self.simulator.move, placement)
+
     def poll(self) -> None:
         self._ask(self.simulator.poll)
+
+    def wait(self, seconds: float) -> None:
+        self._ask(self.simulator.wait, seconds)
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
         self._ask(self.simulator.inject, fault, module)
@@ -78,6 +86,13 @@ class SerialSimulator:
         self._thread.shutdown(cancel_futures=True)
 
     # What is only read needs no turn, and can be had after the end.
+    def moved(self, number: int) -> Moved | None:
+        return self.simulator.moved(number)
+
+    @property
+    def placement(self) -> Placement:
+        return self.simulator.placement
+
     @property
     def now(self) -> float:
         return self.simulator.now

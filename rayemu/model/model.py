@@ -156,6 +156,10 @@ class Model:
         """What the user should know of how the weights were found, one sentence each."""
         return list(self._weights.notes)
 
+    def make_expert(self, layer: int, expert: int) -> Expert:
+        """Make or read an expert anew; nobody but the caller keeps it."""
+        return self._weights.expert(layer, expert)
+
     def __repr__(self) -> str:
         return f"Model({self.spec.name!r}, layers={len(self.layers)}, d_model={self.spec.d_model})"
 

@@ -27,6 +27,7 @@ from rayemu.numerics import F32
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _CODES = {"F8_E4M3": "u1", "U8": "u1"}  # what only quantised checkpoints hold
+_INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}  # of statistics, not of checkpoints
 _MESSAGE = 2000  # characters of an error
 _LONGEST_NAME = 255  # bytes of a file's, on all common file systems
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -86,7 +87,7 @@ class TensorFile:
         start, end = (int(offset) for offset in fields["data_offsets"])
         if not 0 <= start <= end <= self._data.size - data_start or any(n < 0 for n in shape):
             raise CheckpointError(f"{self.path}: {name} lies outside the file (cut off?)")
-        kind = _DTYPES.get(dtype) or _CODES.get(dtype)
+        kind = _DTYPES.get(dtype) or _CODES.get(dtype) or _INTEGERS.get(dtype)
         if kind and end - start != math.prod(shape) * np.dtype(kind).itemsize:
             raise CheckpointError(f"{self.path}: {name} has {end - start} bytes for {dtype} {list(shape)}")
         return Entry(dtype, shape, data_start + start)
@@ -94,7 +95,7 @@ class TensorFile:
     def raw(self, name: str, part: int | None = None) -> npt.NDArray[Any]:
         """The tensor `name`, or its part [part], as it lies in the file; bfloat16 and codes as integers."""
         dtype, shape, start = self.entries[name]
-        kind = _DTYPES.get(dtype) or _CODES.get(dtype)
+        kind = _DTYPES.get(dtype) or _CODES.get(dtype) or _INTEGERS.get(dtype)
         if kind is None:
             raise CheckpointError(f"{self.path}: {name} has type {dtype}; allowed: {', '.join(_DTYPES)}")
         raw = np.frombuffer(self._data, kind, math.prod(shape), start).reshape(shape)

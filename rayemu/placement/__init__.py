@@ -5,10 +5,12 @@ that looks at `problem.loads` serves as a planner for rebalancing, too.
 """
 
 from rayemu.placement.affinity import Affinity
+from rayemu.placement.balanced import Balanced
 from rayemu.placement.domains import Domains
+from rayemu.placement.eplb import rebalance_experts
 from rayemu.placement.graph import Graph
 from rayemu.placement.linear import Linear
-from rayemu.placement.placement import Placement, from_columns
+from rayemu.placement.placement import Placement, check_placement, from_columns
 from rayemu.placement.problem import PlacementProblem, problem_of
 from rayemu.placement.qubo import Qubo
 from rayemu.placement.random import Random
@@ -23,6 +25,7 @@ PLACEMENTS = {
     "linear": Linear,
     "round_robin": RoundRobin,
     "random": Random,
+    "balanced": Balanced,
     "graph": Graph,
     "affinity": Affinity,
     "supernodes": Supernodes,
@@ -37,6 +40,7 @@ PLACEMENTS = {
 __all__ = [
     "PLACEMENTS",
     "Affinity",
+    "Balanced",
     "Domains",
     "Graph",
     "Linear",
@@ -50,6 +54,8 @@ __all__ = [
     "Thresholds",
     "Tiers",
     "Variance",
+    "check_placement",
     "from_columns",
     "problem_of",
+    "rebalance_experts",
 ]

@@ -85,3 +85,36 @@ def around_the_ring(first: np.ndarray, copies: np.ndarray, modules: int) -> tupl
     copy = np.concatenate([np.arange(c) for c in copies]) if len(copies) else np.zeros(0, int)  # [P]
     shift = copy * modules // np.repeat(copies, copies)
     return slot_to_expert, ((np.repeat(first, copies) + shift) % modules).astype(np.int32)
+
+
+def check_placement(placement: Placement, layers: tuple[int, int], experts: int, modules: int) -> None:
+    """Refuse a placement that a run cannot have, by a ValueError that names layer, expert and module.
+
+    Every expert of the layers from the first to before the second of `layers` needs a slot.
+    """
+    first, end = layers
+    columns = ("layer", first, end), ("expert", 0, experts), ("module", 0, modules), ("part", 0, 1)
+    for name, least, limit in columns:
+        column = getattr(placement, name)
+        if len(column) != len(placement.layer):
+            raise ValueError(
+                f"placement.{name} has {len(column)} slots, placement.layer {len(placement.layer)}"
+            )
+        wrong = np.flatnonzero((column < least) | (column >= limit))
+        if len(wrong):
+            slot = int(wrong[0])
+            raise ValueError(f"placement.{name}[{slot}] is {column[slot]}; allowed: {least} to {limit - 1}")
+    counts = placement.counts(end, experts)[first:]
+    if not counts.all():
+        layer, expert = (int(i) for i in np.argwhere(counts == 0)[0])
+        raise ValueError(
+            f"expert {expert} of layer {first + layer} has no slot; give each expert one or more"
+        )
+    key = (placement.layer.astype(np.int64) * experts + placement.expert) * modules + placement.module
+    values, times = np.unique(key, return_counts=True)
+    if (times > 1).any():
+        rest, module = divmod(int(values[times > 1][0]), modules)
+        layer, expert = divmod(rest, experts)
+        raise ValueError(
+            f"module {module} has {int(times.max())} slots of expert {expert} of layer {layer}; one holds it"
+        )

@@ -10,7 +10,21 @@ import numpy as np
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.config import TOTALS
-from rayemu.protocol.messages import Dispatch, Epoch, Message, Result, RouteReply, Slice, Totals, endpoints_of
+from rayemu.protocol.messages import (
+    Dispatch,
+    Epoch,
+    Join,
+    Loaded,
+    Message,
+    Move,
+    Refusal,
+    Result,
+    RouteReply,
+    Slice,
+    Totals,
+    Weights,
+    endpoints_of,
+)
 
 _KINDS: tuple[Any, ...] = get_args(Message)
 _LIMIT_OF = {
@@ -65,10 +79,20 @@ class Bounds:
             everyone = (self.modules,)
             self._check_numbers(m, "state", m.state, 3, everyone)
             self._check_numbers(m, "incarnations", m.incarnations, 1 << 31, everyone)
-            self._need(m.slots.ndim == 2 and len(m.slots) == 5, m, "slots", m.slots.shape)
-            for column, limit in zip(m.slots, (self.layers, self.experts, 1, self.modules, 3), strict=True):
-                self._check_numbers(m, "slots", column, limit, column.shape)
+            self._check_columns(m, "slots", m.slots, (self.layers, self.experts, 1, self.modules, 3))
             self._need(m.endpoints is None or len(endpoints_of(m)) == self.modules, m, "endpoints", "")
+        elif isinstance(m, Move):
+            self._check_columns(m, "slots", m.slots, (self.layers, self.experts, 1, self.modules))
+        elif isinstance(m, Join):
+            self._check_columns(m, "holds", m.holds, (self.layers, self.experts))
+        elif isinstance(m, Loaded):
+            self._check_columns(m, "slots", m.slots, (self.layers, self.experts))
+            self._check_numbers(m, "fetched", m.fetched, 1 << 63, m.slots[0].shape)
+        elif isinstance(m, Refusal):
+            known = all(0 <= expert < self.experts for expert in m.experts)
+            self._need(known, m, "experts", m.experts)
+        elif isinstance(m, Weights):
+            self._need(m.data.ndim == 1 and m.data.dtype == np.uint8, m, "data", m.data.dtype)
         elif isinstance(m, Result):
             self._need(
                 m.expert_tokens.shape == (self.layers, self.experts), m, "expert_tokens", m.expert_tokens
@@ -81,6 +105,11 @@ class Bounds:
         elif isinstance(m, Totals):
             self._check_numbers(m, "modules", m.modules, self.modules, m.modules.shape)
             self._need(m.counts.shape == (*m.modules.shape, len(TOTALS)), m, "counts", m.counts.shape)
+
+    def _check_columns(self, m: Message, name: str, table: np.ndarray, limits: tuple[int, ...]) -> None:
+        self._need(table.ndim == 2 and len(table) == len(limits), m, name, table.shape)
+        for column, limit in zip(table, limits, strict=True):
+            self._check_numbers(m, name, column, limit, column.shape)
 
     def _check_numbers(self, m: Message, name: str, numbers: np.ndarray, limit: int, shape: object) -> None:
         fits = numbers.shape == shape and numbers.dtype.kind in "iu"

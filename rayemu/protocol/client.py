@@ -11,6 +11,7 @@ import numpy as np
 from rayemu.compression import WireError
 from rayemu.compression.wire import MAX_FRAME_BYTES
 from rayemu.model.spec import ModelSpec
+from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS
 from rayemu.protocol.messages import (
     COORDINATOR,
@@ -19,11 +20,14 @@ from rayemu.protocol.messages import (
     Epoch,
     Failure,
     Message,
+    Move,
+    Moved,
     Notice,
     Result,
     Send,
     Submit,
     Totals,
+    slots_of,
 )
 
 CLOSED = "the emulator was closed"
@@ -85,6 +89,8 @@ class ClientMachine:
         self.totals: Totals | None = None  # as last reported
         self.notices: deque[Notice] = deque()
         self.notices_dropped = 0
+        self.moves: dict[int, Moved | None] = {}  # by number: the last that was told of it
+        self._move: tuple[Move, float] | None = None  # that is not done, and when to ask after it
         self._abandoned: set[int] = set()
         self._heard_at = self._progress_at = float("-inf")
         self._rows = 0.0  # that the modules had computed, as last reported
@@ -107,6 +113,14 @@ class ClientMachine:
         self._advanced(now)
         return number, [Send(COORDINATOR, Submit(number, min(self.pending), rows))]
 
+    def move(self, placement: Placement, now: float) -> tuple[int, list[Send]]:
+        """Have the experts brought to other slots, whatever move is under way; return the move's number."""
+        number = len(self.moves)
+        self.moves[number] = None
+        message = Move(number, slots_of(placement))
+        self._move = message, now + 4 * self.retry_after
+        return number, [Send(COORDINATOR, message)]
+
     def receive(self, message: Message, now: float) -> list[Send]:
         """Handle one message."""
         self._heard_at = now
@@ -121,6 +135,10 @@ class ClientMachine:
         elif isinstance(message, Epoch):
             if self.epoch is None or message.epoch > self.epoch.epoch:
                 self.epoch = message
+        elif isinstance(message, Moved) and message.number in self.moves:
+            self.moves[message.number] = message
+            if message.done and self._move is not None and self._move[0].number == message.number:
+                self._move = None
         elif isinstance(message, Totals):
             self._on_totals(message, now)
         elif isinstance(message, Notice):
@@ -130,18 +148,28 @@ class ClientMachine:
                 self.notices_dropped += 1
         return []
 
+    @property
+    def placement(self) -> Placement | None:
+        """Where the experts are, also those that are on their way there or leave; None before it is told."""
+        return None if self.epoch is None else Placement(*self.epoch.slots[:4])
+
     def tick(self, now: float) -> list[Send]:
-        """Submit again what the coordinator has not accepted."""
+        """Submit again what the coordinator has not accepted, and ask after a move."""
         sends = []
         for number, p in self.pending.items():
             if not p.accepted and p.retry_at <= now:
                 p.retry_at = now + 4 * self.retry_after
                 sends.append(Send(COORDINATOR, Submit(number, min(self.pending), p.rows)))
+        if self._move is not None and self._move[1] <= now:
+            message = self._move[0]
+            self._move = message, now + 4 * self.retry_after
+            sends.append(Send(COORDINATOR, message))
         return sends
 
     def deadline(self) -> float:
         """When `tick` is due."""
-        return min((p.retry_at for p in self.pending.values() if not p.accepted), default=float("inf"))
+        submits = (p.retry_at for p in self.pending.values() if not p.accepted)
+        return min(submits, default=float("inf")) if self._move is None else min([self._move[1], *submits])
 
     def take(self, number: int) -> BatchResult | None:
         """Return a batch's result if it is finished, once."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from dataclasses import asdict
 from itertools import islice
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, DEAD
+from rayemu.alltoall import ALIVE, DEAD, LOADING
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
@@ -22,7 +23,9 @@ from rayemu.protocol.messages import (
     Failure,
     Heartbeat,
     Join,
+    Loaded,
     Message,
+    Move,
     Notice,
     RouteReply,
     RouteRequest,
@@ -35,6 +38,7 @@ from rayemu.protocol.messages import (
     slots_of,
     text_of,
 )
+from rayemu.protocol.mover import Mover
 
 UNSEEN = ("replace", "replacement_failed")  # changes that are no other module's business
 MOST_WAITING = 8  # overdue slices that a report names
@@ -69,6 +73,8 @@ class CoordinatorMachine:
         self.processes: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
         self.announced_at: dict[int, float] = {}
         self.announced = 0  # the last epoch that everyone was told of
+        self.mover: Mover | None = None  # the last move
+        self.known = np.zeros(len(module_to_node), np.int64)  # [M] epoch that each module is known to have
         self.complete = False  # all have joined, be it that some are dead now
 
     def receive(self, message: Message, now: float) -> list[Send]:
@@ -78,6 +84,7 @@ class CoordinatorMachine:
         if isinstance(message, Heartbeat):
             if message.totals:
                 self.totals[message.module] = message.totals
+            self.known[message.module] = message.epoch
             sends = self.apply(self.membership.heard(message.module, message.incarnation, now), now)
             return sends or self._announce_to_laggard(message, now)
         if isinstance(message, Submit):
@@ -97,9 +104,15 @@ class CoordinatorMachine:
                 message.module, message.incarnation, f"silent to {message.by}", now
             )
             return self.apply(changes, now)
+        if isinstance(message, Loaded):
+            return self._on_loaded(message, now)
+        if isinstance(message, Move):
+            return self._on_move(message, now)
         if isinstance(message, Failure):
             if len(self.membership.view.copies.of(message.layer, message.expert)):
                 return self._announce([message.home], now)  # the home's view is old
+            if self._is_coming(message.layer, message.expert):
+                return []  # it will ask again
             return [Send(message.home if self.config.drop_lost_experts else CLIENT, message)]
         if isinstance(message, Join):
             return self._on_join(message, now)
@@ -112,6 +125,7 @@ class CoordinatorMachine:
     def tick(self, now: float, running: Container[int] = ()) -> list[Send]:
         """Handle the passing of time; to be called when no message waits. `running`: see the membership."""
         sends = self.apply(self.membership.tick(now, running), now)
+        sends += self._go_on(now)
         if self.complete and self.announced < self.membership.view.epoch:
             sends += self._publish(now)
         return sends + self.ledger.tick(self.membership.view, now)
@@ -119,6 +133,47 @@ class CoordinatorMachine:
     def deadline(self, now: float) -> float:
         """When `tick` is due."""
         return min(self.ledger.deadline(), now + self.membership.tick_every)
+
+    # -- experts that move ----------------------------------------------------------------------------
+    def _on_move(self, m: Move, now: float) -> list[Send]:
+        """Begin with a move, or say how far it is."""
+        mover = self.mover
+        if mover is None or m.number > mover.number:
+            mover = self.mover = Mover(m.number, Placement(*m.slots), self.membership.view, now)
+            facts: dict[str, object] = {"move": m.number, "epoch": self.membership.view.epoch}
+            return [Send(CLIENT, Notice("moving", now, facts)), *self._go_on(now)]
+        return [Send(CLIENT, mover.status(now))] if m.number == mover.number else []
+
+    def _on_loaded(self, m: Loaded, now: float) -> list[Send]:
+        news = self.membership.loaded(m.module, m.incarnation, m.epoch, m.slots)
+        if not news.any():
+            return self._announce([m.module], now)  # it has not heard that this is known
+        if self.mover is not None:
+            self.mover.fetched += int(m.fetched[news].sum())
+        return self._go_on(now)  # if that publishes nothing, the next tick does
+
+    def _go_on(self, now: float) -> list[Send]:
+        """Let the move go on as far as it can, and tell everyone of the new table."""
+        mover = self.mover
+        if mover is None or mover.idle or not self.complete:
+            return []
+        was_done = mover.done
+        table = mover.step(self.membership.view, self.known, now)
+        sends: list[Send] = []
+        if table is not None:
+            self.membership.set_slots(*table)
+            sends += self._publish(now)
+        if mover.done and not was_done:
+            status = mover.status(now)
+            sends += [Send(CLIENT, status), Send(CLIENT, Notice("moved", now, asdict(status)))]
+        return sends
+
+    def _is_coming(self, layer: int, expert: int) -> bool:
+        """Tell whether a live module is loading the expert."""
+        view = self.membership.view
+        placed = view.placement
+        theirs = (placed.layer == layer) & (placed.expert == expert) & (view.slot_state == LOADING)
+        return bool((view.state[placed.module[theirs]] != DEAD).any())
 
     def epoch(self, endpoints: bool = True) -> Epoch:
         """Return the current membership and placement as a message, with or without the endpoints."""
@@ -182,11 +237,13 @@ class CoordinatorMachine:
         if m.incarnation < membership.view.incarnations[m.module]:
             return []  # late news of the one before
         self.processes[m.module] = (m.pid, m.host)
-        changes = membership.join(m.module, m.incarnation, m.endpoint, now)
+        changes = membership.join(m.module, m.incarnation, m.endpoint, m.holds, now)
         sends = self.apply(changes or membership.heard(m.module, m.incarnation, now), now)
         if not self.complete and (membership.view.state != DEAD).all():
             self.complete = True
             return self._publish(now) + sends
+        if changes:
+            self.known[m.module] = 0
         if changes and not self.complete:
             self.announced_at[m.module] = now
             return [Send(m.module, self.epoch(endpoints=False)), *sends]

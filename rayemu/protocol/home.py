@@ -22,6 +22,7 @@ from rayemu.protocol.messages import (
     Dispatch,
     Failure,
     Probe,
+    Refusal,
     Reply,
     Result,
     RouteReply,
@@ -208,7 +209,7 @@ class Home:
 
     def on_failure(self, m: Failure, now: float) -> None:
         """The expert is lost and the scenario says to go on without it: drop its choices, and note it."""
-        lost = [p for p in self.parked if p.expert == m.expert]
+        lost = [p for p in self.parked if p.expert == m.expert and p.unit.layer == m.layer]
         for parked in lost:
             nothing = np.zeros((len(parked.pairs), parked.unit.h.shape[1]), np.float32)
             self._settle(parked.unit, parked.pairs, nothing, DROPPED, 0)
@@ -370,6 +371,28 @@ class Home:
             missing &= parcel.modules == m.module
         self._reassign(request, missing, now)
 
+    def on_refusal(self, m: Refusal, now: float) -> None:
+        """A module lacks experts that our view says it has: wait for a newer view, or plan again later.
+
+        What else it was asked for goes out anew.
+        """
+        request = self.requests.by_number.get(m.request)
+        if request is None:
+            return
+        parcel, missing = request.parcel, request.open() & (request.parcel.modules == m.module)
+        if not missing.any():
+            return
+        self.requests.let_go(request, missing, now)
+        unit, pairs = request.unit, parcel.pairs[missing]
+        assert unit.experts is not None
+        experts = unit.experts.ravel()[pairs]
+        for expert in m.experts:
+            if (experts == expert).any():
+                self._park(unit, expert, pairs[experts == expert], now)
+        rest = pairs[~np.isin(experts, m.experts)]
+        if len(rest):
+            self._plan(unit, rest, now, direct=True)
+
     def _reassign(self, request: Request, missing: np.ndarray, now: float) -> None:
         if missing.any():
             self.requests.let_go(request, missing, now)
@@ -391,10 +414,19 @@ class Home:
                 self._reassign(request, request.open(), now)
             else:
                 self.out.append(Send(hop, Probe(self.me, number)))
-        for parked in self.parked:
-            if parked.deadline <= now:
-                parked.deadline = now + self.config.retry_after
-                self._report(parked)
+        self._try_parked(now)
         deadlines = [p.deadline for p in self.parked]
         deadlines += [u.route_deadline for u in self.routing.values()]
         self._wake = min(deadlines, default=float("inf"))
+
+    def _try_parked(self, now: float) -> None:
+        """Plan parked pairs again if there is a copy now; else ask once more."""
+        late = [parked for parked in self.parked if parked.deadline <= now]
+        for parked in late:
+            if len(self.view.copies.of(parked.unit.layer, parked.expert)):
+                self.parked.remove(parked)
+                assert parked.unit.have is not None
+                self._plan(parked.unit, parked.pairs[~parked.unit.have[parked.pairs]], now, direct=True)
+            else:
+                parked.deadline = now + self.config.retry_after
+                self._report(parked)

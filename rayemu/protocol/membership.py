@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, DEAD, READY, SUSPECTED, View
+from rayemu.alltoall import ALIVE, DEAD, LEAVING, LOADING, READY, SUSPECTED, View
 from rayemu.placement import Placement
 
 MOST_BACKOFF = 3  # doublings of the wait before a module that keeps dying is replaced again
@@ -74,16 +74,54 @@ class Membership:
         states, incarnations = np.zeros(modules, np.uint8), np.zeros(modules, np.int32)
         ready = np.full(len(placement), READY, np.uint8)
         self.view = View(0, module_to_node, states, incarnations, placement, ready, *size)
+        self.loading_since = np.zeros(len(placement), np.int64)  # [S] epoch that the slot came with
 
-    def join(self, module: int, incarnation: int, endpoint: str, now: float) -> list[MemberChange]:
-        """Take in a module that is ready; a newer incarnation replaces the older."""
+    def join(
+        self, module: int, incarnation: int, endpoint: str, holds: np.ndarray, now: float
+    ) -> list[MemberChange]:
+        """Take in a module that is ready; a newer incarnation replaces the older.
+
+        Of its slots those are ready that it `holds` [2, n] (layers and experts).
+        """
         member = self.members[module]
         if incarnation < member.newest + (not member.awaited):
             return []
         self.members[module] = _Member(now, newest=incarnation, awaited=False)
         self.endpoints[module] = endpoint
-        self._set(module, ALIVE, incarnation)
+        self._set(module, ALIVE, incarnation, self._held(module, holds))
         return [MemberChange("joined", module, incarnation, "join")]
+
+    def loaded(self, module: int, incarnation: int, epoch: int, slots: np.ndarray) -> np.ndarray:
+        """Take slots [2, n] of a module for ready that loaded in an epoch; return which [n] are news."""
+        view = self.view
+        if incarnation != view.incarnations[module] or view.state[module] == DEAD:
+            return np.zeros(slots.shape[1], bool)
+        fresh = (view.slot_state == LOADING) & (self.loading_since <= epoch)
+        new = fresh & self._these(module, slots)
+        if new.any():
+            self.set_slots(view.placement, np.where(new, READY, view.slot_state).astype(np.uint8))
+        return np.isin(self._numbers(*slots), self._numbers(view.placement.layer, view.placement.expert)[new])
+
+    def set_slots(self, placement: Placement, slot_state: np.ndarray) -> None:
+        """Go on with another table of slots."""
+        old = self.view
+        self._publish(old.state, old.incarnations, placement, slot_state)
+
+    def _numbers(self, layer: np.ndarray, expert: np.ndarray) -> np.ndarray:
+        return layer.astype(np.int64) * self.view.experts + expert
+
+    def _these(self, module: int, slots: np.ndarray) -> np.ndarray:
+        """Tell which slots [S] are these [2, n] (layers and experts) of a module."""
+        placed = self.view.placement
+        named = np.isin(self._numbers(placed.layer, placed.expert), self._numbers(*slots))
+        return (placed.module == module) & named
+
+    def _held(self, module: int, holds: np.ndarray) -> np.ndarray:
+        """The states of all slots when a module holds just these."""
+        states = self.view.slot_state.copy()
+        mine = (self.view.placement.module == module) & (states != LEAVING)
+        states[mine] = np.where(self._these(module, holds)[mine], READY, LOADING)
+        return states
 
     def heard(self, module: int, incarnation: int, now: float) -> list[MemberChange]:
         """Note a heartbeat sent at `now`; it clears a suspicion. One that is not news changes nothing."""
@@ -166,11 +204,15 @@ class Membership:
                 changes.append(MemberChange("replace", module, member.newest, ""))
         return changes
 
-    def _set(self, module: int, state: int, incarnation: int) -> None:
+    def _set(self, module: int, state: int, incarnation: int, slot_state: np.ndarray | None = None) -> None:
         old = self.view
         states, incarnations = old.state.copy(), old.incarnations.copy()
         states[module], incarnations[module] = state, incarnation
-        self._publish(states, incarnations, old.placement, old.slot_state)
+        if state == DEAD:  # it holds nothing any more
+            lost = (old.placement.module == module) & (old.slot_state == READY)
+            slot_state = np.where(lost, LOADING, old.slot_state).astype(np.uint8)
+        kept = old.slot_state if slot_state is None else slot_state
+        self._publish(states, incarnations, old.placement, kept)
 
     def _publish(
         self, states: np.ndarray, incarnations: np.ndarray, placement: Placement, slot_state: np.ndarray
@@ -180,3 +222,16 @@ class Membership:
         self.view = View(
             old.epoch + 1, old.module_to_node, states, incarnations, placement, slot_state, *size
         )
+        if placement is not old.placement:
+            self.loading_since = _since(self.view, old, self.loading_since)
+
+
+def _since(view: View, old: View, before: np.ndarray) -> np.ndarray:
+    """The epoch [S] that each slot of a view came with: that of `before` [S'] where it was there already."""
+
+    def keys(of: View) -> list[tuple[int, int, int]]:
+        placed = of.placement
+        return list(zip(placed.layer.tolist(), placed.expert.tolist(), placed.module.tolist(), strict=True))
+
+    known = dict(zip(keys(old), before.tolist(), strict=True))
+    return np.array([known.get(key, view.epoch) for key in keys(view)], np.int64)

@@ -143,6 +143,18 @@ class Reply:
 
 
 @dataclass(slots=True)
+class Refusal:
+    """Module to relay or home: I do not hold these experts, so I do nothing of this part of the request."""
+
+    ARRAYS: ClassVar = ()
+    home: int
+    request: int
+    start: int  # of the part in the home's parcel
+    module: int
+    experts: list[int]
+
+
+@dataclass(slots=True)
 class Probe:
     """Home to first hop: do you still have this request?"""
 
@@ -217,12 +229,13 @@ class Epoch:
 
 @dataclass(slots=True)
 class Join:
-    """Module to coordinator: ready to serve at this endpoint."""
+    """Module to coordinator: ready to serve at this endpoint, with these experts."""
 
-    ARRAYS: ClassVar = ()
+    ARRAYS: ClassVar = ("holds",)
     module: int
     incarnation: int
     endpoint: str
+    holds: np.ndarray  # [2, n] uint16: layers and experts
     pid: int = 0
     thread: int = 0  # of the process, to be watched for its end
     host: str = ""
@@ -237,6 +250,66 @@ class Heartbeat:
     incarnation: int
     epoch: int
     totals: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Fetch:
+    """Module to module: give me these bytes of an expert's weights."""
+
+    ARRAYS: ClassVar = ()
+    module: int  # that asks
+    layer: int
+    expert: int
+    start: int
+    size: int
+
+
+@dataclass(slots=True)
+class Weights:
+    """Module to module: bytes of an expert's weights; none at all from a module that does not hold it."""
+
+    ARRAYS: ClassVar = ("data",)
+    module: int  # that answers
+    layer: int
+    expert: int
+    start: int
+    digest: str  # xxh3 of all the expert's bytes, hexadecimal
+    data: np.ndarray  # [n] uint8
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Module to coordinator: these slots of mine, loading in that epoch, are held now."""
+
+    ARRAYS: ClassVar = ("slots", "fetched")
+    module: int
+    incarnation: int
+    epoch: int
+    slots: np.ndarray  # [2, n] uint16: layers and experts
+    fetched: np.ndarray  # [n] int64, bytes that came from another module; 0 where it was made anew
+
+
+@dataclass(slots=True)
+class Move:
+    """Client to coordinator: bring the experts to these slots. A higher number takes the place of a lower."""
+
+    ARRAYS: ClassVar = ("slots",)
+    number: int
+    slots: np.ndarray  # [4, S] uint16: layer, expert, part and module of each
+
+
+@dataclass(slots=True)
+class Moved:
+    """Coordinator to client: how far that move is."""
+
+    ARRAYS: ClassVar = ()
+    number: int
+    done: bool
+    loaded: int  # slots
+    dropped: int  # slots
+    cancelled: int  # slots that were not loaded, since their module died
+    fetched: int  # bytes that went from module to module
+    seconds: float  # since it began
 
 
 @dataclass(slots=True)
@@ -291,6 +364,7 @@ Message = (
     | Dispatch
     | Reply
     | Probe
+    | Refusal
     | Status
     | Result
     | Failure
@@ -298,6 +372,11 @@ Message = (
     | Epoch
     | Join
     | Heartbeat
+    | Fetch
+    | Weights
+    | Loaded
+    | Move
+    | Moved
     | Suspect
     | Totals
     | Notice
@@ -315,9 +394,9 @@ class Send:
     timed: bool = False  # whether the receiver is to learn when it was sent
 
 
-def slots_of(placement: Placement, slot_state: np.ndarray) -> np.ndarray:
-    """Write a table of slots and their states [S] as one array [5, S]."""
-    columns = placement.layer, placement.expert, placement.part, placement.module, slot_state
+def slots_of(placement: Placement, *slot_state: np.ndarray) -> np.ndarray:
+    """Write a table of slots, and if given their states [S], as one array [4 or 5, S]."""
+    columns = placement.layer, placement.expert, placement.part, placement.module, *slot_state
     return np.array(columns, np.uint16)
 
 

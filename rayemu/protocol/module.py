@@ -6,16 +6,20 @@ Sans-IO: `receive`, `tick` and `finish` take what happened and the time, and ret
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from rayemu.alltoall import View
 from rayemu.compression import CodecChange, Coders, Gauge
+from rayemu.model.expert import Expert
+from rayemu.model.holdings import Holdings
 from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
 from rayemu.protocol.home import Home
+from rayemu.protocol.loader import Loader
 from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import (
     CLIENT,
@@ -24,19 +28,24 @@ from rayemu.protocol.messages import (
     Dispatch,
     Epoch,
     Failure,
+    Fetch,
     Message,
     Notice,
     Probe,
+    Refusal,
     Reply,
     RouteReply,
     Send,
     Slice,
     SliceProbe,
     Status,
+    Weights,
 )
 from rayemu.protocol.relay import Relay
 from rayemu.protocol.server import SHARED, ExpertServer, Job
 from rayemu.protocol.wire import Clock, no_clock
+
+MOST_CHUNK = 1 << 20  # bytes of weights in one frame: longer ones would hold up rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ def view_of(epoch: Epoch, module_to_node: np.ndarray, size: tuple[int, int]) -> 
 class ModuleMachine:
     """State machine of one module.
 
+    It begins with the experts of its slots in `view`, which `make` builds (by default anew, of the model).
     What policies measure and draw, they do with the clock `processor_s` and with `rng`.
     """
 
@@ -73,13 +83,28 @@ class ModuleMachine:
         rng: np.random.Generator,
         new_rows: NewRows = fresh_rows,
         processor_s: Clock = no_clock,
+        make: Callable[[int, int], Expert] | None = None,
     ) -> None:
         self.me = me
         self.incarnation = incarnation
         self.config = config
         self.model = model
         self.view = view
-        self.server = ExpertServer(me, config, model, new_rows)
+        self.holdings = Holdings(make or model.make_expert)
+        for layer, expert in view.placement.held_by(me):
+            self.holdings.load(layer, expert)
+        self.server = ExpertServer(me, config, model, self.holdings, new_rows)
+        self.loader = Loader(
+            me,
+            incarnation,
+            model.spec,
+            self.holdings,
+            self.server.awaits,
+            view,
+            config.retry_after,
+            config.move_rate,
+            min(config.chunk_bytes, MOST_CHUNK),
+        )
         self.relay = Relay(me, new_rows)
         self.home = Home(me, incarnation, config, model, self.server, view)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
@@ -111,15 +136,21 @@ class ModuleMachine:
     def tick(self, now: float) -> list[Send]:
         """Handle the passing of time."""
         self.home.tick(now)
+        self._out += self.loader.tick(now)
         return self._settle(now)
+
+    @property
+    def wake(self) -> float:
+        """When `tick` has something to do if no message comes before."""
+        return min(self.home.wake, self.loader.deadline())
 
     def deadline(self) -> float:
         """When `tick` or `next_job` has something to do if no message comes before."""
-        return min(self.home.wake, self.server.deadline())
+        return min(self.wake, self.server.deadline())
 
     def next_job(self, now: float) -> Job | None:
-        """Take the next GEMM to compute, if any is worth starting."""
-        return self.server.next_job(now)
+        """Take the next GEMM to compute, if any is worth starting; else an expert that is to be made."""
+        return self.server.next_job(now) or self.loader.next_job()
 
     def fill(self, job: Job) -> None:
         """Add to a job that has not begun what has come in for it since."""
@@ -127,7 +158,9 @@ class ModuleMachine:
 
     def finish(self, job: Job, now: float) -> list[Send]:
         """Handle a computed job."""
-        if job.expert == SHARED:
+        if job.make is not None:
+            self._out += self.loader.on_made(job, now)
+        elif job.expert == SHARED:
             assert job.result is not None
             self.home.on_shared(job.parts[0].tag, job.result, now)  # type: ignore[arg-type]
         else:
@@ -143,7 +176,7 @@ class ModuleMachine:
         home = self.home
         if isinstance(message, Dispatch):
             if all(lot[0] == self.me for lot in message.lots):
-                self.server.accept(message, now)
+                self._out += self.server.accept(message, now)
             else:
                 self._out += self.relay.accept(message, self.view)
         elif isinstance(message, Reply):
@@ -161,6 +194,15 @@ class ModuleMachine:
             self._on_probe(message)
         elif isinstance(message, Status):
             home.on_status(message, now)
+        elif isinstance(message, Refusal):
+            if message.home == self.me:
+                home.on_refusal(message, now)
+            else:
+                self._out += self.relay.refused(message)
+        elif isinstance(message, Fetch):
+            self._out += self.loader.on_fetch(message)
+        elif isinstance(message, Weights):
+            self._out += self.loader.on_weights(message, now)
         elif isinstance(message, Failure):
             home.on_failure(message, now)
         elif isinstance(message, SliceProbe):
@@ -174,6 +216,7 @@ class ModuleMachine:
         self.view = view_of(message, self.view.module_to_node, (self.view.layers, self.view.experts))
         self._out += self.relay.on_view(self.view)
         self.home.on_view(self.view, now)
+        self._out += self.loader.on_view(self.view, now)
 
     def _on_probe(self, message: Probe) -> None:
         relayed = self.relay.probe(message)

@@ -13,7 +13,7 @@ import numpy as np
 from rayemu.alltoall import DEAD, View
 from rayemu.compression import WireError
 from rayemu.protocol.memory import NewRows, fresh_rows, rows_at
-from rayemu.protocol.messages import Dispatch, Probe, Reply, Rows, Send
+from rayemu.protocol.messages import Dispatch, Probe, Refusal, Reply, Rows, Send
 
 INCARNATION_SHIFT = 40  # a request id is incarnation << 40 | counter
 
@@ -84,6 +84,14 @@ class Relay:
                 gather.spans.append([start, count, dispatch_path, combine_path])
             low += count
         return self._flush(gather) if not gather.waiting else []
+
+    def refused(self, refusal: Refusal) -> list[Send]:
+        """Tell the home that a module lacks experts, and do not wait for it."""
+        sends = [Send(refusal.home, refusal)]
+        gather = self.gathers.get((refusal.home, refusal.request))
+        if gather is None or gather.waiting.pop(refusal.start, None) is None or gather.waiting:
+            return sends
+        return sends + self._flush(gather)
 
     def probe(self, probe: Probe) -> list[Send] | None:
         """Send home what is there and ask the modules about the rest; None if the request is unknown."""

@@ -6,17 +6,18 @@ harmless. The server decides what to compute next; whoever drives it runs the jo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayemu.model.expert import expert_forward, scratch
+from rayemu.model.expert import Expert, expert_forward, scratch
+from rayemu.model.holdings import Holdings, Key
 from rayemu.model.model import Model
 from rayemu.model.reference import shared_forward
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.memory import NewRows, fresh_rows
-from rayemu.protocol.messages import Dispatch, Reply, Send
+from rayemu.protocol.messages import Dispatch, Refusal, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
 # Rows of a job, give or take half a request: twice as many would save at most 3 % of its time. Two batches of
@@ -52,13 +53,15 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One grouped GEMM: everything merged for one expert of one layer."""
+    """One grouped GEMM, everything merged for one expert of one layer; or the making of an expert."""
 
     layer: int
     expert: int
     parts: list[Part]
     rows: int
     flops: float
+    weights: Expert | None = None  # what the rows are for; of a job that makes an expert, what it made
+    make: Callable[[int, int], Expert] | None = None  # for a job without rows: builds the expert
     result: np.ndarray | None = None  # of a SHARED job, [n, D]
 
 
@@ -73,9 +76,17 @@ class _Group:
 class ExpertServer:
     """Queues lots by (layer, expert) and offers jobs, oldest group first."""
 
-    def __init__(self, me: int, config: ProtocolConfig, model: Model, new_rows: NewRows = fresh_rows) -> None:
+    def __init__(
+        self,
+        me: int,
+        config: ProtocolConfig,
+        model: Model,
+        holdings: Holdings,
+        new_rows: NewRows = fresh_rows,
+    ) -> None:
         self.me = me
         self.model = model
+        self.holdings = holdings
         self.new_rows = new_rows  # makes what becomes replies
         stream_time = model.spec.expert_bytes() / WEIGHT_BYTES_PER_S
         others = max(0.0, config.modules_per_core - 1)  # they have the core meanwhile
@@ -83,11 +94,18 @@ class ExpertServer:
         self.groups: dict[tuple[int, int], _Group] = {}
         self.works: dict[tuple[int, int, int], Work] = {}
 
-    def accept(self, dispatch: Dispatch, now: float) -> None:
-        """Queue a request whose lots are all for this module; a repeated one is ignored."""
+    def accept(self, dispatch: Dispatch, now: float) -> list[Send]:
+        """Queue a request whose lots are all for this module; a repeated one is ignored.
+
+        One with experts that are not held is refused as a whole.
+        """
         key = (dispatch.home, dispatch.request, dispatch.start)
         if key in self.works:
-            return
+            return []
+        lacking = [lot[1] for lot in dispatch.lots if (dispatch.layer, lot[1]) not in self.holdings]
+        if lacking:
+            refusal = Refusal(dispatch.home, dispatch.request, dispatch.start, self.me, lacking)
+            return [Send(dispatch.via if dispatch.via >= 0 else dispatch.home, refusal)]
         rows = None
         if len(dispatch.lots) > 1:
             total = sum(lot[2] for lot in dispatch.lots)
@@ -98,10 +116,15 @@ class ExpertServer:
             given = dispatch.rows if index is not None else dispatch.rows[span]
             part = Part(work, given, index, None if rows is None else rows[span])
             self._queue((dispatch.layer, expert), part, dispatch.slices, now)
+        return []
 
     def accept_shared(self, layer: int, rows: np.ndarray, tag: object, now: float) -> None:
         """Queue the home's own rows [t, D] for the layer's shared expert or dense FFN."""
         self._queue((layer, SHARED), Part(None, rows, None, None, tag), 1, now)
+
+    def awaits(self, key: Key) -> bool:
+        """Tell whether rows wait for this (layer, expert)."""
+        return key in self.groups
 
     def knows(self, home: int, request: int) -> bool:
         """Tell whether some part of the request is still queued or being computed."""
@@ -113,7 +136,8 @@ class ExpertServer:
         if not ready:
             return None
         layer, expert = min(ready)[1]
-        job = Job(layer, expert, [], 0, 0.0)
+        weights = None if expert == SHARED else self.holdings[layer, expert]
+        job = Job(layer, expert, [], 0, 0.0, weights)
         self.fill(job)
         return job
 
@@ -188,16 +212,20 @@ def lots_of(dispatch: Dispatch) -> Iterator[tuple[int, np.ndarray | None, slice]
 def run_job(model: Model, job: Job, new_rows: NewRows = fresh_rows) -> None:
     """Compute a job: gather the rows of all parts, one forward of the expert, scatter to the parts.
 
+    Or make the expert that it is for.
+
     `new_rows` makes the memory for a result of which replies will be slices.
     """
-    layer = model.layers[job.layer]
-    if job.expert == SHARED:
-        job.result = shared_forward(layer, job.parts[0].rows)
+    if job.make is not None:
+        job.weights = job.make(job.layer, job.expert)
         return
-    expert = layer.experts[job.expert]
+    if job.expert == SHARED:
+        job.result = shared_forward(model.layers[job.layer], job.parts[0].rows)
+        return
     x = _gathered(job)
     kept = any(part.out is None for part in job.parts)
-    y = expert_forward(expert, x, out=new_rows(*x.shape) if kept else scratch("result", *x.shape))
+    assert job.weights is not None
+    y = expert_forward(job.weights, x, out=new_rows(*x.shape) if kept else scratch("result", *x.shape))
     low = 0
     for part in job.parts:
         rows = y[low : low + part.count]

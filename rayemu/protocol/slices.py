@@ -64,7 +64,7 @@ class HeldSlice:
 
 @dataclass(slots=True, eq=False)
 class Parked:
-    """Pairs whose expert has no copy in our view: kept until the coordinator says what to do."""
+    """Pairs whose expert has no copy in our view, or none that will have them: kept until there is news."""
 
     unit: Unit
     expert: int

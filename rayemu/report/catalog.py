@@ -28,11 +28,13 @@ FAULT_KINDS = {
 def families() -> dict[str, dict[str, str]]:
     """Every family of strategies: scenario key -> name -> one line."""
     from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
+    from rayemu.arrivals import ARRIVALS
     from rayemu.compression import STAGES
     from rayemu.model.presets import PRESETS
     from rayemu.placement import PLACEMENTS
     from rayemu.routing import ROUTERS
     from rayemu.streams import STREAMS
+    from rayemu.traces import FORMATS
 
     return {
         "scenarios": dict(_scenarios()),
@@ -45,7 +47,9 @@ def families() -> dict[str, dict[str, str]]:
         "exchange.relay": first_lines(RELAYS),
         "cluster.transport": TRANSPORTS,
         "stream.kind": first_lines(STREAMS),
+        "arrivals.kind": first_lines(ARRIVALS),
         "faults.kind": FAULT_KINDS,
+        "trace --format": first_lines(FORMATS),
     }
 
 

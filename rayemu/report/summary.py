@@ -131,10 +131,25 @@ def _codec_names(frames: np.ndarray, codecs: Sequence[str]) -> str:
 def batch_times(results: Sequence[BatchResult], clock: str) -> dict[str, float]:
     """How long batches took from submission to their last row: p50, p99 and longest, on the named clock."""
     took = [r.finished_at - r.submitted_at for r in results if r.failure is None]
+    return _percentiles("batch", took, clock, {"p50": 50, "p99": 99, "max": 100})
+
+
+def latencies(results: Sequence[BatchResult], meant: Sequence[float], clock: str) -> dict[str, float]:
+    """How long after they were meant to begin batches were finished: p50, p90, p99 and longest.
+
+    Whoever has to wait until there is room for a batch waits for its result all that time; measured from
+    when it was handed out, a stall would count for the few batches only that were under way. `meant` are the
+    times of arrival on the named clock, as many as results, or none in a closed loop: then there is no
+    latency but the time of a batch.
+    """
+    took = [r.finished_at - at for r, at in zip(results, meant, strict=bool(meant)) if r.failure is None]
+    return _percentiles("latency", took, clock, {"p50": 50, "p90": 90, "p99": 99, "max": 100})
+
+
+def _percentiles(what: str, took: Sequence[float], clock: str, names: dict[str, int]) -> dict[str, float]:
     if not took:
         return {}
-    names = {"p50": 50, "p99": 99, "max": 100}
-    return {f"batch_{name}_{clock}_s": float(np.percentile(took, q)) for name, q in names.items()}
+    return {f"{what}_{name}_{clock}_s": float(np.percentile(took, q)) for name, q in names.items()}
 
 
 def slow_batches(

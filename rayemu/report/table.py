@@ -62,12 +62,12 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if s["wall_s"] and s["tokens_per_wall_s"]:
         yield "wall time", f"{format_seconds(s['wall_s'])}, {count(s['tokens_per_wall_s'])} tokens/s"
     yield "start and check", f"{format_seconds(s['start_wall_s'])}, {format_seconds(s['check_wall_s'])}"
-    for clock in ("wall", "virtual"):
-        if f"batch_p50_{clock}_s" in s:
-            took = [
-                f"{name} {format_seconds(s[f'batch_{name}_{clock}_s'])}" for name in ("p50", "p99", "max")
-            ]
-            yield "time of a batch", ", ".join(took) + (" (virtual)" if clock == "virtual" else "")
+    for what, words in (("batch", "time of a batch"), ("latency", "from its arrival")):
+        for clock in ("wall", "virtual"):
+            if f"{what}_p50_{clock}_s" in s:
+                keys = {name: f"{what}_{name}_{clock}_s" for name in ("p50", "p90", "p99", "max")}
+                took = [f"{name} {format_seconds(s[key])}" for name, key in keys.items() if key in s]
+                yield words, ", ".join(took) + (" (virtual)" if clock == "virtual" else "")
     if s["record_cut"]:
         yield "record", f"{s['record_cut']}; nor are the figures below complete"
     if s["bytes_sent"] is not None:

@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-FILES = ("scenario.yaml", "record.npz", "trace.json", "summary.json", "summary.part")  # beside events.jsonl
+FILES = (  # beside events.jsonl
+    "scenario.yaml",
+    "record.npz",
+    "loads.npz",
+    "trace.json",
+    "summary.json",
+    "summary.part",
+)
 
 
 class RunError(RuntimeError):

@@ -8,6 +8,7 @@ the comparison does not take cores from what is measured.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -29,7 +30,7 @@ from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.report.progress import Progress
-from rayemu.report.summary import account_tokens, account_traffic, batch_times, slow_batches
+from rayemu.report.summary import account_tokens, account_traffic, batch_times, latencies, slow_batches
 from rayemu.report.trace import save_trace
 from rayemu.report.trace import trace as trace_of
 from rayemu.running.faults import Injected, due, fault_entry, parameters
@@ -37,9 +38,12 @@ from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
+from rayemu.streams.aim import aim
+from rayemu.traces.arrays import RUN_LOADS, save_loads
 from rayemu.units import format_bytes
 
 RANDOM_MODULES = 3  # what a seeded generator is for: placement has 1, message faults 2
+LOOK_EVERY_S = 0.05  # while no batch has arrived: for faults that are due, and what was reported
 NOTICE_WITHIN_S = 1.0  # how long a finished run waits for the detection of its last fault
 
 Report = Callable[[Progress], None]
@@ -51,12 +55,13 @@ class Measured:
 
     results: list[BatchResult] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)  # of each batch as it was handed out
+    meant: list[float] = field(default_factory=list)  # when each was meant to be; none in a closed loop
     injected: list[Injected] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     record: np.ndarray = field(default_factory=lambda: np.zeros(0, RECORD))
     began: float = 0.0
     start_wall_s: float = 0.0  # from nothing to a cluster that waits for work
-    wall_s: float = 0.0  # from the first batch handed out to the last result
+    wall_s: float = 0.0  # from when the first batch could be handed out to the last result
     duplicate_results: int = 0
     reissued_slices: int = 0
 
@@ -127,18 +132,20 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
     if isinstance(way(), ByElement):
         journal.write("fallback", what="no product of this BLAS is exact: they are made element by element")
     report(Progress("start", 0, scenario.run.batches, events=journal.take_new()))
+    inputs = _inputs(scenario)
     with Emulator(scenario) as emulator:
-        measured = _measure(emulator, journal, report)
+        measured = _measure(emulator, inputs(), journal, report)
     for result, took, median in slow_batches(measured.results):
         journal.write("slow_batch", result.finished_at, batch=result.batch, took_s=took, median_s=median)
     exact, check_wall_s = None, 0.0
     if scenario.run.check == "exact":
         start = time.perf_counter()
-        exact = _compare(emulator, measured, journal, report)
+        exact = _compare(emulator, measured, inputs(), journal, report)
         check_wall_s = time.perf_counter() - start
     summary = _summary(scenario, emulator, measured, journal, exact, check_wall_s)
     journal.write("finished", passed=summary["passed"])
     save_columns(folder / "record.npz", measured.record)
+    save_loads(folder / RUN_LOADS, {r.batch: r.expert_tokens for r in measured.results if r.failure is None})
     if trace:
         nodes = np.repeat(np.arange(scenario.cluster.nodes), scenario.cluster.modules_per_node)
         codecs = [codec.name for codec in emulator.config.codecs]
@@ -148,7 +155,7 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
     return summary
 
 
-def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
+def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal, report: Report) -> Measured:
     """Stream all batches through a running emulator, with the faults of its plan."""
     run = emulator.scenario.run
     measured = Measured(start_wall_s=journal.clock() - journal.opened)
@@ -176,13 +183,26 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
             facts = {"fault": fault.kind, "module": injected.module, **parameters(fault)}
             journal.write("fault", measured.injected[-1].began, **facts)
 
+    def wait_until(meant: float) -> None:
+        """Let time pass until a batch arrives. What finishes meanwhile comes out after it was handed out."""
+        while (left := meant - journal.clock()) > 0:
+            emulator.wait(min(left, LOOK_EVERY_S))
+            begin_due(-1)
+            _note(emulator.take_notices(), measured, journal)
+            tell("run")
+
     def batches() -> Iterator[np.ndarray]:
         nonlocal began
-        for number, x in enumerate(_inputs(emulator.scenario)):
+        times = emulator.scenario.arrivals.build().times(run.seed)
+        arrivals = itertools.repeat(None) if times is None else times
+        for number, (x, arrival) in enumerate(zip(inputs, arrivals, strict=False)):
             if number == 0:
                 measured.began = journal.began = journal.clock()
                 began = time.perf_counter()
             measured.digests.append(xxhash.xxh3_64_intdigest(x.data))
+            if arrival is not None:
+                measured.meant.append(measured.began + arrival)
+                wait_until(measured.meant[-1])
             begin_due(number)
             yield x
 
@@ -212,11 +232,14 @@ def _measure(emulator: Emulator, journal: Journal, report: Report) -> Measured:
     return measured
 
 
-def _inputs(scenario: Scenario) -> Iterator[np.ndarray]:
-    """The batches of a run x [T, D]; the same ones each time."""
-    run = scenario.run
-    batches = scenario.stream.build().batches(run.batch_tokens, scenario.spec.d_model, run.seed)
-    yield from islice(batches, run.batches)
+def _inputs(scenario: Scenario) -> Callable[[], Iterator[np.ndarray]]:
+    """What gives the batches of a run x [T, D]; the same ones at each call. RunError where it cannot aim."""
+    run, spec = scenario.run, scenario.spec
+    try:
+        stream = aim(scenario.stream.build(), spec, scenario.placed(), run.seed)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    return lambda: islice(stream.batches(run.batch_tokens, spec.d_model, run.seed), run.batches)
 
 
 def _plan(scenario: Scenario) -> list[Injected]:
@@ -260,7 +283,13 @@ def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -
         _note(emulator.take_notices(), measured, journal)
 
 
-def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: Report) -> bool | None:
+def _compare(
+    emulator: Emulator,
+    measured: Measured,
+    inputs: Iterable[np.ndarray],
+    journal: Journal,
+    report: Report,
+) -> bool | None:
     """Whether every finished batch equals the reference bit by bit; None when none was finished.
 
     Batches are compared side by side, one core each: on a busy machine, BLAS threads that wait for each other
@@ -269,9 +298,9 @@ def _compare(emulator: Emulator, measured: Measured, journal: Journal, report: R
     compared, equal, done = 0, 0, 0
     cores = machine.cores()
     emulator.model  # noqa: B018 - made once, before threads ask for it
-    inputs = zip(measured.results, measured.digests, _inputs(emulator.scenario), strict=True)
+    items = zip(measured.results, measured.digests, inputs, strict=True)
     with blas_threads(1), ThreadPoolExecutor(cores) as pool:
-        while group := list(islice(inputs, cores)):
+        while group := list(islice(items, cores)):
             for (result, _, _), facts in zip(
                 group, pool.map(partial(_mismatch, emulator), group), strict=True
             ):
@@ -337,6 +366,7 @@ def _summary(
         "start_wall_s": measured.start_wall_s,
         "check_wall_s": check_wall_s,
         **batch_times(measured.results, clock),
+        **latencies(measured.results, measured.meant, clock),
         "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,

@@ -11,6 +11,7 @@ from rayemu.scenario.errors import ScenarioError
 from rayemu.scenario.faults import FAULTS, At, Fault
 from rayemu.scenario.scenario import Scenario
 from rayemu.scenario.sections import (
+    Arrivals,
     Cluster,
     Codecs,
     Exchange,
@@ -24,6 +25,7 @@ from rayemu.scenario.sections import (
 
 __all__ = [
     "FAULTS",
+    "Arrivals",
     "At",
     "Cluster",
     "Codecs",

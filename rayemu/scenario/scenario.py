@@ -23,7 +23,18 @@ from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems, withou
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
 from rayemu.scenario.loading import SCALARS, override, parse
-from rayemu.scenario.sections import Cluster, Exchange, Model, Placement, Replicas, Routing, Run, Stream
+from rayemu.scenario.sections import (
+    Arrivals,
+    Cluster,
+    Exchange,
+    Model,
+    Placement,
+    Replicas,
+    Routing,
+    Run,
+    Stream,
+)
+from rayemu.streams.aim import Aimed
 from rayemu.units import format_bytes
 
 LARGEST_BYTES = 4 << 20  # of a scenario's text: /dev/zero has no end
@@ -36,6 +47,7 @@ class Scenario(Section):
     model: Model
     cluster: Cluster = Cluster()
     stream: Stream = Stream()
+    arrivals: Arrivals = Arrivals()
     routing: Routing = Routing()
     placement: Placement = Placement()
     replicas: Replicas = Replicas()
@@ -115,7 +127,14 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
-        refuse([*self._batch_problems(spec), *self._memory_problems(spec)])
+        refuse(
+            [
+                *self._stream_problems(spec),
+                *self._arrival_problems(),
+                *self._batch_problems(spec),
+                *self._memory_problems(spec),
+            ]
+        )
         return self
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
@@ -144,6 +163,20 @@ class Scenario(Section):
             if isinstance(fault.module, int) and not 0 <= fault.module < self.cluster.modules:
                 text = f"{fault.module} is not allowed; allowed: 0 to {self.cluster.modules - 1}, or random"
                 yield Problem(("faults", position, "module"), text)
+
+    def _stream_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        stream = self.stream.build()
+        try:
+            if isinstance(stream, Aimed):
+                stream.check(spec)
+        except ValueError as error:
+            yield problem_of(error, "stream")
+
+    def _arrival_problems(self) -> Iterable[Problem]:
+        times, batches = self.arrivals.build().times(self.run.seed), self.run.batches
+        if isinstance(times, list) and len(times) < batches:
+            text = f"{batches} is not allowed; allowed: 1 to {len(times)}, the times that arrivals gives"
+            yield Problem(("run", "batches"), text)
 
     def _batch_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         if self.run.batch_tokens > (most := most_tokens(spec)):

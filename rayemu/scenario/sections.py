@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayemu.alltoall import EXCHANGES, REPLICAS
+from rayemu.arrivals import ARRIVALS
 from rayemu.compression import make_policy
 from rayemu.model.presets import PRESETS
 from rayemu.model.spec import ModelSpec
@@ -167,6 +168,17 @@ class Stream(Strategy):
     FAMILY = STREAMS
     WHAT = "a stream"
     kind: str = "zipf"
+
+
+class Arrivals(Strategy):
+    """When batches arrive: a strategy of `rayemu.arrivals` and its parameters.
+
+    It has `times(seed)`, which gives when batches are meant to begin.
+    """
+
+    FAMILY = ARRIVALS
+    WHAT = "a way to arrive"
+    kind: str = "closed"
 
 
 class Routing(Section):

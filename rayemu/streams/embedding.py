@@ -10,15 +10,31 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-TOKENS, EMBEDDING = 0, 1  # what a random stream is for: the same seed must not give related numbers
+# What random numbers are for: the same seed must not give related ones.
+TOKENS, EMBEDDING, ERAS, LEANINGS = 0, 1, 4, 6
+MOST = 2**24  # token ids, and the largest whole number that a stream takes
+
+
+def require(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that starts with the parameter's name, unless its value holds."""
+    if not holds:
+        raise ValueError(f"{name}: {value!r} is not allowed; allowed: {allowed}")
 
 
 def check_common(vocabulary: int, context: float) -> None:
     """Refuses what no stream can work with. The messages start with the parameter's name."""
-    if not 1 <= vocabulary <= 2**24:
-        raise ValueError(f"vocabulary: {vocabulary!r} is not allowed; allowed: 1 to 16777216 token ids")
-    if not 0 <= context < 1:
-        raise ValueError(f"context: {context!r} is not allowed; allowed: 0 up to, but not including, 1")
+    require(1 <= vocabulary <= MOST, "vocabulary", vocabulary, f"1 to {MOST} token ids")
+    require(0 <= context < 1, "context", context, "0 up to, but not including, 1")
+
+
+def check_count(name: str, value: int, what: str) -> None:
+    """Refuse a number of things that is not from 1 up."""
+    require(1 <= value <= MOST, name, value, f"1 to {MOST} {what}")
+
+
+def check_share(share: float) -> None:
+    """Refuse a share of the tokens that is nothing, or more than all."""
+    require(0 < share <= 1, "share", share, "more than 0, up to 1")
 
 
 class Embedding:
@@ -67,17 +83,20 @@ def embed(
     batch borders too. Every x_t has unit variance, and neighbours correlate by `context` where their tokens
     are independent. The rows do not depend on where the stream is cut into batches.
     """
-    embedding = Embedding(vocabulary, d_model, seed)
+    return mixed(map(Embedding(vocabulary, d_model, seed).rows, batches), context)
+
+
+def mixed(batches: Iterable[np.ndarray], context: float) -> Iterator[np.ndarray]:
+    """As `embed`, of batches of embeddings [T, D] float32, which are written to."""
     keep, fresh = np.float32(context), np.float32(math.sqrt(1 - context**2))
-    carried = np.empty(d_model, dtype=np.float32)
     previous: np.ndarray | None = None  # [D]
-    for tokens in batches:
-        x = embedding.rows(tokens)  # [T, D]
+    for x in batches:
         if context and len(x):
             # A recurrence over rows. One cached pass; NumPy's ways to do it at once take several over x.
             start = 0 if previous is not None else 1
             x[start:] *= fresh
             last = x[0] if previous is None else previous
+            carried = np.empty_like(last)
             for row in x[start:]:
                 np.multiply(last, keep, out=carried)
                 row += carried

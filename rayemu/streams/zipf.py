@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
-from rayemu.streams.embedding import TOKENS, check_common, embed
+from rayemu.streams.draw import drawn, zipf_mass
+from rayemu.streams.embedding import check_common, embed, require
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,11 @@ class Zipf:
 
     def __post_init__(self) -> None:
         check_common(self.vocabulary, self.context)
-        if not 0 <= self.alpha <= 20:
-            raise ValueError(f"alpha: {self.alpha!r} is not allowed; allowed: 0 to 20")
+        require(0 <= self.alpha <= 20, "alpha", self.alpha, "0 to 20")
 
     def tokens(self, batch_tokens: int, seed: int) -> Iterator[np.ndarray]:
         """Endless batches of token ids [T] int64."""
-        rng = np.random.default_rng([seed, TOKENS])
-        mass = np.arange(1, self.vocabulary + 1, dtype=np.float64) ** -self.alpha  # [V]
-        edges = np.cumsum(mass)  # [V]
-        while True:
-            drawn = np.searchsorted(edges, rng.random(batch_tokens) * edges[-1], side="right")
-            yield np.minimum(drawn, self.vocabulary - 1)
+        return drawn(repeat(zipf_mass(self.vocabulary, self.alpha)), batch_tokens, seed)
 
     def batches(self, batch_tokens: int, d_model: int, seed: int) -> Iterator[np.ndarray]:
         """Endless batches of activations x [T, D] float32."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rayemu.model.model import Model
 from rayemu.report.scatter import scatter
 from rayemu.scenario import Scenario
+from rayemu.streams.aim import aim
 from rayemu.study.budget import CODECS, budget, over_layers
 
 HEADINGS = (
@@ -35,8 +36,9 @@ def report(
     """Measure, print, and write to `out` where given. Raises CodecError for an unknown codec."""
     console = Console()
     spec, rows = scenario.spec, tokens or scenario.run.batch_tokens
-    x = next(iter(scenario.stream.build().batches(rows, spec.d_model, scenario.run.seed)))
     model = Model(spec)
+    stream = aim(scenario.stream.build(), spec, scenario.placed(), scenario.run.seed)
+    x = next(iter(stream.batches(rows, spec.d_model, scenario.run.seed)))
     entries = []
     with console.status("measuring") as status:  # shown on terminals only
         for entry in budget(model, x, codecs or CODECS):

@@ -248,6 +248,26 @@ def test_the_end_ends_all_waiting(quick: Coordinator) -> None:
         quick.client.submit(ROWS)
 
 
+def test_a_pause_lasts_holds_nobody_up_and_ends_with_the_cluster(quick: Coordinator) -> None:
+    began = time.monotonic()
+    quick.client.pause(0.05)
+    assert time.monotonic() - began >= 0.05
+    number = quick.client.submit(np.ones((1, 4), np.float32))
+    threading.Timer(0.05, quick.say, [done(number, np.ones((1, 4), np.float32))]).start()
+    threading.Timer(0.3, quick.client.fail, ["the end"]).start()
+    with pytest.raises(ClusterError, match="the end"):
+        quick.client.pause(60.0)
+    assert time.monotonic() - began < 30.0
+    assert number in quick.client.machine.finished, "what arrives meanwhile is handled"
+
+
+def test_a_pause_can_be_interrupted(quick: Coordinator) -> None:
+    threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        quick.client.pause(60.0)
+    quick.client.pause(0.0)
+
+
 def test_a_failing_client_thread_is_heard_of(quick: Coordinator) -> None:
     quick.client.machine.receive = None  # type: ignore[assignment]
     quick.say(Accepted(0))

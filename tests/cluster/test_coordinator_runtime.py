@@ -19,6 +19,7 @@ from rayemu.model.agreement import own_arithmetic
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import CLIENT, Heartbeat, Join, Notice
 from rayemu.protocol.wire import Wire
+from tests.views import everything
 
 
 class Over(Exception):
@@ -78,7 +79,7 @@ def nothing(module: int, incarnation: int) -> None:
 
 
 def joins(module: int) -> Join:
-    return Join(module, 0, f"e{module}", 1, 1, "elsewhere")
+    return Join(module, 0, f"e{module}", everything(), 1, 1, "elsewhere")
 
 
 def test_one_that_is_never_idle_still_sees_silence(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_replacement_that_cannot_be_started_is_heard_of_and_tried_again(tmp_pa
         tried.append((module, incarnation))
         if incarnation < 3:
             raise OSError("no room\nfor it")
-        join = Join(module, incarnation, "e", 1, 1, "elsewhere")
+        join = Join(module, incarnation, "e", everything(), 1, 1, "elsewhere")
         link.beats = lambda: [*beats(), join, Heartbeat(module, incarnation, 4)]
         link.end = time.monotonic() + 0.5
 

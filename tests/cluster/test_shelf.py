@@ -125,18 +125,23 @@ def test_forged_messages_are_no_frames() -> None:
     shelf, readers = opened()
     size = 2 * LEAST_BYTES
     (good,) = shelf.message([piece(size)], ME)
-    head, place = good[:16], struct.Struct("<QQQ")
-    slot, offset, _ = place.unpack(good[16:])
+    head, place = good[:16], struct.Struct("<IIQQ")
+    shelved, slot, offset, _ = place.unpack(good[16:])
+    ways = {place.unpack(bytes(shelf.message([piece(n), piece(size)], ME)[0])[16:40])[0] for n in (9, size)}
+    (inside,) = ways - {shelved}
     assert readers.frame([memoryview(good)]) is not None
     for bad in [
         good[:-1],
         good + b"x",
         good[:10],
-        head + place.pack(slot, SHELF_BYTES - 1, size),
-        head + place.pack(slot, 0, size),  # the bytes that say who is done
-        head + place.pack(slot, offset, 1 << 63),
-        head + place.pack(1 << 40, offset, size),
-        head + place.pack(0, 0, 0),  # a next part that is not there
+        head + place.pack(shelved, slot, SHELF_BYTES - 1, size),
+        head + place.pack(shelved, slot, 0, size),  # the bytes that say who is done
+        head + place.pack(shelved, slot, offset, 1 << 63),
+        head + place.pack(shelved, 1 << 31, offset, size),
+        head + place.pack(inside, 0, 0, 16),  # the head itself
+        head + place.pack(inside, 0, 40, 1),  # behind its end
+        head + place.pack(({0, 1, 2} - ways).pop(), 0, 0, 0),  # a next part that is not there
+        head + place.pack(9, slot, offset, size),  # a way that is none
         struct.pack("<4sIII", b"RYSH", 2**31, 5, 1) + good[16:],  # nobody's shelf
     ]:
         assert readers.frame([memoryview(bad)]) is None, bad
@@ -219,9 +224,7 @@ def test_links_bring_the_same_frame_either_way(
     a, b = ZmqLink("a", settings), ZmqLink("b", settings)
     placed = []
     if a._shelf is not None:
-        monkeypatch.setattr(
-            a._shelf, "_place", lambda *p, _place=a._shelf._place: placed.append(1) or _place(*p)
-        )
+        monkeypatch.setattr(a._shelf, "_lend", lambda *p, _lend=a._shelf._lend: placed.append(1) or _lend(*p))
     host, near, far = b.endpoint.split("|")
     near = near if way != "unreachable" else near.partition("#")[0] + "#999999999.7"
     endpoint = f"{host}|{near}|{far}"

@@ -10,7 +10,8 @@ import numpy as np
 
 from rayemu.alltoall import DEAD, EXCHANGES, RELAYS, REPLICAS
 from rayemu.compression import make_policy
-from rayemu.drivers.simulator import Network, Simulator
+from rayemu.drivers.simulator import Simulator
+from rayemu.drivers.world import Network
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
@@ -142,8 +143,8 @@ def links(simulator: Simulator, rng: np.random.Generator) -> None:
     """Let adaptive policies measure links that change their speed: the simulated ones have none."""
 
     def measure(rate: float) -> None:
-        for state in simulator.modules:
-            for gauge in state.machine.gauges.values() if state is not None else ():
+        for module in simulator.modules:
+            for gauge in module.machine.gauges.values():
                 for nbytes in (100, 100_000) * 40:
                     gauge.arrived(nbytes, nbytes / rate)
 

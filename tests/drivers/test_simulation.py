@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from rayemu import Emulator, Scenario
 from rayemu.model.reference import reference_forward
 from rayemu.scenario import Fault
-from tests.drivers import chaos
+from tests.drivers import chaos, moving
 
 BLOCK = 60
 
@@ -44,6 +44,31 @@ def test_many_seeds(first: int) -> None:
             chaos.run(seed, batches=6)
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def move(seeds: range) -> set[str]:
+    """Run stories of moving experts; return what they had."""
+    seen: set[str] = set()
+    for seed in seeds:
+        try:
+            seen |= moving.run(seed)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+    return seen
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_experts_move_through_every_fault(first: int) -> None:
+    seen = move(range(first, first + 50))
+    assert seen >= {*chaos.FAULTS, "fetched", "while loading", "cancelled", "failed"}, (
+        "the seeds cover too little"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1000, 3000, 100))
+def test_experts_move_through_many_seeds(first: int) -> None:
+    move(range(first, first + 100))
 
 
 def test_a_seed_replays_to_the_event() -> None:

@@ -32,6 +32,7 @@ from rayemu.protocol.messages import (
     text_of,
 )
 from rayemu.protocol.wire import Wire
+from tests.views import everything
 
 BOUNDS = Bounds(modules=4, experts=8, layers=2, top_k=2, d_model=16)
 WIRE = Wire((make_codec("raw"),), BOUNDS)
@@ -62,7 +63,7 @@ GOOD: list[Message] = [
     Result(0, 0, 0, 3, 1, ROWS, np.zeros((2, 8), np.int32), PATHS, PATHS),
     Failure(0, 0, 1, 7, 3),
     Epoch(1, 0, text_of(list("abcd")), np.full(4, ALIVE, np.uint8), FOUR, TABLE),
-    Join(3, 0, "e"),
+    Join(3, 0, "e", everything()),
     Heartbeat(3, 0, 1),
     Suspect(3, 0, 3),
     Totals(4, 0, 0, FOUR, np.zeros((4, len(TOTALS)))),

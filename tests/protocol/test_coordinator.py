@@ -33,6 +33,7 @@ from rayemu.protocol.messages import (
     endpoints_of,
 )
 from rayemu.scenario import Scenario
+from tests.views import everything
 
 SCENARIO = Scenario.from_dict({"model": {"d_model": 16, "d_ff": 16, "experts": 4, "top_k": 2, "layers": 2}})
 MODEL = Model(SCENARIO.spec)
@@ -50,7 +51,7 @@ def machine(**changes: object) -> CoordinatorMachine:
 def joined(**changes: object) -> CoordinatorMachine:
     m = machine(**changes)
     for module in range(4):
-        m.receive(Join(module, 0, f"e{module}"), 0.0)
+        m.receive(Join(module, 0, f"e{module}", everything()), 0.0)
     m.tick(0.0)
     return m
 
@@ -68,7 +69,7 @@ def told(sends: list[Send]) -> list[int]:
 def test_before_all_have_joined_only_the_one_who_joins_is_told_and_not_of_places() -> None:
     m = machine()
     for module in (2, 0, 3):
-        sends = m.receive(Join(module, 0, f"e{module}", 7, 8, "h"), 1.0)
+        sends = m.receive(Join(module, 0, f"e{module}", everything(), 7, 8, "h"), 1.0)
         assert told(sends) == [module] and m.tick(1.0) == []
         answer = of(Epoch, sends)[0].message
         assert isinstance(answer, Epoch) and answer.state[module] == ALIVE and endpoints_of(answer) == []
@@ -76,7 +77,7 @@ def test_before_all_have_joined_only_the_one_who_joins_is_told_and_not_of_places
         assert notice.to == CLIENT
         assert notice.message.facts["pid"] == 7 and notice.message.facts["host"] == "h"  # type: ignore[union-attr]
         assert m.receive(Heartbeat(module, 0, 1), 1.0) == [], "nobody lags behind yet"
-    last = m.receive(Join(1, 0, "e1"), 1.0)
+    last = m.receive(Join(1, 0, "e1", everything()), 1.0)
     assert told(last) == EVERYONE
     epoch = last[0].message
     assert isinstance(epoch, Epoch) and endpoints_of(epoch) == ["e0", "e1", "e2", "e3"]
@@ -85,11 +86,11 @@ def test_before_all_have_joined_only_the_one_who_joins_is_told_and_not_of_places
 
 def test_a_module_that_missed_the_answer_to_its_join_is_answered_again() -> None:
     for m in (machine(), joined()):
-        m.receive(Join(1, 0, "e1"), 1.0)
+        m.receive(Join(1, 0, "e1", everything()), 1.0)
         m.announced_at[1] = 1.0
         late = 1.0 + ANNOUNCE_AGAIN * CONFIG.retry_after
-        assert m.receive(Join(1, 0, "e1"), late - 0.01) == []
-        again = m.receive(Join(1, 0, "e1"), late + 0.01)
+        assert m.receive(Join(1, 0, "e1", everything()), late - 0.01) == []
+        again = m.receive(Join(1, 0, "e1", everything()), late + 0.01)
         assert told(again) == [CLIENT, 1] and not of(Notice, again)
         assert m.membership.members[1].heard == late + 0.01, "who asks to join is alive"
 
@@ -116,11 +117,11 @@ def test_bad_news_is_told_at_once_and_good_news_once_for_all() -> None:
     dead = m.down(1, 0, "process", 0.08)
     assert told(dead) == [CLIENT, 0, 2, 3]
     assert dead[0].message.state.tolist() == [ALIVE, DEAD, ALIVE, ALIVE]  # type: ignore[union-attr]
-    assert told(m.receive(Join(1, 1, "new"), 0.09)) == []
+    assert told(m.receive(Join(1, 1, "new", everything()), 0.09)) == []
     again = m.tick(0.09)
     assert told(again) == EVERYONE and endpoints_of(again[0].message)[1] == "new"  # type: ignore[arg-type]
     assert m.down(1, 0, "late news", 0.09) == []
-    assert m.receive(Join(1, 0, "old", 9, 9, "h"), 9.0) == [] and m.processes[1] == (0, "")
+    assert m.receive(Join(1, 0, "old", everything(), 9, 9, "h"), 9.0) == [] and m.processes[1] == (0, "")
     kinds = ["suspected"] * 2 + ["recovered"] * 2 + ["dead", "joined"]
     assert [c.kind for c in m.changes[4:]] == kinds, "for whoever starts and ends processes"
 
@@ -163,7 +164,7 @@ def test_slices_wait_for_the_first_module_that_can_take_them() -> None:
     for module in range(4):
         m.down(module, 0, "process", 0.0)
     assert [type(s.message) for s in m.receive(Submit(0, 0, X), 0.1)] == [Accepted]
-    m.receive(Join(2, 1, "new"), 0.2)
+    m.receive(Join(2, 1, "new", everything()), 0.2)
     assert {s.to for s in of(Slice, m.tick(0.2))} == {2}
 
 

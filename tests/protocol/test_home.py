@@ -41,7 +41,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.replay import PathReplay
 from rayemu.protocol.server import ExpertServer, run_job
 from rayemu.scenario import Scenario
-from tests.views import a_view
+from tests.views import a_view, holding_all
 
 ME = 0
 NODES = np.array([0, 0, 1, 1], np.int32)
@@ -58,7 +58,7 @@ class Table:
         self.config = replace(ProtocolConfig.from_scenario(scenario), **{**defaults, **config})
         self.model = Model(scenario.spec)
         self.placed = PLACEMENTS["linear"]().place(problem_of(np.full((layers, 4), copies), 4))
-        self.server = ExpertServer(ME, self.config, self.model)
+        self.server = ExpertServer(ME, self.config, self.model, holding_all(self.model))
         self.home = Home(ME, 0, self.config, self.model, self.server, self.view([ALIVE] * 4, 1))
 
     def view(self, states: list[int], epoch: int = 2, incarnations: tuple[int, ...] = (0, 0, 0, 0)) -> View:

@@ -9,7 +9,7 @@ from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import Membership
 from rayemu.protocol.messages import Slice, SliceProbe
-from tests.views import a_view
+from tests.views import a_view, everything
 
 PLACED = PLACEMENTS["linear"]().place(problem_of(np.full(4, 2), 4))
 NODES = np.array([0, 0, 1, 1], np.int32)
@@ -123,7 +123,7 @@ def membership(**changes: float | bool) -> Membership:
     args: dict = {"suspect_after": 0.06, "evict_after": 1.0, "replace_after": 0.3, "replace": True, **changes}
     m = Membership(NODES, PLACED, (1, 4), **args)
     for module in range(4):
-        m.join(module, 0, f"e{module}", 0.0)
+        m.join(module, 0, f"e{module}", everything(), 0.0)
     m.tick(0.0)
     return m
 
@@ -156,7 +156,7 @@ def test_silence_is_suspected_then_fatal_then_replaced() -> None:
         and 0.3 <= replaced - dead <= 0.33
     )
     assert m.view.state.tolist() == [ALIVE, ALIVE, DEAD, ALIVE]
-    assert m.join(2, 1, "new", 3.0)[0].kind == "joined"
+    assert m.join(2, 1, "new", everything(), 3.0)[0].kind == "joined"
     assert m.view.state[2] == ALIVE and m.view.incarnations[2] == 1 and m.endpoints[2] == "new"
 
 
@@ -210,7 +210,7 @@ def test_a_module_that_keeps_dying_is_replaced_more_slowly() -> None:
         while not any(text == "replace 0" for text in beat(m, now)):
             now += 0.01
         waits.append(now - died)
-        m.join(0, incarnation + 1, "again", now)
+        m.join(0, incarnation + 1, "again", everything(), now)
     assert [round(w, 1) for w in waits] == [0.3, 0.6, 1.2, 2.4, 2.4, 2.4]
 
 
@@ -241,11 +241,13 @@ def test_a_replacement_that_dies_before_it_joins_is_tried_again_ever_more_slowly
         assert failed(m, incarnation - 1, now) == [], "the one before is long gone"
         assert failed(m, incarnation, now) == [f"replacement_failed {incarnation} why"]
         assert failed(m, incarnation, now) == [], "it is gone only once"
-        assert m.join(0, incarnation, "late", now) == [], "what was given up does not come back"
+        assert m.join(0, incarnation, "late", everything(), now) == [], "what was given up does not come back"
         assert m.view.state[0] == DEAD
     assert waits == [0.3, 0.6, 1.2, 2.4, 2.4, 2.4]
     now, started = replacement(m, now)
-    assert m.join(0, started, "e", now)[0].kind == "joined" and m.view.incarnations[0] == started
+    assert (
+        m.join(0, started, "e", everything(), now)[0].kind == "joined" and m.view.incarnations[0] == started
+    )
 
 
 def test_a_replacement_that_never_joins_is_given_up() -> None:
@@ -262,7 +264,7 @@ def crowd(modules: int, **changes: float) -> Membership:
     args: dict = {"suspect_after": 0.06, "evict_after": 1.0, "replace_after": 0.3, "replace": True, **changes}
     m = Membership(nodes, PLACEMENTS["linear"]().place(problem_of(np.full(4, 1), modules)), (1, 4), **args)
     for module in range(modules):
-        m.join(module, 0, "e", 0.0)
+        m.join(module, 0, "e", everything(), 0.0)
     m.tick(0.0)
     return m
 
@@ -322,5 +324,5 @@ def test_death_is_final_for_an_incarnation() -> None:
     assert m.down(3, 0, "process", 1.0) == []
     assert m.heard(3, 0, 1.1) == [] and m.view.state[3] == DEAD
     assert m.suspect(3, 0, "x", 1.2) == []
-    assert m.join(3, 1, "e", 2.0) and m.down(3, 0, "late news", 2.1) == []
+    assert m.join(3, 1, "e", everything(), 2.0) and m.down(3, 0, "late news", 2.1) == []
     assert m.heard(3, 0, 2.2) == [] and m.view.state[3] == ALIVE

@@ -12,6 +12,7 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch
 from rayemu.protocol.server import JOB_ROWS, OTHERS_WORK, WEIGHT_BYTES_PER_S, ExpertServer, run_job
 from rayemu.scenario import Scenario
+from tests.views import holding_all
 
 SCENARIO = Scenario.from_dict({"model": {"d_model": 32, "d_ff": 64, "experts": 2, "top_k": 1, "layers": 1}})
 MODEL = Model(SCENARIO.spec)
@@ -20,7 +21,7 @@ STREAM_S = SCENARIO.spec.expert_bytes() / WEIGHT_BYTES_PER_S
 
 
 def server(modules_per_core: float = 1.0) -> ExpertServer:
-    return ExpertServer(0, replace(CONFIG, modules_per_core=modules_per_core), MODEL)
+    return ExpertServer(0, replace(CONFIG, modules_per_core=modules_per_core), MODEL, holding_all(MODEL))
 
 
 def dispatch(request: int, rows: int, slices: int = 1, expert: int = 0) -> Dispatch:

@@ -248,3 +248,30 @@ def test_what_does_not_fit_the_memory_is_refused_with_sizes_and_remedy(
     rayemu.running.run.refuse_too_large(large.with_overrides(["cluster.address=elsewhere:6379"]))
     monkeypatch.setattr("rayemu.machine.available_bytes", lambda: None)
     rayemu.running.run.refuse_too_large(large)
+
+
+def test_a_stream_that_aims_is_aimed_in_the_run_and_read_again_alike(tmp_path: Path) -> None:
+    shares = np.array([4, 3, 3, 2, 1, 1, 1, 1]) / 16
+    np.save(tmp_path / "trace.npy", 1000 * shares[None, None])
+    run = {"batches": 4, "batch_tokens": 256}
+    wanted = {
+        "adversarial": {"kind": "adversarial"},
+        "trace": {"kind": "trace", "path": f"{tmp_path}/trace.npy"},
+    }
+    for name, stream in wanted.items():
+        found = scenario(placement={"copies": 1}, run=run).model_dump(by_alias=True, exclude_none=True)
+        summary = run_scenario(Scenario.from_dict({**found, "stream": stream}), tmp_path / name)
+        assert summary["passed"] and summary["exact"] is True
+        load = np.array(summary["expert_tokens"][0]) / (4 * 256 * 2)
+        if name == "trace":
+            assert np.abs(load - shares).max() < 0.04
+        else:
+            assert load.max() == 0.5, "one expert a module: every token goes to it"
+
+
+def test_a_trace_that_the_candidates_cannot_follow_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    np.save(tmp_path / "trace.npy", np.ones((1, 1, 8)))
+    stream = {"kind": "trace", "path": f"{tmp_path}/trace.npy", "vocabulary": 3}
+    found = scenario().model_dump(by_alias=True, exclude_none=True)
+    with pytest.raises(RunError, match=r"stream\.path: .*raise stream\.vocabulary"):
+        run_scenario(Scenario.from_dict({**found, "stream": stream}), tmp_path / "out")

@@ -1,0 +1,47 @@
+"""A trigger by what is to come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayemu.balance.metrics import imbalance
+from rayemu.balance.monitor import in_windows
+from rayemu.balance.predictors import PREDICTORS
+from rayemu.balance.triggers.history import History
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """When the forecast of the next `window` batches is above `over` in max/mean under the present plan.
+
+    `predictor` is one of `rayemu.balance.predictors`, with its usual parameters; it sees whole windows of
+    `window` batches, the last ending now, and at least `windows` of them. `window` batches must have passed
+    since it last fired.
+    """
+
+    predictor: str = "moving_average"
+    over: float = 1.2
+    window: int = 5
+    windows: int = 4
+
+    def __post_init__(self) -> None:
+        if self.predictor not in PREDICTORS:
+            raise ValueError(
+                f"predictor: {self.predictor!r} is not allowed; allowed: {', '.join(PREDICTORS)}"
+            )
+        if not self.over >= 1:
+            raise ValueError(f"over: {self.over!r} is not allowed; allowed: 1 and above")
+        for name in ("window", "windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: 1 and above")
+
+    def fires(self, history: History) -> str | None:
+        """Fires when the forecast is uneven; ImportError when the predictor needs what is not installed."""
+        past = in_windows(history.loads, self.window)  # [W, L, E]
+        if history.since < self.window or len(past) < self.windows:
+            return None
+        ahead = PREDICTORS[self.predictor]().fit(past)(past)
+        expected = float(imbalance(ahead, history.plan, history.devices))
+        if expected <= self.over:
+            return None
+        return f"{self.predictor} expects max/mean {expected:.3f}, above {self.over:g}"

@@ -1,0 +1,437 @@
+"""Traces of every format: files by its rules come in, and what goes out is read by those rules."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayemu.traces import FORMATS, NO_EXPERT, Trace, TraceError, from_choices, read, read_trace, write
+from tests.traces.files import history, statistics, tensors, torch_file
+
+LOADS = np.array([[[5, 0, 3], [1, 1, 6]], [[2, 2, 4], [8, 0, 0]]])  # [W 2, L 2, E 3]
+
+
+def small() -> Trace:
+    """Four tokens of two layers, two choices each but for one, in windows of three tokens and one."""
+    choices = np.array([[[0, 1], [2, 1]], [[2, 0], [0, 1]], [[1, -1], [2, 0]], [[2, 1], [1, 0]]])
+    return from_choices(choices, np.array([0, 3, 4]), 3, np.array([3, 4]))
+
+
+def test_a_trace_counts_its_choices() -> None:
+    assert small().loads.tolist() == [[[2, 2, 1], [2, 2, 2]], [[0, 1, 1], [1, 1, 0]]]
+    assert small().total.tolist() == [[2, 3, 2], [3, 3, 2]]
+    assert not small().loads.flags.writeable
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_reads_what_it_wrote_and_recognises_it(tmp_path: Path, name: str) -> None:
+    if name == "flame":
+        pytest.importorskip("pyarrow", reason="pip install 'rayemu[traces]'")
+    trace = small()
+    path = tmp_path / f"x{FORMATS[name].suffix if name != 'trtllm' else ''}"
+    write(path, name, trace)
+    found = read_trace(path)
+    assert found.source == {"eplb": "vllm", "rayemu": ""}.get(name, name), "the history is vLLM's"
+    assert read_trace(path, name).source == found.source.replace("vllm", name)
+    alike = found.total if name == "flame" else found.loads
+    assert np.array_equal(alike, trace.total if name == "flame" else trace.loads)
+    if name in ("rayemu", "flame"):
+        assert found.choices is not None and np.array_equal(found.choices, trace.choices)
+    if name in ("rayemu", "flame", "trtllm"):
+        assert found.layers.tolist() == [3, 4]
+    if name == "rayemu":
+        assert np.array_equal(found.borders, trace.borders)
+
+
+def test_fractions_survive_where_a_format_has_them(tmp_path: Path) -> None:
+    trace = Trace(LOADS + 0.25)
+    for name in ("rayemu", "eplb", "vllm", "sglang", "npy"):
+        write(tmp_path / name, name, trace)
+        assert np.array_equal(read_trace(tmp_path / name, name).loads, LOADS + 0.25)
+    with pytest.raises(TraceError, match="trtllm holds whole numbers"):
+        write(tmp_path / "trtllm", "trtllm", trace)
+
+
+@pytest.mark.parametrize("name", ["eplb", "vllm"])
+def test_a_load_history(tmp_path: Path, name: str) -> None:
+    path = history(tmp_path / "expert-load.json", LOADS)
+    assert np.array_equal(read_trace(path).loads, LOADS)
+    assert np.array_equal(read_trace(path, name).loads, LOADS)
+    write(tmp_path / "out.json", name, Trace(LOADS))
+    entries = json.loads((tmp_path / "out.json").read_text())["load_history"]
+    assert [entry["logical_expert_load"] for entry in entries] == LOADS.tolist()
+
+
+@pytest.mark.parametrize("content", [LOADS[0].tolist(), LOADS.tolist(), {"weight": LOADS[0].tolist()}])
+def test_weights_as_eplb_takes_them(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps(content))
+    assert np.array_equal(read_trace(path).loads[0], LOADS[0])
+
+
+def test_sglang_counts_from_pt_and_json(tmp_path: Path) -> None:
+    """The recorder's buffer has room for more steps than were run."""
+    buffer = np.concatenate([LOADS, np.zeros((3, 2, 3), np.int64)]).astype(np.int32)
+    dump = {"rank": 0, "logical_count": buffer, "average_utilization_rate_over_window": None}
+    found = read_trace(torch_file(tmp_path / "x.pt", dump))
+    assert np.array_equal(found.loads, LOADS) and "3 unused steps" in found.notes[0]
+    (tmp_path / "x.json").write_text(json.dumps({"logical_count": LOADS.sum(axis=0).tolist()}))
+    assert np.array_equal(read_trace(tmp_path / "x.json").total, LOADS.sum(axis=0))
+    write(tmp_path / "out.json", "sglang", Trace(LOADS))
+    assert json.loads((tmp_path / "out.json").read_text()) == {"logical_count": LOADS.tolist()}
+
+
+def recorder(rank: int, topk: list[list[list[int]]], counts: list[list[int]], number: int) -> dict[str, Any]:
+    return {
+        "forward_pass_id": number,
+        "rank": rank,
+        "gatherer_key": "primary",
+        "input_ids": [1, 2],
+        "extend_seq_lens": None,
+        "topk_ids_of_layer": np.array(topk, np.int32),
+        "misc_objects": [],
+        "global_physical_count": np.array(counts, np.int32),
+    }
+
+
+SLOTS = np.array([[0, 1, 2, 1], [2, 0, 1, 2]])  # of two layers: copies of expert 1, of expert 2
+# two tokens by layer, three places for choices of which two are used; slots, not experts
+TOPK = [[[0, 3, -1], [1, 2, -1]], [[0, 1, -1], [3, 2, -1]]]
+COUNTS = [[1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_sglang_records_per_token_name_slots(tmp_path: Path) -> None:
+    dump = {"records": [recorder(0, TOPK, COUNTS, 7)], "last_physical_to_logical_map": SLOTS}
+    found = read_trace(torch_file(tmp_path / "x.pt", dump))
+    assert found.loads.tolist() == [[[1, 2, 1], [1, 1, 2]]]
+    assert found.choices is not None
+    assert found.choices.tolist() == [[[0, 1], [2, 0]], [[1, 2], [2, 1]]]  # [T, L, K]
+
+
+def test_sglang_ranks_of_a_folder_are_one_trace(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        records = [recorder(rank, TOPK, COUNTS, number) for number in (4, 5)]
+        dump = {"records": records, "last_physical_to_logical_map": SLOTS}
+        torch_file(tmp_path / f"expert_distribution_recorder_171.5_{rank}.pt", dump)
+    found = read_trace(tmp_path)
+    assert found.loads.tolist() == [[[2, 4, 2], [2, 2, 4]]] * 2
+    assert found.borders is not None and found.borders.tolist() == [0, 4, 8]
+    torch_file(tmp_path / "expert_distribution_recorder_999.5_0.pt", dump)
+    with pytest.raises(TraceError, match="not one per rank; name one"):
+        read_trace(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dump", "words"),
+    [
+        ({"records": []}, "no forward pass was recorded"),
+        ({"records": {}}, "records: expected a list"),
+        ({"records": [3]}, "found int; expected a dictionary"),
+        ({"records": [{}]}, "records, entry 0: global_physical_count: found NoneType"),
+        ({"records": [{"forward_pass_id": "x"}]}, "records, entry 0: forward_pass_id is 'x'"),
+        (
+            {"records": [{"global_physical_count": [[1, 2]]}]},
+            r"entry 0: counts of shape \[1, 2\], a map of \[2, 4\]",
+        ),
+        ({"records": [recorder(0, [[[0, 4]]] * 2, COUNTS, 1)]}, "records, entry 0: choice .* names expert 4"),
+        ({"records": [recorder(0, [[[0]]], COUNTS, 1)]}, r"entry 0: topk_ids_of_layer has shape \[1, 1, 1\]"),
+        (
+            {"records": [recorder(0, TOPK, COUNTS, 1), recorder(0, [[[0]]] * 2, COUNTS, 2)]},
+            r"passes with \[1, 3\] choices per token",
+        ),
+        ({"records": [], "last_physical_to_logical_map": 5}, "last_physical_to_logical_map: found int"),
+        ({"rank": 3}, "no logical_count, records or physical_to_logical_map in it; found rank"),
+    ],
+)
+def test_sglang_dumps_that_do_not_fit(tmp_path: Path, dump: dict[str, Any], words: str) -> None:
+    whole = {"last_physical_to_logical_map": SLOTS, **dump} if "records" in dump else dump
+    with pytest.raises(TraceError, match=words):
+        read(torch_file(tmp_path / "x.pt", whole))
+
+
+def test_sglang_ranks_with_different_maps_are_no_one_trace(tmp_path: Path) -> None:
+    for rank, slots in enumerate((SLOTS, SLOTS[::-1])):
+        dump = {"records": [recorder(rank, TOPK, COUNTS, 1)], "last_physical_to_logical_map": slots}
+        torch_file(tmp_path / f"expert_distribution_recorder_171.5_{rank}.pt", dump)
+    with pytest.raises(
+        TraceError, match="the ranks' last_physical_to_logical_map differ; read them one by one"
+    ):
+        read(tmp_path)
+
+
+def test_sglang_records_per_pass(tmp_path: Path) -> None:
+    record = recorder(0, TOPK, COUNTS, 7)
+    del record["topk_ids_of_layer"]
+    dump = {"records": [record], "last_physical_to_logical_map": SLOTS}
+    found = read_trace(torch_file(tmp_path / "x.pt", dump))
+    assert found.loads.tolist() == [[[1, 2, 1], [1, 1, 2]]] and found.choices is None
+
+
+def test_trtllm_adds_its_ranks_up(tmp_path: Path) -> None:
+    rank = {f"{i}_{layer}": LOADS[i - 100, layer - 3] for i in (100, 101) for layer in (3, 4)}
+    found = read_trace(statistics(tmp_path / "s", [rank, rank], experts=3))
+    assert np.array_equal(found.loads, 2 * LOADS) and found.layers.tolist() == [3, 4]
+    for name in ("meta_info.json", "rank1.safetensors"):
+        assert np.array_equal(read_trace(tmp_path / "s" / name).loads, 2 * LOADS)
+
+
+def test_trtllm_raw_choices(tmp_path: Path) -> None:
+    trace = small()
+    assert trace.choices is not None
+    raw = {f"1_{layer}": trace.choices[:, place].astype(np.int32) for place, layer in enumerate((3, 4))}
+    counted = {f"1_{layer}": trace.total[place].astype(np.int64) for place, layer in enumerate((3, 4))}
+    folder = statistics(tmp_path / "s", [counted], experts=3)
+    tensors(folder / "rank0_raw.safetensors", raw)
+    found = read_trace(folder)
+    assert found.choices is not None and np.array_equal(found.choices, trace.choices)
+    assert np.array_equal(found.total, trace.total), "the raw file's tensors are no counts"
+
+
+def test_trtllm_writes_what_the_official_package_reads(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    write(tmp_path / "s", "trtllm", small())
+    assert json.loads((tmp_path / "s" / "meta_info.json").read_text()) == {
+        "num_experts": 3,
+        "num_experts_per_token": 2,
+    }
+    found = load_file(tmp_path / "s" / "rank0.safetensors")
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "0_3": [2, 2, 1],
+        "0_4": [2, 2, 2],
+        "1_3": [0, 1, 1],
+        "1_4": [1, 1, 0],
+    }
+
+
+def parquet(path: Path, rows: list[list[int]], kind: str = "int16", fixed: bool = False) -> Path:
+    pa = pytest.importorskip("pyarrow", reason="pip install 'rayemu[traces]'")
+    import pyarrow.parquet as pq
+
+    value = getattr(pa, kind)()
+    lists = pa.list_(value, len(rows[0])) if fixed else pa.list_(value)
+    scores = pa.array([[0.5] * len(row) for row in rows], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"scores": scores, "indices": pa.array(rows, lists)}), path)
+    return path
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_flame_layers_of_a_folder(tmp_path: Path, fixed: bool) -> None:
+    parquet(tmp_path / "layer_02.parquet", [[0, 1], [2, 3], [1, 0]], fixed=fixed)
+    parquet(tmp_path / "layer_03.parquet", [[3, 1], [3, 2], [3, 0]], fixed=fixed)
+    found = read_trace(tmp_path, experts=5, window=2)
+    assert found.layers.tolist() == [2, 3] and found.experts == 5
+    assert found.loads.tolist() == [[[1, 1, 1, 1, 0], [0, 1, 1, 2, 0]], [[1, 1, 0, 0, 0], [1, 0, 0, 1, 0]]]
+    assert found.borders is not None and found.borders.tolist() == [0, 2, 3]
+    assert read_trace(tmp_path / "layer_03.parquet").layers.tolist() == [3]
+    assert len(read_trace(tmp_path, tokens=2).choices) == 2  # type: ignore[arg-type]
+
+
+def test_flame_of_more_tokens_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet(tmp_path / "layer_02.parquet", [[0, 1]] * 1000)
+    monkeypatch.setattr("rayemu.machine.available_bytes", lambda: 9000)
+    with pytest.raises(TraceError, match=r"1000 tokens in 1 layers need .* keep fewer with --tokens"):
+        read(tmp_path)
+    assert read_trace(tmp_path, tokens=500).total.tolist() == [[500, 500]]
+
+
+def test_minus_one_and_255_fill(tmp_path: Path) -> None:
+    rows = [[0, 1], [2, 255], [255, 255]]
+    uint8 = read_trace(parquet(tmp_path / "a.parquet", rows, "uint8"))
+    assert uint8.choices is not None and uint8.choices[:, 0].tolist() == [[0, 1], [2, -1], [-1, -1]]
+    assert read_trace(parquet(tmp_path / "b.parquet", rows), experts=3).total.tolist() == [[1, 1, 1]]
+    assert read_trace(parquet(tmp_path / "c.parquet", [[0, -1], [2, 1]])).total.tolist() == [[1, 1, 1]]
+    whole = read_trace(tmp_path / "a.parquet", experts=256)
+    assert whole.total[0, 255] == 3, "with 256 experts, 255 is one of them"
+    ragged = read_trace(parquet(tmp_path / "d.parquet", [[0, 1], [2], []]))
+    assert ragged.choices is not None and ragged.choices[:, 0].tolist() == [[0, 1], [2, NO_EXPERT], [-1, -1]]
+
+
+def test_uint8_with_more_than_256_experts_is_refused(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", [[0, 1]], "uint8")
+    with pytest.raises(TraceError, match="257 experts in uint8, which holds 256; record them as int16"):
+        read_trace(path, experts=257)
+    with pytest.raises(TraceError, match="names expert 1; allowed: 0 to 0, or -1"):
+        read_trace(path, experts=1)
+
+
+def test_without_pyarrow_the_error_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(TraceError, match=r"pip install 'rayemu\[traces\]'"):
+        read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("array", [LOADS, LOADS[0], LOADS.astype(np.float32), LOADS.astype(np.uint8)])
+def test_bare_numpy_files(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", array)
+    assert np.array_equal(read_trace(tmp_path / "x.npy").loads, array if array.ndim == 3 else array[None])
+
+
+_LAUGHS = b"l0: &l0 [1]\n" + b"".join(
+    b"l%d: &l%d [*l%d, *l%d]\n" % (n, n, n - 1, n - 1) for n in range(1, 31)
+)
+_MERGES = b"m0: &m0 {a: 1}\n" + b"".join(
+    b"m%d: &m%d {<<: [*m%d, *m%d]}\n" % (n, n, n - 1, n - 1) for n in range(1, 31)
+)
+HOSTILE = {
+    "empty": (b"", "format is not known; name it with --format"),
+    "prose.txt": (b"hello", "format is not known"),
+    "cut.json": (b'{"load_history": [', "damaged JSON"),
+    "deep.json": (b"[" * 100_000, "damaged JSON"),
+    "none.json": (b"[]", "found nothing"),
+    "text.json": (b'[["a", "b"]]', "found text"),
+    "ragged.json": (b"[[1, 2], [3]]", "entry 1 has 1 entries, entry 0 has 2"),
+    "flat.json": (b"[1, 2]", "nested 1 deep; expected 2 or 3"),
+    "negative.json": (b"[[1, 2], [3, -4]]", "layer 1, expert 1 in window 0 is -4"),
+    "nan.json": (b"[[1, NaN]]", "layer 0, expert 1 in window 0 is nan"),
+    "huge.json": (b"[[1, 1e300]]", "expert 1 in window 0 is 1e.300"),
+    "integer.json": (b"[[1, 123456789012345678901234567890]]", "found a mixture"),
+    "digits.json": (b"[[" + b"9" * 5000 + b"]]", "damaged JSON|mixture"),
+    "history.json": (b'{"load_history": []}', "expected a list of entries"),
+    "entry.json": (b'{"load_history": [{"load": 1}]}', "entry 0 has no logical_expert_load"),
+    "shapes.json": (
+        b'{"load_history": [{"logical_expert_load": [[1]]}, {"logical_expert_load": [[1, 2]]}]}',
+        r"entry 1 has shape \[1, 2\]",
+    ),
+    "count.json": (b'{"logical_count": 3}', "found int"),
+    "zip.npz": (b"PK\x03\x04rubbish", "format is not known"),
+    "head.npy": (b"\x93NUMPY\x01\x00\x10\x00{'descr': 'O'}\n", "damaged .npy"),
+    "short.npy": (b"\x93NUMPY", "damaged .npy"),
+    "utf.json": (b"[\xff\xfe]", "damaged JSON"),
+    "magic.parquet": (b"PAR1" + b"\0" * 40, "damaged parquet|pip install"),
+    "config.yaml": (b"initial_global_assignments: [1]", "expected experts by layer"),
+    "bomb.yaml": (
+        b"a: &a [1]\nb: &b [*a, *a]\ninitial_global_assignments: {0: [*b, *b]}",
+        "layer 0: expected a list of experts",
+    ),
+    "laughs.yaml": (
+        _LAUGHS + b"initial_global_assignments: {0: [0]}\nnum_slots: *l30",
+        "num_slots: found list; expected a positive",
+    ),
+    "more.yaml": (_LAUGHS + b"initial_global_assignments: {0: *l30}", "layer 0: expected a list of experts"),
+    "merge.yaml": (
+        _MERGES + b"initial_global_assignments: *m30",
+        "damaged YAML|expected experts|is no layer",
+    ),
+    "deeper.json": (b"[[[[[1]]]]]", "nested more than 4 deep"),
+    "tag.yaml": (b"initial_global_assignments: !!python/object/apply:os.system ['true']", "damaged YAML"),
+    "open.yaml": (b"initial_global_assignments: {", "damaged YAML"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    content, words = HOSTILE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TraceError, match=words) as caught:
+        read(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_file_as_any_format_is_an_error_and_no_crash(tmp_path: Path, name: str) -> None:
+    for number, (content, _) in enumerate([*HOSTILE.values(), (bytes(range(256)), "")]):
+        (tmp_path / str(number)).write_bytes(content)
+        with pytest.raises(TraceError):
+            read(tmp_path / str(number), name)
+    with pytest.raises(TraceError):
+        read(tmp_path, name)
+    with pytest.raises(TraceError, match="no such file"):
+        read(tmp_path / "none", name)
+
+
+def test_an_own_file_that_was_tampered_with(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    write(path, "rayemu", small())
+    with np.load(path) as arrays:
+        good = dict(arrays)
+    for changes, words in [
+        ({"rayemu_trace": np.array(2)}, "version 2; this rayemu reads version 1"),
+        ({"loads": np.array([["a"]])}, "loads have type"),
+        ({"loads": good["loads"][:, :1]}, "2 numbers for 1 layers"),
+        ({"borders": np.array([0, 9, 4])}, "borders: expected 3 growing numbers"),
+        ({"choices": np.full((4, 2, 2), 3)}, "names expert 3; allowed: 0 to 2"),
+        ({"choices": good["choices"][:, 0]}, "choices: shape"),
+        ({"layers": np.array([0.5, 1])}, "layers: found fractions"),
+        ({"loads": np.array([{}], dtype=object)}, "damaged"),
+    ]:
+        np.savez(path, **{**good, **changes})
+        with pytest.raises(TraceError, match=words):
+            read(path)
+
+
+def test_bytes_of_an_own_file_that_were_hit(tmp_path: Path) -> None:
+    write(tmp_path / "x.npz", "rayemu", small())
+    whole, draw = (tmp_path / "x.npz").read_bytes(), random.Random(0)
+    for _ in range(300):
+        hit = bytearray(whole)
+        hit[draw.randrange(len(hit))] = draw.randrange(256)
+        (tmp_path / "y.npz").write_bytes(hit[: draw.choice([len(hit), draw.randrange(len(hit))])])
+        with contextlib.suppress(TraceError):
+            assert read_trace(tmp_path / "y.npz").total.tolist() == small().total.tolist()
+
+
+def test_a_small_file_that_unpacks_to_more_than_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "x.npz", "rayemu", Trace(np.zeros((100, 10, 100), np.int64)))
+    monkeypatch.setattr("rayemu.machine.available_bytes", lambda: 1_000_000)
+    with pytest.raises(TraceError, match="it unpacks to 782"):
+        read(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: (s / "meta_info.json").write_text("{}"), "num_experts: found None"),
+        (lambda s: (s / "meta_info.json").write_text("["), "meta_info.json: damaged JSON"),
+        (lambda s: (s / "meta_info.json").write_text('{"num_experts": 4}'), r"shape \[3\]; expected \[4\]"),
+        (lambda s: (s / "rank0.safetensors").unlink(), "no rank"),
+        (lambda s: (s / "rank0.safetensors").write_bytes(b"\xff" * 20), "no safetensors file"),
+        (lambda s: tensors(s / "rank1.safetensors", {"loads": np.zeros(3)}), "expected names like 100_3"),
+        (lambda s: tensors(s / "rank1.safetensors", {"1_3": np.zeros(3)}), "type F64; expected integers"),
+        (
+            lambda s: tensors(s / "rank1.safetensors", {"9_3": np.zeros(3, int)}),
+            "no counts of iteration 9, layer 4",
+        ),
+    ],
+)
+def test_trtllm_statistics_that_do_not_fit(tmp_path: Path, spoil: Any, words: str) -> None:
+    folder = statistics(tmp_path / "s", [{"1_3": LOADS[0, 0], "1_4": LOADS[0, 1]}], experts=3)
+    spoil(folder)
+    with pytest.raises(TraceError, match=words):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["rayemu", "eplb", "vllm", "sglang", "trtllm", "npy"])
+def test_loads_of_another_number_of_experts_than_asked_for(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "x", name, small())
+    assert read_trace(tmp_path / "x", name, experts=3).experts == 3
+    with pytest.raises(TraceError, match="loads of 3 experts; 4 were asked for"):
+        read(tmp_path / "x", name, experts=4)
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pip install 'rayemu[traces]'")
+    with pytest.raises(TraceError, match="this trace has loads only"):
+        write(tmp_path / "x", "flame", Trace(LOADS))
+    with pytest.raises(TraceError, match="give --out a folder for 2 layers"):
+        write(tmp_path / "x.parquet", "flame", small())
+    with pytest.raises(TraceError, match=r"ends in \.json"):
+        write(tmp_path / "x.pt", "sglang", small())
+    with pytest.raises(TraceError, match="no folder"):
+        write(tmp_path / "no" / "x.npz", "rayemu", small())
+    with pytest.raises(TraceError, match="xyz is no format; allowed: rayemu, eplb"):
+        write(tmp_path / "x.npz", "xyz", small())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TraceError, match="statistics are a folder"):
+        write(tmp_path / "file", "trtllm", small())
