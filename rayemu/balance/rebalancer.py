@@ -142,7 +142,8 @@ class Rebalancer:
             return replace(decision, plan=None, why=f"{decision.why}; {wanted} is wanted")
         if policy.within is not None and (break_even is None or break_even > policy.within):
             pays = "does not pay" if break_even is None else f"pays after {break_even:.1f} batches"
-            return replace(decision, plan=None, why=f"{decision.why}; it {pays}, {policy.within:g} are allowed")
+            why = f"{decision.why}; it {pays}, {policy.within:g} are allowed"
+            return replace(decision, plan=None, why=why)
         return decision
 
     def _plan(self, loads: np.ndarray, present: Placement) -> Placement:

@@ -5,6 +5,7 @@ Plans are made where results arrive, so neither the coordinator nor any module w
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 from collections import deque
@@ -93,8 +94,7 @@ class Rebalancing:
 
     def _batch_s(self) -> float | None:
         """How long a batch takes at present: the median of the time between two results."""
-        times = list(self._finished)
-        gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+        gaps = [after - before for before, after in itertools.pairwise(self._finished)]
         return statistics.median(gaps) if gaps else None
 
 

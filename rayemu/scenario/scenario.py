@@ -23,6 +23,7 @@ from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems, withou
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
 from rayemu.scenario.loading import SCALARS, override, parse
+from rayemu.scenario.rebalance import Rebalance
 from rayemu.scenario.sections import (
     Arrivals,
     Cluster,
@@ -51,6 +52,7 @@ class Scenario(Section):
     routing: Routing = Routing()
     placement: Placement = Placement()
     replicas: Replicas = Replicas()
+    rebalance: Rebalance | None = None
     exchange: Exchange = Exchange()
     faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
     run: Run = Run()
@@ -177,6 +179,21 @@ class Scenario(Section):
         if isinstance(times, list) and len(times) < batches:
             text = f"{batches} is not allowed; allowed: 1 to {len(times)}, the times that arrivals gives"
             yield Problem(("run", "batches"), text)
+
+    def _placement_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        """What placement and planner have against the model and the modules, tried without loads."""
+        problem = self.placement_problem(spec)
+        try:
+            placed = self.placement.build().place(problem)
+        except (ValueError, ImportError) as error:
+            yield problem_of(ValueError(str(error)), "placement")
+            return
+        if self.rebalance is not None:
+            try:
+                self.rebalance.planner.build().place(dataclasses.replace(problem, present=placed))
+            except (ValueError, ImportError) as error:
+                found = problem_of(ValueError(str(error)), "planner")
+                yield Problem(("rebalance", *found.path), found.text)
 
     def _batch_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         if self.run.batch_tokens > (most := most_tokens(spec)):
