@@ -37,24 +37,30 @@ def steps_apart(placement: Placement, transitions: np.ndarray, group: np.ndarray
     return apart
 
 
-def messages(placement: Placement, choices: np.ndarray, group: np.ndarray, experts: int) -> np.ndarray:
-    """Return in how many groups [L] a token of `choices [T, L, K]` is computed on average, with merged rows.
+def messages(
+    placement: Placement, choices: np.ndarray, group: np.ndarray, distances: np.ndarray
+) -> np.ndarray:
+    """Return to how many groups [L] other than its home's a token of `choices [T, L, K]` goes on average.
 
-    Every group that holds a first copy of one of its experts counts once: what an exchange that sends a token
-    once to each group sends, its own group included. Negative choices are none.
+    A group gets a token once, however many of its experts are there, as from an exchange that merges rows. Of
+    copies equally near, home and expert take turns. Negative choices are none.
     """
-    visited = np.zeros(choices.shape[1])
+    sent = np.zeros(choices.shape[1])
     number = np.unique(group, return_inverse=True)[1]
-    for layer in range(choices.shape[1]):
-        home = np.full(experts + 1, -1)
-        mine = np.flatnonzero(placement.layer == layer)[::-1]
-        home[placement.expert[mine]] = number[placement.module[mine]]  # the first copy is written last
-        groups = home[choices[:, layer]]  # [T, K]
-        seen = np.zeros((len(groups), int(number.max()) + 1), bool)
-        token, choice = np.nonzero(groups >= 0)
-        seen[token, groups[token, choice]] = True
-        visited[layer] = seen.sum() / max(len(groups), 1)
-    return visited
+    for layer in range(len(sent)):
+        copies = _copies(placement, layer)
+        token, choice = np.nonzero(choices[:, layer] >= 0)
+        expert = choices[token, layer, choice]  # [R]
+        for home in range(len(group)):
+            nearest = np.full(max([e for e, _ in copies], default=-1) + 1, -1)
+            for e, modules in copies:
+                near = modules[distances[home, modules] == distances[home, modules].min()]
+                nearest[e] = number[near[(home + e) % len(near)]]
+            seen = np.zeros((len(choices), int(number.max()) + 1), bool)
+            seen[token, nearest[expert]] = True
+            seen[:, number[home]] = False
+            sent[layer] += seen.sum() / max(len(choices), 1) / len(group)
+    return sent
 
 
 def mean_hops(placement: Placement, loads: np.ndarray, distances: np.ndarray) -> np.ndarray:

@@ -51,22 +51,30 @@ def test_deviation_by_hand() -> None:
 
 
 def test_messages_by_hand() -> None:
-    choices = np.array([[[0, 1], [0, 1]], [[0, 2], [1, 2]], [[1, -1], [0, 2]]])  # [T, L, K]
-    assert messages(PLAN, choices, np.arange(4), 3) == pytest.approx([(1 + 2 + 1) / 3, (2 + 1 + 2) / 3])
-    assert messages(PLAN, choices, NODES, 3) == pytest.approx([(1 + 2 + 1) / 3, (2 + 1 + 2) / 3])
+    choices, far = np.array([[[0, 1]], [[0, 2]], [[1, -1]]]), problem_of(np.ones(3, int), 4, 2).distances
+    by_hand = [  # for homes 0 to 3; in brackets what stays at home
+        [0, 1, 2, 1],  # experts 0 and 1: (0); 0; 3 and 0; (3) and 0
+        [1, 2, 1, 1],  # experts 0 and 2: (0) and 2; 0 and 2; 3 and (2); (3) and 2
+        [0, 1, 1, 1],  # expert 1: (0); 0; 0; 0
+    ]
+    assert messages(PLAN, choices, np.arange(4), far) == pytest.approx([np.mean(by_hand)])
+    by_node = [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]
+    assert messages(PLAN, choices, NODES, far) == pytest.approx([np.mean(by_node)])
 
 
-def test_a_pair_of_chosen_experts_is_apart_or_takes_one_message() -> None:
-    """With two choices and one copy each, messages - 1 is the share of pairs apart."""
+def test_two_choices_are_a_pair_apart_or_one_message() -> None:
+    """With one copy each, a token goes to 1 + (share of pairs apart) modules, its home one of M alike."""
     rng = np.random.default_rng(0)
-    placed = Random().place(problem_of(np.ones((1, 12), int), 4))
+    problem = problem_of(np.ones((1, 12), int), 4)
+    placed = Random().place(problem)
     choices = np.array([rng.choice(12, 2, replace=False) for _ in range(500)])
     pairs = np.zeros((1, 12, 12))
     for one, other in choices:
         pairs[0, one, other] += 1
         pairs[0, other, one] += 1
     apart = pairs_apart(placed, pairs, np.arange(4))
-    assert messages(placed, choices[:, None], np.arange(4), 12) - 1 == pytest.approx(apart)
+    found = messages(placed, choices[:, None], np.arange(4), problem.distances)
+    assert found == pytest.approx((1 + apart) * (1 - 1 / 4))
 
 
 def test_a_ring_of_nodes() -> None:
