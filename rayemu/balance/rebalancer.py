@@ -114,9 +114,9 @@ class Rebalancer:
         """
         policy, problem = self.policy, self.problem
         half = len(loads) // 2
-        older, newer = loads[:half].sum(axis=0), loads[half:].sum(axis=0)
-        tried = self._plan(older, present)
-        plan = match_devices(present, self._plan(newer, present), problem.module_to_node)
+        newer = loads[half:].sum(axis=0)
+        tried = self._plan(loads[:half], present)
+        plan = match_devices(present, self._plan(loads[half:], present), problem.module_to_node)
         moves = moves_between(present, plan, problem.module_to_node)
         before, unseen, after = (p.module_loads(newer, problem.modules) for p in (present, tried, plan))
         gain = _saved(before, unseen)
@@ -147,7 +147,10 @@ class Rebalancer:
         return decision
 
     def _plan(self, loads: np.ndarray, present: Placement) -> Placement:
-        return self.policy.planner.place(replace(self.problem, loads=loads, present=present))
+        """A plan for loads [B, L, E]."""
+        shares = loads / np.maximum(loads.sum(axis=2, keepdims=True), 1)
+        known = replace(self.problem, loads=loads.sum(axis=0), variances=shares.var(axis=0), present=present)
+        return self.policy.planner.place(known)
 
 
 def _saved(before: np.ndarray, after: np.ndarray) -> float:

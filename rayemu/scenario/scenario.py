@@ -130,13 +130,14 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
-        refuse(self._placement_problems(spec))
+        unplaced = list(self._placement_problems(spec))
         refuse(
             [
+                *unplaced,
                 *self._stream_problems(spec),
                 *self._arrival_problems(),
                 *self._batch_problems(spec),
-                *self._memory_problems(spec),
+                *(self._memory_problems(spec) if not unplaced else ()),
             ]
         )
         return self
@@ -186,13 +187,14 @@ class Scenario(Section):
         """What placement and planner have against the model and the modules, tried without loads."""
         problem = self.placement_problem(spec)
         try:
-            placed = self.placement.build().place(problem)
+            placed = self.placed()
         except (ValueError, ImportError) as error:
             yield problem_of(ValueError(str(error)), "placement")
             return
         if self.rebalance is not None:
+            known = dataclasses.replace(problem, present=placed, variances=np.zeros_like(problem.loads))
             try:
-                self.rebalance.planner.build().place(dataclasses.replace(problem, present=placed))
+                self.rebalance.planner.build().place(known)
             except (ValueError, ImportError) as error:
                 found = problem_of(ValueError(str(error)), "planner")
                 yield Problem(("rebalance", *found.path), found.text)
@@ -231,16 +233,20 @@ class Scenario(Section):
             rng=np.random.default_rng([self.run.seed, 1]),
         )
 
-    def placed(self, spec: ModelSpec | None = None) -> Placed:
+    def placed(self) -> Placed:
         """The slots of every expert copy, as `placement` says."""
-        placed: Placed = self.placement.build().place(self.placement_problem(spec))
+        return self._placed
+
+    @cached_property
+    def _placed(self) -> Placed:
+        placed: Placed = self.placement.build().place(self.placement_problem())
         return placed
 
     def module_bytes(self, spec: ModelSpec | None = None) -> np.ndarray:
         """Bytes of weights and activations that each module needs [M], at the width it runs at."""
         spec = spec or self.spec
         modules = self.cluster.modules
-        routed = np.bincount(self.placed(spec).module, minlength=modules) * spec.expert_bytes()  # [M]
+        routed = np.bincount(self.placed().module, minlength=modules) * spec.expert_bytes()  # [M]
         common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
         rows = -(-self.run.batch_tokens // modules)
         return routed + common + self.run.in_flight * spec.activation_bytes(rows)
