@@ -3,7 +3,8 @@
 Every strategy plans on the first half of a routing trace and is measured on the second, which it has not
 seen: on tokens with planted communities of experts, whose gain is known beforehand, and on the choices of
 real routers (with random gates) over the standard library's source. The texts claim that graph partitioning
-saves "45-60 %" and "30-40 %" of the traffic between modules.
+saves "45-60 %" and "30-40 %" of the traffic between modules. With `--trace` it takes any routing trace, such
+as that of a trained router (`python -m benchmarks.trained_router`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rayemu.model.reference import finish, moe_forward, prepare, route
 from rayemu.placement import PLACEMENTS, Domains, problem_of
 from rayemu.streams.text import Text
 from rayemu.study.strategies import Line, compare, learned, table
+from rayemu.traces import read_trace
 from rayemu.traces.trace import Trace, from_choices
 
 from .output import machine, results_file, write
@@ -37,11 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tokens", type=int, default=16384, help="of a trace; default: %(default)s")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--trace", type=Path, help="one with choices, instead of these cases; 8 modules")
     parser.add_argument("--out", type=Path, metavar="FILE.json", default=None)
     args = parser.parse_args(argv)
     console = Console(width=150)
     results = []
-    for name, make, size in CASES:
+    cases = CASES if args.trace is None else [(args.trace.name, lambda n: _read(args.trace, n), MIDDLE)]
+    for name, make, size in cases:
         if args.only not in name:
             continue
         trace = make(args.tokens)
@@ -98,10 +102,10 @@ def planted(tokens: int, inside: float, experts: int = 64, top_k: int = 8, layer
     return _trace(choices, experts)
 
 
-def on_text(preset: str, tokens: int, layers: int = 4, context: float = 0.5) -> Trace:
+def on_text(preset: str, tokens: int, scale: int, layers: int = 4, context: float = 0.5) -> Trace:
     """The choices of a preset's router, with random gates, over the standard library's source."""
     spec = PRESETS[preset]
-    spec = dataclasses.replace(spec, layers=spec.dense_layers + layers).scaled(spec.d_model // 128)
+    spec = dataclasses.replace(spec, layers=spec.dense_layers + layers).scaled(scale)
     model, batch = Model(spec), 1024
     batches = Text(context=context).batches(batch, spec.d_model, 0)
     found = []
@@ -116,23 +120,33 @@ def on_text(preset: str, tokens: int, layers: int = 4, context: float = 0.5) -> 
     return _trace(np.concatenate(found)[:tokens].astype(np.int64), spec.experts)
 
 
+def _read(path: Path, tokens: int) -> Trace:
+    trace = read_trace(path)
+    if trace.choices is None:
+        raise SystemExit(f"{path}: it has loads only; give a trace with the choices of each token")
+    return _trace(trace.choices[:tokens].astype(np.int64), trace.experts)
+
+
 def _trace(choices: np.ndarray, experts: int) -> Trace:
     borders = np.linspace(0, len(choices), WINDOWS + 1).astype(np.int64)
     return from_choices(choices, borders, experts)
 
 
+SMALL = {"modules": 4, "nodes": 2, "extra": 4}
+MIDDLE = {"modules": 8, "nodes": 2, "extra": 8}
+LARGE = {"modules": 32, "nodes": 4, "extra": 32}
 CASES: list[tuple[str, Any, dict[str, int]]] = [
     *(
         (
             f"planted {inside:.0%}",
             lambda tokens, inside=inside: planted(tokens, inside),
-            {"modules": 8, "nodes": 2, "extra": 8},
+            MIDDLE,
         )
         for inside in (1.0, 0.75, 0.5, 0.0)
     ),
-    ("mixtral-8x7b on text", lambda n: on_text("mixtral-8x7b", n), {"modules": 4, "nodes": 2, "extra": 4}),
-    ("olmoe on text", lambda n: on_text("olmoe", n), {"modules": 8, "nodes": 2, "extra": 8}),
-    ("deepseek-v3 on text", lambda n: on_text("deepseek-v3", n), {"modules": 32, "nodes": 4, "extra": 32}),
+    ("mixtral-8x7b on text", lambda n: on_text("mixtral-8x7b", n, 32), SMALL),
+    ("olmoe on text", lambda n: on_text("olmoe", n, 16), MIDDLE),
+    ("deepseek-v3 on text", lambda n: on_text("deepseek-v3", n, 32), LARGE),
 ]
 
 
