@@ -22,6 +22,7 @@ NEVER = {
     "suspect_after": "2 h",
     "evict_after": "3 h",
     "retry_after": "1 h",
+    "stall_after": "2 h",
     "replace_after": "1 h",
 }
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rayemu.balance.rebalancer import Rebalancer
+from rayemu.drivers.rebalancing import Rebalancing
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.numerics import denormals_kept, denormals_notice
@@ -131,6 +133,11 @@ class Emulator:
                 blas_threads=cluster.blas_threads,
             )
 
+        self._rebalancing: Rebalancing | None = None
+        if scenario.rebalance is not None:
+            rebalancer = Rebalancer(scenario.rebalance.policy(), scenario.placement_problem())
+            at_once = cluster.transport == "memory"
+            self._rebalancing = Rebalancing(rebalancer, self._running, at_once)
         self._close = weakref.finalize(self, _close, self._running, self._process)
 
     def __enter__(self) -> Emulator:
@@ -247,8 +254,9 @@ class Emulator:
         return self._backend.now
 
     def take_notices(self) -> list[Notice]:
-        """Return and forget what the coordinator reported: joins, deaths, suspicions, recoveries."""
-        return self._backend.take_notices()
+        """Return and forget what was reported: joins, deaths, suspicions, recoveries, moves, decisions."""
+        decided = [] if self._rebalancing is None else self._rebalancing.take_notices()
+        return decided + self._backend.take_notices()
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -271,12 +279,16 @@ class Emulator:
 
     def close(self) -> None:
         """Stop everything that was started."""
+        if self._rebalancing is not None:
+            self._rebalancing.close()
         self._close()
 
     def _next(self, waiting: deque[int | BatchResult], yield_failed: bool) -> BatchResult:
         first = waiting[0]
         result = self._backend.result(first) if isinstance(first, int) else first
         waiting.popleft()
+        if self._rebalancing is not None:
+            self._rebalancing.observe(result)
         if result.failure is not None and not yield_failed:
             raise LostExpertError(result.batch, result.failure.layer, result.failure.expert)
         return result

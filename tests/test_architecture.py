@@ -23,6 +23,7 @@ OURS = ("rayemu", "cluster", "compression", "benchmarks", "launch", "tests")
 # From the ground up: a room may import those that come before it, and none that comes after.
 ROOMS = (
     "units",
+    "plain_yaml",
     "compression",
     "numerics",
     "machine",

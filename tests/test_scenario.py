@@ -232,7 +232,10 @@ REFUSED = [
     (["stream.kind=zipff"], ["stream.kind: 'zipff' is not a stream; known: zipf, uniform, text"]),
     (["routing.kind=best"], ["routing.kind: 'best' is not a router; known: softmax_topk"]),
     (["placement.kind=x"], ["placement.kind: 'x' is not a placement; known: linear, round_robin, random"]),
-    (["replicas.kind=x"], ["replicas.kind: 'x' is not a replica choice; known: nearest, least_loaded, hash"]),
+    (
+        ["replicas.kind=x"],
+        ["replicas.kind: 'x' is not a replica choice; known: nearest, least_loaded, even"],
+    ),
     (["exchange.kind=x"], ["exchange.kind: 'x' is not an exchange; known: flat, hierarchical"]),
     (["exchange.relay=x"], ["exchange.relay: 'x' is not a relay choice; known: spread, first"]),
     (
@@ -405,6 +408,33 @@ def test_memory_that_is_just_enough_is_enough() -> None:
     Scenario.from_dict(TINY | {"cluster": {"memory": needs}})
     with pytest.raises(ScenarioError, match=r"cluster\.memory: .* is not enough"):
         Scenario.from_dict(TINY | {"cluster": {"memory": needs - 1}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("graph", "placement: graph placement needs which experts tokens choose together"),
+        ("affinity", "placement: affinity placement needs which experts tokens choose layer after layer"),
+        ("variance", "placement: variance placement needs how the experts' shares vary"),
+        ("domains", "placement.failures: 1 takes 2 copies of each expert, 16 slots of a layer"),
+    ],
+)
+def test_a_placement_that_needs_what_a_start_does_not_know_is_refused(kind: str, said: str) -> None:
+    (line,) = problems(f"placement={{kind: {kind}}}")
+    assert line.startswith(said)
+
+
+def test_a_planner_that_needs_what_a_run_does_not_tell_is_refused() -> None:
+    (line,) = problems("rebalance={every: 4, planner: graph}")
+    assert line.startswith("rebalance.planner: graph placement needs which experts tokens choose together")
+    Scenario.from_dict(TINY | {"rebalance": {"every": 4, "planner": "variance"}})  # it has the windows' loads
+
+
+def test_a_placement_is_made_once() -> None:
+    scenario = Scenario.from_dict(TINY)
+    assert scenario.placed() is scenario.placed()
+    again = pickle.loads(pickle.dumps(scenario))
+    assert again == scenario and again.placed().module.tolist() == scenario.placed().module.tolist()
 
 
 def test_a_value_is_cut_where_it_would_hide_the_message() -> None:

@@ -49,6 +49,30 @@ class LeastLoaded:
         return table[experts]
 
 
+@dataclass(frozen=True)
+class Even:
+    """All copies, each for the same share of an expert's rows: what planners of copies count on."""
+
+    def choose(self, layer: int, experts: np.ndarray, view: View, home: int, load: np.ndarray) -> np.ndarray:
+        """Map logical experts [T, K] of a layer to slots [T, K]; -1 where no copy is left.
+
+        The rows of an expert are cut into as many runs as it has copies; homes begin with different ones.
+        """
+        copies, wanted = view.copies, experts.ravel()
+        begin = copies.start[layer * view.experts : (layer + 1) * view.experts + 1]  # [E + 1]
+        count = np.diff(begin)  # [E]
+        rows = np.bincount(wanted, minlength=view.experts)  # [E]
+        order = np.argsort(wanted, kind="stable")
+        of = wanted[order]
+        rank = np.arange(len(order)) - (np.cumsum(rows) - rows)[of]  # among the rows of its expert
+        there = count[of] > 0
+        of, rank = of[there], rank[there]
+        run = (rank * count[of] // rows[of] + home + of) % count[of]
+        slots = np.full(wanted.shape, -1, np.int32)
+        slots[order[there]] = copies.slots[begin[of] + run]
+        return slots.reshape(experts.shape)
+
+
 def _nearest(view: View, home: int) -> np.ndarray:
     """The slot [L, E] of the copy that is fewest hops away, of equal ones the (home + expert)-th in turn."""
     copies = view.copies

@@ -150,7 +150,7 @@ def judge(
     if demand.gain is not None:
         met &= gain >= demand.gain
     if demand.within is not None:
-        met &= (saved > 0) & (np.array(moving_s[:-1]) <= demand.within * saved)
+        met &= np.array(moving_s[:-1]) <= demand.within * saved
     met &= saved > 0
     pairs, won = len(met), int(met.sum())
     saved_s = float(np.median(saved)) if pairs else 0.0

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment, linprog
-from scipy.sparse import coo_array
 
 from rayemu.placement import Placement, from_columns
 
@@ -108,6 +106,9 @@ def balancing_flow(loads: np.ndarray, distances: np.ndarray, ceiling: int | None
     if not giving.size:
         return flow
     edges = np.arange(len(giving) * len(taking))
+    from scipy.optimize import linprog  # slow to import, and scenarios need none of it
+    from scipy.sparse import coo_array
+
     give = coo_array((np.ones(len(edges)), (edges // len(taking), edges)), (len(giving), len(edges)))
     take = coo_array((np.ones(len(edges)), (edges % len(taking), edges)), (len(taking), len(edges)))
     found = linprog(
@@ -197,6 +198,8 @@ def _held(present: Placement, new: Placement, devices: int) -> tuple[np.ndarray,
 
 def _assign(cost: np.ndarray, nodes: list[np.ndarray]) -> np.ndarray:
     """Physical device [G] of each device of a plan for the least cost [G, G], nodes staying together."""
+    from scipy.optimize import linear_sum_assignment
+
     between = np.full((len(nodes), len(nodes)), np.iinfo(np.int32).max, np.int64)
     inside: dict[tuple[int, int], np.ndarray] = {}
     for a, mine in enumerate(nodes):

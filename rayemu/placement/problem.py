@@ -27,6 +27,7 @@ class PlacementProblem:
     memory: np.ndarray | None = None  # [M] float64, bytes for experts of all layers; None: no limit
     coactivation: np.ndarray | None = None  # [L, E, E] tokens that chose both, symmetric, zero diagonal
     transitions: np.ndarray | None = None  # [L - 1, E, E] tokens that chose i in a layer and j in the next
+    variances: np.ndarray | None = None  # [L, E] of an expert's share of its layer's rows, window by window
     present: Placement | None = None
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 

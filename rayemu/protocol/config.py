@@ -74,4 +74,5 @@ class ProtocolConfig:
             replace_after=cluster.replace_after,
             replace=cluster.replace,
             stall_after=cluster.stall_after,
+            **({} if scenario.rebalance is None else {"move_rate": float(scenario.rebalance.rate)}),
         )

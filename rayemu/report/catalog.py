@@ -29,6 +29,7 @@ def families() -> dict[str, dict[str, str]]:
     """Every family of strategies: scenario key -> name -> one line."""
     from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
     from rayemu.arrivals import ARRIVALS
+    from rayemu.balance.triggers import TRIGGERS
     from rayemu.compression import STAGES
     from rayemu.model.presets import PRESETS
     from rayemu.placement import PLACEMENTS
@@ -41,6 +42,7 @@ def families() -> dict[str, dict[str, str]]:
         "model.preset": {name: dimensions(spec) for name, spec in PRESETS.items()},
         "routing.kind": first_lines(ROUTERS),
         "placement.kind": first_lines(PLACEMENTS),
+        "rebalance.trigger": first_lines(TRIGGERS),
         "replicas.kind": first_lines(REPLICAS),
         "exchange.kind": first_lines(EXCHANGES),
         "exchange.codec": {name: f"{first_line(stage)} [{stage.kind}]" for name, stage in STAGES.items()},

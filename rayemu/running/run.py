@@ -36,6 +36,7 @@ from rayemu.report.trace import trace as trace_of
 from rayemu.running.faults import Injected, due, fault_entry, parameters
 from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
+from rayemu.running.rebalances import rebalances
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
 from rayemu.streams.aim import aim
@@ -333,6 +334,16 @@ def _mismatch(emulator: Emulator, item: tuple[BatchResult, int, np.ndarray]) -> 
     }
 
 
+def _rebalances(scenario: Scenario, measured: Measured, clock: str) -> dict[str, Any]:
+    """The moves of a run that could move experts."""
+    section, spec = scenario.rebalance, scenario.spec
+    if section is None:
+        return {}
+    what = measured.notices, measured.results, measured.record
+    size = spec.layers, scenario.cluster.modules
+    return {"rebalances": rebalances(*what, *size, section.window, clock)}
+
+
 def _summary(
     scenario: Scenario,
     emulator: Emulator,
@@ -370,6 +381,7 @@ def _summary(
         "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
+        **_rebalances(scenario, measured, clock),
         "seed": scenario.run.seed,
         "versions": machine.versions(),
     }

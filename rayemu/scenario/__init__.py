@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from rayemu.scenario.errors import ScenarioError
 from rayemu.scenario.faults import FAULTS, At, Fault
+from rayemu.scenario.rebalance import Rebalance
 from rayemu.scenario.scenario import Scenario
 from rayemu.scenario.sections import (
     Arrivals,
@@ -33,6 +34,7 @@ __all__ = [
     "Fault",
     "Model",
     "Placement",
+    "Rebalance",
     "Replicas",
     "Routing",
     "Run",

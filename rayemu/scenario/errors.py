@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import reprlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-
-class _Short(reprlib.Repr):
-    """A repr that does not walk through everything that a few aliases of YAML can stand for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 4, 200, 200
-        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
-
-    def repr_str(self, x: str, level: int) -> str:
-        return repr(x[: self.maxstring])
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if abs(x) < 10**100 else f"a number of more than {x.bit_length() * 3 // 10} digits"
-
-
-_SHORT = _Short()
+from rayemu.plain_yaml import show
 
 
 class ScenarioError(ValueError):
@@ -57,12 +40,6 @@ def refuse(problems: Iterable[Problem]) -> None:
     ]
     if details:
         raise ValidationError.from_exception_data("scenario", details)
-
-
-def show(value: object) -> str:
-    """The value as YAML data looks in Python, cut where it would hide the message."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 def not_one_of(value: object, what: str, known: Iterable[str]) -> str:

@@ -17,12 +17,14 @@ from pydantic import Field, ValidationError, model_validator
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement as Placed
 from rayemu.placement import PlacementProblem
+from rayemu.plain_yaml import SCALARS
 from rayemu.protocol.client import most_tokens
 from rayemu.routing import ROUTERS, make_router
 from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems, without_defaults
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
-from rayemu.scenario.loading import SCALARS, override, parse
+from rayemu.scenario.loading import override, parse
+from rayemu.scenario.rebalance import Rebalance
 from rayemu.scenario.sections import (
     Arrivals,
     Cluster,
@@ -51,6 +53,7 @@ class Scenario(Section):
     routing: Routing = Routing()
     placement: Placement = Placement()
     replicas: Replicas = Replicas()
+    rebalance: Rebalance | None = None
     exchange: Exchange = Exchange()
     faults: Annotated[tuple[Fault, ...], Field(strict=False)] = ()
     run: Run = Run()
@@ -127,12 +130,14 @@ class Scenario(Section):
             refuse([problem])
             raise AssertionError("unreachable") from error
         refuse([*self._routing_problems(spec), *self._copies_problems(spec), *self._fault_problems()])
+        unplaced = list(self._placement_problems(spec))
         refuse(
             [
+                *unplaced,
                 *self._stream_problems(spec),
                 *self._arrival_problems(),
                 *self._batch_problems(spec),
-                *self._memory_problems(spec),
+                *(self._memory_problems(spec) if not unplaced else ()),
             ]
         )
         return self
@@ -178,6 +183,22 @@ class Scenario(Section):
             text = f"{batches} is not allowed; allowed: 1 to {len(times)}, the times that arrivals gives"
             yield Problem(("run", "batches"), text)
 
+    def _placement_problems(self, spec: ModelSpec) -> Iterable[Problem]:
+        """What placement and planner have against the model and the modules, tried without loads."""
+        problem = self.placement_problem(spec)
+        try:
+            placed = self.placed()
+        except (ValueError, ImportError) as error:
+            yield problem_of(ValueError(str(error)), "placement")
+            return
+        if self.rebalance is not None:
+            known = dataclasses.replace(problem, present=placed, variances=np.zeros_like(problem.loads))
+            try:
+                self.rebalance.planner.build().place(known)
+            except (ValueError, ImportError) as error:
+                found = problem_of(ValueError(str(error)), "planner")
+                yield Problem(("rebalance", *found.path), found.text)
+
     def _batch_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         if self.run.batch_tokens > (most := most_tokens(spec)):
             text = f"{self.run.batch_tokens} is not allowed; allowed: 1 to {most}, what a frame holds"
@@ -212,16 +233,20 @@ class Scenario(Section):
             rng=np.random.default_rng([self.run.seed, 1]),
         )
 
-    def placed(self, spec: ModelSpec | None = None) -> Placed:
+    def placed(self) -> Placed:
         """The slots of every expert copy, as `placement` says."""
-        placed: Placed = self.placement.build().place(self.placement_problem(spec))
+        return self._placed
+
+    @cached_property
+    def _placed(self) -> Placed:
+        placed: Placed = self.placement.build().place(self.placement_problem())
         return placed
 
     def module_bytes(self, spec: ModelSpec | None = None) -> np.ndarray:
         """Bytes of weights and activations that each module needs [M], at the width it runs at."""
         spec = spec or self.spec
         modules = self.cluster.modules
-        routed = np.bincount(self.placed(spec).module, minlength=modules) * spec.expert_bytes()  # [M]
+        routed = np.bincount(self.placed().module, minlength=modules) * spec.expert_bytes()  # [M]
         common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
         rows = -(-self.run.batch_tokens // modules)
         return routed + common + self.run.in_flight * spec.activation_bytes(rows)

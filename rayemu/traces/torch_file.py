@@ -216,8 +216,6 @@ class _Machine:
             return {}
         if called == ("torch", "Size") and len(arguments) == 1:
             return tuple(arguments[0])
-        if called == ("torch", "device"):
-            return "device"
         if called.name == "_rebuild_tensor_v2":
             return _tensor(_of(arguments[0], _Storage), *arguments[1:4])
         if called.name == "_rebuild_tensor_v3":
@@ -243,7 +241,6 @@ def _allowed(name: _Name) -> _Name:
         ("torch._utils", "_rebuild_tensor_v3"),
         ("torch.storage", "UntypedStorage"),
         ("torch", "Size"),
-        ("torch", "device"),
         ("collections", "OrderedDict"),
     }
     if torch_types or name in others:

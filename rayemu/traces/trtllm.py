@@ -84,12 +84,11 @@ def _ends(path: Path) -> str:
 
 
 def _read_config(source: Source) -> Plan:
-    from rayemu.scenario.errors import ScenarioError  # not above: scenarios have streams, which read traces
-    from rayemu.scenario.loading import parse
+    from rayemu.plain_yaml import parse  # not above: most traces need no YAML
 
-    try:  # with its loader neither nesting nor merges can crash or fill the process
-        config = parse(source.path.read_text("utf-8"), "YAML")
-    except (ScenarioError, ValueError, RecursionError) as error:
+    try:  # neither nesting nor merges can crash or fill the process
+        config = parse(source.path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"damaged YAML: {error}") from None
     assignments = config.get(_ASSIGNMENTS) if isinstance(config, dict) else None
     if not isinstance(assignments, dict) or not assignments:

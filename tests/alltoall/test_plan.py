@@ -158,6 +158,18 @@ def test_homes_and_experts_spread_over_copies_that_are_equally_good(kind: str) -
     assert (view.slot_to_module[again] == table[2]).all(), "whatever the load"
 
 
+@pytest.mark.parametrize("home", range(8))
+def test_even_gives_every_copy_the_same_share_of_its_experts_rows(home: int) -> None:
+    view = make_view([ALIVE, ALIVE, DEAD, ALIVE, ALIVE, ALIVE, ALIVE, ALIVE], copies=3)
+    experts = np.random.default_rng(home).choice(8, (200, 2), p=np.arange(1, 9) / 36)
+    modules = view.slot_to_module[REPLICAS["even"]().choose(0, experts, view, home, np.zeros(8))]
+    for expert in range(8):
+        holders = [m for m in view.placement.module[view.placement.expert == expert].tolist() if m != 2]
+        given = np.bincount(modules[experts == expert], minlength=8)
+        assert sorted(np.flatnonzero(given).tolist()) == sorted(holders)
+        assert given[holders].max() - given[holders].min() <= 1
+
+
 def test_least_loaded_counts_what_it_gives_away_busiest_expert_first() -> None:
     """Experts with 5, 3, 2 and 1 rows, each on both modules; where both have as much, the home decides."""
     slots = np.repeat(np.arange(4, dtype=np.int32), 2)

@@ -84,6 +84,30 @@ def test_what_is_not_balanced_enough_to_gain_is_not_now() -> None:
     ).decision == ("recommend")
 
 
+def test_a_gain_that_is_just_met_is_met_and_none_at_all_is_not() -> None:
+    """16 rows on one device against 8 is a gain of exactly one half; then plans that take as long."""
+    loads = windows(*[[8.0, 8.0, 0.0, 0.0]] * 6)
+    assert judge(loads, PRESENT, greedy, ONE_NODE, COST, Demand(0.5)).won == 5
+    level = windows(*[[5.0, 5.0, 5.0, 5.0]] * 6)
+    verdict = judge(level, PRESENT, greedy, ONE_NODE, COST, Demand(0))
+    assert verdict.moves > 0
+    assert verdict.won == 0
+    assert judge(level, PRESENT, greedy, ONE_NODE, Cost(0, 1, 1), Demand(None, within=5)).won == 0
+
+
+def test_three_losses_decide_as_little_as_three_wins() -> None:
+    level = [5.0, 5.0, 5.0, 5.0]
+    verdict = judge(windows(*[level] * 4), PRESENT, greedy, ONE_NODE, COST)
+    assert (verdict.decision, verdict.won, verdict.p_value) == ("too little evidence", 0, 1 / 8)
+
+
+def test_a_last_plan_that_is_the_present_one_is_not_now_however_many_were_won() -> None:
+    verdict = judge(windows(*[SKEWED] * 9, [9.0, 1.0, 1.0, 9.0]), PRESENT, greedy, ONE_NODE, COST)
+    assert (verdict.won, verdict.pairs, verdict.moves) == (8, 9, 0)
+    assert verdict.decision == "not now"
+    assert verdict.reason == "the plan from the last window holds what the present one holds"
+
+
 def test_loads_that_disagree_are_too_little_evidence() -> None:
     level = [5.0, 5.0, 5.0, 5.0]
     verdict = judge(windows(*[SKEWED, SKEWED, level, level] * 4), PRESENT, greedy, ONE_NODE, COST)

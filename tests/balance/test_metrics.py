@@ -24,7 +24,7 @@ from rayemu.balance.metrics import (
     vllm_balancedness,
     vllm_balancedness_across_layers,
 )
-from rayemu.placement import from_columns
+from rayemu.placement import PLACEMENTS, from_columns, problem_of
 
 
 def test_one_layer_by_hand() -> None:
@@ -132,6 +132,14 @@ def test_p99_pools_windows_and_devices() -> None:
     assert balance_report(loads)["p99_over_mean"] == pytest.approx(99.01 / 50.5)
 
 
+def test_p99_keeps_layers_apart() -> None:
+    """Three windows of two layers on two devices; the second layer has ten times the load."""
+    first = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    loads = np.stack([first, 10 * first], axis=1)  # [W, L, G]
+    expected = np.percentile(first, 99)
+    assert p99_load(loads).tolist() == pytest.approx([expected, 10 * expected])
+
+
 def test_trtllm_averages_iterations_within_a_layer_first() -> None:
     """Layer 0 has load in one of two iterations; iterations and layers are not one pool."""
     loads = np.array([[[3.0, 1.0], [2.0, 2.0]], [[0.0, 0.0], [4.0, 0.0]]])
@@ -158,6 +166,14 @@ def test_a_slot_table_says_the_same_as_phy2log_and_empty_slots_hold_nothing() ->
     assert device_loads(loads, table, 2).tolist() == device_loads(loads, PHY2LOG, 2).tolist()
     spare = np.array([[0, -1, 1, 2]])
     assert device_loads([[1.0, 2.0, 3.0]], spare, 2).tolist() == [[1.0, 5.0]]
+
+
+def test_a_placement_s_own_sum_of_one_window_is_the_same() -> None:
+    problem = problem_of(np.array([[1, 3, 2, 1, 2], [0, 0, 0, 0, 0], [2, 2, 2, 2, 2]]), modules=4)
+    placement = PLACEMENTS["random"]().place(problem)
+    loads = np.random.default_rng(0).random((3, 5))
+    loads[1] = 0
+    assert np.allclose(device_loads(loads, placement, 4), placement.module_loads(loads, 4))
 
 
 def test_imbalance_per_window() -> None:

@@ -90,6 +90,14 @@ def test_matching_is_the_best_of_all_permutations_that_keep_nodes_together(
     assert sorted(held) == sorted(sorted(new.expert[new.module == g].tolist()) for g in range(4))  # type: ignore
 
 
+def test_as_many_moves_over_fewer_hops_are_preferred() -> None:
+    """Two moves either way: both across nodes, or with the nodes exchanged one within and one across."""
+    present, new = plan([1, 3, 3, 3], devices=4), plan([1, 3, 1, 1], devices=4)
+    assert moves_between(present, new, TWO_NODES).hops.tolist() == [2, 2]  # type: ignore[arg-type]
+    matched = match_devices(present, new, TWO_NODES)  # type: ignore[arg-type]
+    assert sorted(moves_between(present, matched, TWO_NODES).hops.tolist()) == [1, 2]  # type: ignore[arg-type]
+
+
 def test_layers_are_matched_on_their_own() -> None:
     present = plan([0, 1], [0, 1], devices=2)
     new = plan([1, 0], [0, 1], devices=2)
@@ -177,6 +185,12 @@ def test_spread_is_near_the_best_there_is() -> None:
         part = spread(loads, 2, 4)
         assert np.bincount(part, weights=loads).max() <= best * 1.06
         assert np.bincount(part).tolist() == [4, 4]
+
+
+def test_exchanges_mend_what_heaviest_first_gets_wrong() -> None:
+    """LPT makes 3 + 2 + 2 against 3 + 2; the best is 3 + 3 against 2 + 2 + 2."""
+    loads = np.array([3.0, 3.0, 2.0, 2.0, 2.0])
+    assert np.bincount(spread(loads, 2, 4), weights=loads).tolist() == [6.0, 6.0]
 
 
 def test_levels_are_nested_and_fit() -> None:

@@ -119,7 +119,9 @@ def test_predicted_sees_what_is_to_come() -> None:
     assert trigger.fires(coming) == "pattern_similarity expects max/mean 1.600, above 1.2"
     assert trigger.fires(history(*(level + uneven) * 4)) is None
     assert Predicted("last_window", window=2, windows=9).fires(coming) is None
-    assert Predicted("last_window", window=2).fires(history(*[0.8] * 9, since=1)) is None
+    steady = [history(*[0.8] * 9, since=since) for since in range(5)]
+    asked = [Predicted("last_window", window=2).fires(each) is not None for each in steady]
+    assert asked == [False, False, True, False, True], "whenever a window is over"
 
 
 @pytest.mark.parametrize("name", TRIGGERS)

@@ -11,6 +11,7 @@ import pytest
 from rayemu.balance.predictors import (
     PREDICTORS,
     Federated,
+    Forecast,
     LastWindow,
     MovingAverage,
     PatternSimilarity,
@@ -107,6 +108,32 @@ def test_the_transition_matrix_is_the_ridge_regression_of_the_primal_form() -> N
     expected = np.maximum(share[-1] + share[-1] @ primal, 0)
     made = TransitionMatrix(ridge=ridge).fit(loads)(loads)
     assert np.allclose(made[0], 100 * expected / expected.sum())
+
+
+def test_the_ridge_is_the_one_with_the_least_error_on_the_last_quarter() -> None:
+    """By the primal form, over all candidates, where one in the middle is best."""
+    rng = np.random.default_rng(8)
+    rows = [rng.dirichlet(np.ones(6))]
+    for _ in range(40):
+        rows.append(0.6 * np.roll(rows[-1], 1) + 0.4 * rng.dirichlet(np.ones(6)))
+    share = np.array(rows)
+    before, change = share[:-1], np.diff(share, axis=0)
+    seen = 3 * len(before) // 4
+
+    def fit(x: np.ndarray, d: np.ndarray, ridge: float) -> np.ndarray:
+        scale = (x**2).sum() / len(x)
+        return np.linalg.solve(x.T @ x + ridge * scale * np.eye(6), x.T @ d)
+
+    candidates = [10.0**n for n in range(-4, 3)]
+    errors = [
+        ((change[seen:] - before[seen:] @ fit(before[:seen], change[:seen], r)) ** 2).sum()
+        for r in candidates
+    ]
+    best = candidates[int(np.argmin(errors))]
+    assert best not in (candidates[0], candidates[-1]) and min(errors) < (change[seen:] ** 2).sum()
+    expected = np.maximum(share[-1] + share[-1] @ fit(before, change, best), 0)
+    loads = 100 * share[:, None, :]
+    assert np.allclose(TransitionMatrix().fit(loads)(loads)[0], 100 * expected / expected.sum())
 
 
 def test_a_markov_chain_is_learned_and_noise_is_left_alone() -> None:
@@ -207,6 +234,16 @@ def test_one_round_of_one_step_is_one_step_on_all_samples_together() -> None:
         assert not np.allclose(parameter, start[name], atol=1e-4), "the step moves every parameter"
 
 
+def test_the_first_step_is_the_gradient_of_the_weighted_error() -> None:
+    """The network starts by saying 0, so its bias moves by rate * mean(2 weight change)."""
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(9)
+    series, change, weight = rng.normal(size=(20, 3)), rng.normal(size=20), rng.random(20)
+    samples = Samples(*(a.astype(np.float32) for a in (series, change, weight)))
+    trained = train(initial(4, 0), samples, 1, 100, 0.1, 0, optimiser="SGD")
+    assert trained["bias_out"][0] == pytest.approx(0.1 * np.mean(2 * weight * change), rel=1e-4)
+
+
 def test_nodes_see_their_own_experts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(
@@ -228,6 +265,25 @@ def test_scores_by_hand() -> None:
     assert mean.verdict == "33% better than naive"
     assert naive.verdict == "as good as naive"
     assert mean.balance is None
+
+
+def test_predictors_never_see_what_they_forecast() -> None:
+    loads = np.random.default_rng(1).random((10, 1, 3))
+    fitted, asked = [], []
+
+    class Spy:
+        def fit(self, history: np.ndarray) -> Forecast:
+            fitted.append(len(history))
+
+            def forecast(recent: np.ndarray) -> np.ndarray:
+                asked.append(len(recent))
+                return recent[-1]
+
+            return forecast
+
+    score_predictors(loads, 3, {"spy": Spy()})
+    assert fitted == [7]
+    assert asked == [7, 8, 9]
 
 
 def test_what_is_worse_than_naive_is_said_to_be() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from rayemu.benchmarks import step
 from rayemu.benchmarks.gemms import Gemms
+from rayemu.benchmarks.overhead import NEVER
 from rayemu.benchmarks.plain_ray import PlainModule
 from rayemu.benchmarks.workload import SIZES, Size, Workload
 
@@ -24,6 +25,11 @@ def test_the_sizes_are_the_projects() -> None:
         spec = scenario.spec
         assert (spec.layers, spec.norm, spec.residual, spec.activation) == (1, False, False, "swiglu")
         assert scenario.cluster.modules == 8
+
+
+def test_a_run_whose_deadlines_never_act_is_a_scenario() -> None:
+    cluster = SIZES["small"].scenario(cluster=NEVER).cluster
+    assert min(cluster.retry_after, cluster.stall_after, cluster.suspect_after) >= 3600
 
 
 def test_the_bound_computes_every_row_of_every_expert() -> None:

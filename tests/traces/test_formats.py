@@ -193,6 +193,25 @@ def test_trtllm_raw_choices(tmp_path: Path) -> None:
     assert np.array_equal(found.total, trace.total), "the raw file's tensors are no counts"
 
 
+def test_trtllm_raw_choices_of_an_idle_rank_and_of_layers_that_differ(tmp_path: Path) -> None:
+    counted = {f"{i}_{layer}": LOADS[0, 0] for i in (1, 2) for layer in (3, 4)}
+    folder = statistics(tmp_path / "s", [counted, counted], experts=3)
+    tensors(folder / "rank0_raw.safetensors", {key: np.array([[0, 2]]) for key in counted})
+    tensors(folder / "rank1_raw.safetensors", {f"2_{layer}": np.array([[1, 0]] * 3) for layer in (3, 4)})
+    found = read_trace(folder)
+    assert found.choices is not None and found.choices.shape == (5, 2, 2)
+    assert found.borders is not None and found.borders.tolist() == [0, 1, 5]
+    tensors(folder / "rank1_raw.safetensors", {"2_3": np.array([[1, 0]] * 3)})
+    spoilt = read_trace(folder)
+    assert spoilt.choices is None and "rank 1, iteration 2 has not one shape" in spoilt.notes[0]
+
+
+def test_a_large_configuration_is_known_by_its_end(tmp_path: Path) -> None:
+    text = "# comment\n" * 1000 + "initial_global_assignments:\n  0: [0, 1]\n" + "# more\n" * 100
+    (tmp_path / "x").write_text(text)
+    assert read(tmp_path / "x").source == "trtllm"
+
+
 def test_trtllm_writes_what_the_official_package_reads(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -202,6 +221,8 @@ def test_trtllm_writes_what_the_official_package_reads(tmp_path: Path) -> None:
         "num_experts_per_token": 2,
     }
     found = load_file(tmp_path / "s" / "rank0.safetensors")
+    header = int.from_bytes((tmp_path / "s" / "rank0.safetensors").read_bytes()[:8], "little")
+    assert header % 8 == 0, "the data is aligned"
     assert {name: values.tolist() for name, values in found.items()} == {
         "0_3": [2, 2, 1],
         "0_4": [2, 2, 2],
@@ -241,6 +262,18 @@ def test_flame_of_more_tokens_than_the_memory(tmp_path: Path, monkeypatch: pytes
     assert read_trace(tmp_path, tokens=500).total.tolist() == [[500, 500]]
 
 
+def test_flame_without_tokens_or_with_layers_that_differ(tmp_path: Path) -> None:
+    parquet(tmp_path / "layer_02.parquet", [])
+    with pytest.raises(TraceError, match=r": no tokens in it$"):
+        read(tmp_path / "layer_02.parquet")
+    parquet(tmp_path / "layer_03.parquet", [[0, 1]])
+    with pytest.raises(TraceError, match="layers of different shapes"):
+        read(tmp_path)
+    parquet(tmp_path / "text.parquet", [["a"]], "string")
+    with pytest.raises(TraceError, match=r"indices has type list<.*string>; expected lists of integers"):
+        read(tmp_path / "text.parquet")
+
+
 def test_minus_one_and_255_fill(tmp_path: Path) -> None:
     rows = [[0, 1], [2, 255], [255, 255]]
     uint8 = read_trace(parquet(tmp_path / "a.parquet", rows, "uint8"))
@@ -257,6 +290,12 @@ def test_uint8_with_more_than_256_experts_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", [[0, 1]], "uint8")
     with pytest.raises(TraceError, match="257 experts in uint8, which holds 256; record them as int16"):
         read_trace(path, experts=257)
+    signed = parquet(tmp_path / "b.parquet", [[0, 127, -1]], "int8")
+    assert read_trace(signed, experts=128).experts == 128
+    with pytest.raises(TraceError, match="129 experts in int8, which holds 128"):
+        read_trace(signed, experts=129)
+    wide = parquet(tmp_path / "c.parquet", [[0, 300]], "int32")
+    assert read_trace(wide, experts=301).experts == 301
     with pytest.raises(TraceError, match="names expert 1; allowed: 0 to 0, or -1"):
         read_trace(path, experts=1)
 
@@ -299,8 +338,9 @@ HOSTILE = {
     "history.json": (b'{"load_history": []}', "expected a list of entries"),
     "entry.json": (b'{"load_history": [{"load": 1}]}', "entry 0 has no logical_expert_load"),
     "shapes.json": (
-        b'{"load_history": [{"logical_expert_load": [[1]]}, {"logical_expert_load": [[1, 2]]}]}',
-        r"entry 1 has shape \[1, 2\]",
+        b'{"load_history": [{"logical_expert_load": [[1]]}, {"logical_expert_load": [[1]]}, '
+        b'{"logical_expert_load": [[1, 2]]}]}',
+        r"entry 2 has shape \[1, 2\], entry 0 has \[1, 1\]",
     ),
     "count.json": (b'{"logical_count": 3}', "found int"),
     "zip.npz": (b"PK\x03\x04rubbish", "format is not known"),
@@ -354,6 +394,7 @@ def test_an_own_file_that_was_tampered_with(tmp_path: Path) -> None:
     write(path, "rayemu", small())
     with np.load(path) as arrays:
         good = dict(arrays)
+    assert read_trace(path).layers.dtype == np.int64 and read_trace(path).choices.dtype == np.int16  # type: ignore[union-attr]
     for changes, words in [
         ({"rayemu_trace": np.array(2)}, "version 2; this rayemu reads version 1"),
         ({"loads": np.array([["a"]])}, "loads have type"),

@@ -156,6 +156,14 @@ def test_slots_of_shared_experts_are_accepted(tmp_path: Path) -> None:
         read_plan(path, num_experts=4, shared=0)
 
 
+def test_several_shared_experts_and_none() -> None:
+    both = make_plan([[0, 1, 2, 3], [1, 0, 3, 2]], 2, 1)
+    assert both.shared == 2 and "2 shared experts, from id 2 on" in both.notes[0]
+    assert make_plan([[0, 1, 1, 0]], 2, 2).shared == 0
+    with pytest.raises(TraceError, match="layer 0 names expert 2 in slot 2"):
+        make_plan([[0, 1, 2, 2], [0, 2, 1, 1]], 2)
+
+
 def test_empty_slots_are_kept_where_a_format_has_them(tmp_path: Path) -> None:
     slots = np.array([[0, 1, -1, 1]])
     for name in ("rayemu", "eplb", "npy"):

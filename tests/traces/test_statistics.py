@@ -92,6 +92,14 @@ def test_skewed_experts_are_steady_but_not_even_and_drifting_ones_neither() -> N
     assert steady_fit(drifting, 1000).dispersion > 20
 
 
+def test_rare_experts_count_too() -> None:
+    """Expected loads far below 1 have as much say as others."""
+    rng = np.random.default_rng(12)
+    share = np.array([0.5, 0.4, *[0.1 / 30] * 30])
+    loads = rng.multinomial(20, share, 4000)
+    assert abs(steady_fit(loads, 20).dispersion - 1) < 0.05
+
+
 def test_experts_that_nobody_uses_are_no_evidence() -> None:
     loads = np.random.default_rng(4).multinomial(500, np.full(4, 0.25), 100)
     wide = np.pad(loads, ((0, 0), (0, 60)))

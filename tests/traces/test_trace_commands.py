@@ -149,4 +149,8 @@ def test_a_run_leaves_its_loads_batch_by_batch(tmp_path: Path) -> None:
     (tmp_path / "run" / RUN_LOADS).unlink()
     older = read_trace(tmp_path / "run")
     assert older.loads.shape == (1, 2, 8) and "one window" in older.notes[0]
-    assert older.total.tolist() == summary["expert_tokens"]
+    assert older.total.tolist() == summary["expert_tokens"] and older.source == "rayemu"
+    (tmp_path / "run" / "summary.json").write_text('{"expert_tokens": [["a"]]}')
+    assert "summary.json: expert_tokens: found text" in invoke("stats", tmp_path / "run").stderr
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert "summary.json: no expert_tokens" in invoke("stats", tmp_path / "run").stderr

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from rayemu.balance.loads import Plan
-from rayemu.balance.metrics import imbalance
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,6 @@ class History:
     plan: Plan
     devices: int
     since: int
-
-    @cached_property
-    def imbalance(self) -> np.ndarray:
-        """max/mean per batch [B], averaged over layers, had the present plan been there."""
-        return imbalance(self.loads, self.plan, self.devices)
 
 
 class Trigger(Protocol):

@@ -14,9 +14,8 @@ from rayemu.balance.triggers.history import History
 class Predicted:
     """When the forecast of the next `window` batches is above `over` in max/mean under the present plan.
 
-    `predictor` is one of `rayemu.balance.predictors`, with its usual parameters; it sees whole windows of
-    `window` batches, the last ending now, and at least `windows` of them. `window` batches must have passed
-    since it last fired.
+    `predictor` is one of `rayemu.balance.predictors`, with its usual parameters. It is fitted and asked every
+    `window` batches, on whole windows of that length, the last ending now, once there are `windows` of them.
     """
 
     predictor: str = "moving_average"
@@ -38,7 +37,7 @@ class Predicted:
     def fires(self, history: History) -> str | None:
         """Fires when the forecast is uneven; ImportError when the predictor needs what is not installed."""
         past = in_windows(history.loads, self.window)  # [W, L, E]
-        if history.since < self.window or len(past) < self.windows:
+        if not history.since or history.since % self.window or len(past) < self.windows:
             return None
         ahead = PREDICTORS[self.predictor]().fit(past)(past)
         expected = float(imbalance(ahead, history.plan, history.devices))

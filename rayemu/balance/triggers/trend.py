@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rayemu.balance.metrics import imbalance
 from rayemu.balance.triggers.history import History
 
 
@@ -34,7 +35,7 @@ class Trend:
         """Fires on enough rises among the last differences."""
         if history.since < self.of or len(history.loads) <= self.of:
             return None
-        last = history.imbalance[-self.of - 1 :]  # [of + 1]
+        last = imbalance(history.loads[-self.of - 1 :], history.plan, history.devices)  # [of + 1]
         rises = int((np.diff(last) > 0).sum())
         if rises < self.worse or last[1:].mean() < self.least:
             return None

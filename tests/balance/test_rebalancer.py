@@ -1,0 +1,98 @@
+"""Decisions of a rebalancer on loads whose best plans are plain to see."""
+
+import numpy as np
+import pytest
+
+from rayemu.balance.rebalancer import RebalancePolicy, Rebalancer
+from rayemu.balance.triggers import TRIGGERS
+from rayemu.placement import PLACEMENTS, Placement, PlacementProblem, from_columns, problem_of
+
+PROBLEM = problem_of(np.ones((1, 4), int), 2)
+SIDE_BY_SIDE = PLACEMENTS["linear"]().place(PROBLEM)  # 0 and 1 on module 0, 2 and 3 on module 1
+UNEVEN = np.array([[30.0, 30, 10, 10]])  # 60 against 20; 40 against 40 is possible
+EVEN = np.array([[10.0, 30, 10, 30]])
+
+
+class Swapped:
+    """A planner that knows but one plan: 0 and 2 on module 0, 1 and 3 on module 1."""
+
+    def place(self, problem: PlacementProblem) -> Placement:
+        return from_columns(np.zeros(4, int), np.arange(4), np.array([0, 1, 0, 1]))
+
+
+def rebalancer(**changes: object) -> Rebalancer:
+    policy = {"trigger": TRIGGERS["every"](4), "planner": Swapped(), "window": 4, "rate": 10.0} | changes
+    problem = problem_of(np.ones((1, 4), int), 2)
+    return Rebalancer(RebalancePolicy(**policy), PlacementProblem(**{**vars(problem), "expert_bytes": 100}))  # type: ignore[arg-type]
+
+
+def told(machine: Rebalancer, *loads: np.ndarray) -> Rebalancer:
+    for load in loads:
+        machine.observe(load)
+    return machine
+
+
+def test_a_plan_is_due_as_often_as_its_trigger_fires() -> None:
+    machine = rebalancer()
+    reasons = []
+    for _ in range(10):
+        machine.observe(UNEVEN)
+        reasons.append(machine.due(SIDE_BY_SIDE) is not None)
+    assert [n for n, due in enumerate(reasons) if due] == [3, 7]
+
+
+def test_a_plan_that_gains_is_carried_out_and_its_figures_are_those_by_hand() -> None:
+    machine = told(rebalancer(), *[UNEVEN] * 4)
+    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE, batch_s=3.0)
+    assert decision.plan is not None and decision.moves == 2 and decision.moved_bytes == 200
+    assert decision.balance_before == pytest.approx(40 / 60) and decision.promised == 1.0
+    assert decision.gain == pytest.approx(1 / 3)  # 60 rows become 40
+    # A module fetches one expert, 100 bytes at 10 a second; a batch of 3 s becomes a third shorter.
+    assert decision.break_even == pytest.approx(10.0)
+    assert decision.facts()["decision"] == "move"
+
+
+def test_what_is_judged_are_batches_that_the_plan_has_not_seen() -> None:
+    """The planner would swap for the older half, where it pays; in the newer half it does not."""
+    machine = told(rebalancer(), UNEVEN, UNEVEN, EVEN, EVEN)
+    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE)
+    assert decision.plan is None and decision.gain == pytest.approx(-0.5)  # 40 rows would become 60
+    assert "20%" in decision.why
+
+
+@pytest.mark.parametrize(
+    ("changes", "moves"),
+    [
+        ({"gain": 0.33}, True),
+        ({"gain": 0.34}, False),
+        ({"gain": None}, True),
+        ({"within": 10.5}, True),
+        ({"within": 9.5}, False),
+    ],
+)
+def test_what_must_be_gained_is_held_to(changes: dict[str, float], moves: bool) -> None:
+    machine = told(rebalancer(**changes), *[UNEVEN] * 4)
+    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE, batch_s=3.0)
+    assert (decision.plan is not None) == moves, decision.why
+    if "within" in changes and not moves:
+        assert "pays after 10.0 batches" in decision.why
+
+
+def test_without_knowing_how_long_a_batch_takes_no_break_even_is_claimed() -> None:
+    machine = told(rebalancer(within=1e9), *[UNEVEN] * 4)
+    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE)
+    assert decision.plan is None and decision.break_even is None
+
+
+def test_the_plan_that_there_is_is_no_plan() -> None:
+    machine = told(rebalancer(gain=None), *[EVEN] * 4)
+    present = Swapped().place(PROBLEM)
+    decision = machine.decide("because", machine.recent(), present)
+    assert decision.plan is None and decision.moves == 0 and "what there is" in decision.why
+
+
+def test_modules_are_named_so_that_little_moves() -> None:
+    """The same plan with both modules the other way round moves nothing."""
+    machine = told(rebalancer(gain=None), *[UNEVEN] * 4)
+    present = from_columns(np.zeros(4, int), np.arange(4), np.array([1, 0, 1, 0]))
+    assert machine.decide("because", machine.recent(), present).moves == 0
