@@ -14,7 +14,7 @@ import rayemu
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "streams")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "streams")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -193,7 +193,7 @@ def codecs(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang, codecs, products, streams; with options as in --help.
+    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, streams; see their --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
