@@ -1,10 +1,13 @@
 """Strategies that follow loads by a rule, against the rule worked out by hand."""
 
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pytest
 
+from rayemu.balance.rebalancer import RebalancePolicy, Rebalancer
+from rayemu.balance.triggers import TRIGGERS
 from rayemu.placement import (
     Linear,
     Placement,
@@ -64,6 +67,25 @@ def test_hot_experts_of_supernodes_have_a_replica_next_door() -> None:
     assert load_deviation(placed, loads, 64)[0] < load_deviation(alone, loads, 64)[0]
 
 
+def test_what_six_replicas_of_supernodes_give() -> None:
+    """The figures of docs/placement.md."""
+    loads = 1 / np.arange(1.0, 65)[None]
+    found = []
+    for slots in (64, 70):
+        problem = problem_of(np.ones(64, int), 64, 8, loads, slots=slots)
+        placed, far = Supernodes().place(problem), ring(problem.module_to_node)
+        hops = mean_hops(placed, loads, far)[0], load_deviation(placed, loads, 64)[0]
+        found.append([*hops, replica_hit_rate(placed, loads, far)[0]])
+    assert found[0] == pytest.approx([2.98, 1.91, 0], abs=0.005)
+    assert found[1] == pytest.approx([2.72, 1.41, 0.258], abs=0.005)
+
+
+def test_tiers_load_the_first_node_most() -> None:
+    problem = problem_of(np.ones(32, int), 32, 4, 1 / np.arange(1.0, 33)[None])
+    by_node = Tiers().place(problem).module_loads(problem.loads, 32).reshape(4, 8).sum(axis=1)
+    assert by_node / by_node.sum() == pytest.approx([0.67, 0.16, 0.10, 0.07], abs=0.005)
+
+
 def test_a_full_neighbour_passes_the_replica_on() -> None:
     problem = problem_of(np.ones(4, int), 4, 4, np.array([[8.0, 4, 2, 1]]), slots=8)
     placed = Supernodes().place(problem)
@@ -79,6 +101,20 @@ def test_the_texts_rule_for_variance_makes_no_replica_of_the_texts_experts() -> 
     # int(VARIANCE * 100) adds 2, 1, 1, 1, 1, 1, 0, but never beyond four
     with_variance = Variance(scale=0.75, spread=100.0).copies(FREQUENCY[0], VARIANCE[0], 32)
     assert with_variance.tolist() == [4, 4, 4, 3, 3, 3, 4, 2]
+
+
+def test_the_texts_plan_by_variance_leaves_the_imbalance_as_it_is() -> None:
+    """ "2.26 to 1.31" with 19 copies: loads per copy are still 2.27 apart; 1.50 is the best there is."""
+    frequency, plan = FREQUENCY[0], np.array([4, 3, 3, 2, 2, 1, 3, 1])
+    assert frequency.max() / frequency.min() == pytest.approx(2.26, abs=0.01)
+    each = frequency / plan
+    assert each.max() / each.min() == pytest.approx(2.27, abs=0.01)
+    every = [
+        (frequency / counts).max() / (frequency / counts).min()
+        for counts in product(range(1, 5), repeat=8)
+        if sum(counts) == plan.sum()
+    ]
+    assert min(every) == pytest.approx(1.50, abs=0.01)
 
 
 def test_copies_from_variance_are_placed_within_the_slots() -> None:
@@ -151,3 +187,13 @@ def test_the_replicator_keeps_first_copies_and_memory() -> None:
     _, first = np.unique(placed.expert, return_index=True)
     assert placed.module[first].tolist() == [3, 2, 1, 0]
     assert placed.module[placed.expert == 0].tolist() == [3, 0], "only module 0 has room"
+
+
+def test_a_rebalancer_tells_how_shares_vary() -> None:
+    """Expert 0 swings between 0.9 and 0.3 of the rows: variance 0.09, of which 25 times make two copies."""
+    present = Linear().place(problem_of(np.ones(2, int), 2))
+    problem = problem_of(np.ones(2, int), 2, slots=4)
+    policy = RebalancePolicy(TRIGGERS["every"](2), Variance(scale=0.0, spread=25.0), gain=None)
+    loads = np.array([[[90.0, 10]], [[30, 70]]] * 4)
+    decision = Rebalancer(policy, problem).decide("asked", loads, present)
+    assert decision.plan is not None and decision.plan.counts(1, 2).tolist() == [[2, 2]]
