@@ -14,7 +14,7 @@ import rayemu
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "streams")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "streams")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -193,7 +193,7 @@ def codecs(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang, codecs, products, streams; with options as in --help.
+    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, streams; see their --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
@@ -297,6 +297,53 @@ def trace_stats(
         statistics(file, format, json, known)
 
 
+@app.command()
+def plan(
+    file: Annotated[
+        Path, typer.Argument(metavar="LOADS", callback=_folder, help="Loads: whatever trace import reads.")
+    ],
+    modules: Annotated[int, typer.Option(min=1, max=65536, metavar="M", help="Modules (devices).")],
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Nodes that the modules are dealt to.")] = 1,
+    slots: Annotated[
+        int | None, typer.Option(min=1, metavar="R", help="Slots per layer; else one per expert.")
+    ] = None,
+    groups: Annotated[int, typer.Option(min=1, metavar="G", help="Groups that stay on one node.")] = 1,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="PLAN", callback=_folder, help="The plan that there is.")
+    ] = None,
+    planners: Annotated[
+        list[str] | None, typer.Option("--planner", metavar="NAME", help="Only these; repeatable.")
+    ] = None,
+    expert_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of an expert's weights, like 44 MiB.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", callback=_folder, help="Write the best plan here.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="F", help="Of what is written: eplb, vllm, sglang, trtllm, npy.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
+    experts: _Experts = None,
+    tokens: _Tokens = None,
+    window: _Window = 65536,
+) -> None:
+    """Planners side by side on recorded loads, best first: balance, bound, moves, bytes moved, time.
+
+    With --keep, moves are counted from that plan, and planners may start from it.
+    """
+    with _plain_errors():
+        from rayemu.study.plan import Machine, plan
+        from rayemu.units import parse_bytes
+
+        try:
+            size = 0 if expert_bytes is None else parse_bytes(expert_bytes)
+        except ValueError as error:
+            _refuse([f"--expert-bytes: {expert_bytes} {error}"])
+        known = dict(experts=experts, tokens=tokens, window=window)
+        plan(file, Machine(modules, nodes, slots, groups, size), keep, planners, out, format, json, known)
+
+
 def _refuse(lines: list[str]) -> None:
     for line in lines:
         typer.secho(f"rayemu: {line}", fg=typer.colors.RED, err=True)
@@ -329,6 +376,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
+    from rayemu.study.plan import PlanError
     from rayemu.traces.errors import TraceError
 
     if isinstance(error, ScenarioError):
@@ -343,6 +391,7 @@ def _expected(error: Exception) -> list[str] | None:
         StalledError,
         DenormalsFlushed,
         TraceError,
+        PlanError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

@@ -2,11 +2,11 @@
 
 from rayemu.alltoall.exchange import RELAYS, Flat, Hierarchical
 from rayemu.alltoall.plan import Parcel, cut_micro_batches, cut_slices, plan_parcels
-from rayemu.alltoall.replicas import Even, Hash, LeastLoaded, Nearest
+from rayemu.alltoall.replicas import Even, Hash, LeastLoaded, Nearest, Split
 from rayemu.alltoall.view import ALIVE, DEAD, LEAVING, LOADING, READY, SUSPECTED, Copies, View
 
 EXCHANGES = {"flat": Flat, "hierarchical": Hierarchical}
-REPLICAS = {"nearest": Nearest, "least_loaded": LeastLoaded, "even": Even, "hash": Hash}
+REPLICAS = {"nearest": Nearest, "least_loaded": LeastLoaded, "even": Even, "split": Split, "hash": Hash}
 
 __all__ = [
     "ALIVE",
@@ -26,6 +26,7 @@ __all__ = [
     "LeastLoaded",
     "Nearest",
     "Parcel",
+    "Split",
     "View",
     "cut_micro_batches",
     "cut_slices",

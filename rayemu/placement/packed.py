@@ -22,7 +22,7 @@ CAPS = (
 MORE = 4  # and what is POOR even so: each count from the fewest on, for each of the three heaviest experts
 POOR = 5e-3
 FEW, MANY = 500, 10_000  # ways to share the slots that are all tried; with two slots per device
-FUNNEL = ((6, 8), (2, 80))  # of these tries the best so many get so many rounds of swaps
+FUNNEL = ((5, 6), (2, 70))  # of these tries the best so many get so many rounds of swaps
 
 
 def pack_experts(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> np.ndarray:
@@ -47,7 +47,8 @@ def pack_experts(weight: np.ndarray, slots: int, devices: int, target: np.ndarra
         rows = _far(load, target, 1e-9)
         _keep_better(expert, load, rows, *best_pairs(ranked[rows], slots, _fullest(load)[rows]))
     else:
-        for far, limits in ((GOOD, _caps), (POOR, _steps)):
+        few = few_ways(slots, experts, FEW)
+        for far, limits in ((GOOD, _all),) if few else ((GOOD, _caps), (POOR, _steps)):
             rows = _far(load, target, far)
             if len(rows):
                 most = limits(ranked[rows], slots, devices, target[rows])
@@ -65,15 +66,18 @@ def _caps(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> n
 
 
 def _steps(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> np.ndarray:
-    """Most copies of every expert by MORE [B, X, E], or all ways to share the slots where there are few."""
-    if few_ways(slots, weight.shape[1], FEW):
-        ways = all_ways(slots, weight.shape[1])
-        return np.repeat(ways[None, (ways <= devices).all(1)], len(weight), 0)
+    """Most copies of every expert by MORE [B, X, E]."""
     first = min(3, weight.shape[1])
     steps = np.indices((MORE,) * first).reshape(first, -1).T  # [X, first]
     most = np.full((len(weight), len(steps), weight.shape[1]), devices)
     most[:, :, :first] = _fewest(weight[:, :first], target, devices)[:, None] + steps
     return np.minimum(most, devices)
+
+
+def _all(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> np.ndarray:
+    """All ways to share the slots [B, X, E]."""
+    ways = all_ways(slots, weight.shape[1])
+    return np.repeat(ways[None, (ways <= devices).all(1)], len(weight), 0)
 
 
 def _fewest(weight: np.ndarray, lightest: np.ndarray, devices: int) -> np.ndarray:

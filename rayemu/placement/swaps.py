@@ -13,7 +13,7 @@ CLOSE = 1e-4  # of the target: a problem this near to it is done
 
 
 def even_out(
-    expert: np.ndarray, load: np.ndarray, target: np.ndarray, rounds: int, patience: int = 8
+    expert: np.ndarray, load: np.ndarray, target: np.ndarray, rounds: int, patience: int = 6
 ) -> tuple[np.ndarray, np.ndarray]:
     """Swap copies between devices until the fullest one of each problem is within CLOSE of its `target [B]`.
 

@@ -170,6 +170,21 @@ def test_even_gives_every_copy_the_same_share_of_its_experts_rows(home: int) -> 
         assert given[holders].max() - given[holders].min() <= 1
 
 
+def test_split_takes_the_least_that_the_fullest_module_can_have() -> None:
+    """By hand: 12 rows of expert 0 on modules 0 and 1, 6 of expert 1 on 1 and 2, 2 of expert 2 on 2 alone.
+
+    20 rows on three modules are 20 / 3 each: module 0 gets at most 7 of the first 12.
+    """
+    view = a_view(placed_on([0, 0, 1, 1, 2], [0, 1, 1, 2, 2]), [0, 0, 0], 4)
+    experts = np.repeat([0, 1, 2, 3], [12, 6, 2, 1])[:, None]
+    found = REPLICAS["split"]().choose(0, experts, view, 1, np.zeros(3))[:, 0]
+    assert found[-1] == -1, "an expert without copies"
+    given = np.bincount(view.slot_to_module[found[:-1]], minlength=3)
+    assert given.max() == 7 and (view.placement.expert[found[:-1]] == experts[:-1, 0]).all()
+    loaded = REPLICAS["split"]().choose(0, experts[:12], view, 1, np.array([20, 0, 0]))[:, 0]
+    assert (view.slot_to_module[loaded] == 1).all(), "what is outstanding counts"
+
+
 def test_least_loaded_counts_what_it_gives_away_busiest_expert_first() -> None:
     """Experts with 5, 3, 2 and 1 rows, each on both modules; where both have as much, the home decides."""
     slots = np.repeat(np.arange(4, dtype=np.int32), 2)

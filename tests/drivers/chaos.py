@@ -100,6 +100,8 @@ def run(seed: int, batches: int = 4) -> Outcome:
     table[: spec.dense_layers] = 0
     strategy = PLACEMENTS[str(rng.choice(list(PLACEMENTS)))]()
     placement = strategy.place(problem_of(table, modules, nodes, seed=int(rng.integers(99))))
+    counts = placement.counts(spec.layers, 4)[spec.dense_layers :]
+    copies = int(counts.min(initial=copies))  # some strategies choose them
     network = Network(
         loss=float(rng.choice([0, 0.02, 0.1])),
         duplicate=float(rng.choice([0, 0.1])),
