@@ -134,7 +134,7 @@ def _traffic(
 ) -> dict[str, tuple[float, float]]:
     """What travels, by module and by node: a mean over the layers that have experts."""
     groups = np.arange(judged.modules), judged.module_to_node
-    moe: np.ndarray = judged.copies.any(axis=1)
+    moe = np.asarray(judged.copies.any(axis=1))
     found = {}
     if judged.coactivation is not None:
         found["pairs"] = [pairs_apart(plan, judged.coactivation, group)[moe].mean() for group in groups]
