@@ -28,7 +28,7 @@ from rayemu.scenario import Scenario
 
 from .output import machine, noise_warning, results_file, write
 
-STREAMS = {"hot_switch": [], "drift": ["stream={kind: drift}"]}
+STREAMS = {"hot_switch": [], "drift": ["stream={kind: drift, every: 200}"]}
 LEAST, MOST = 0.9, 1.5  # of the promise kept; of a batch's time while experts move
 
 
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when every run was exact and every move kept what it promised."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rebalance", description=__doc__)
     parser.add_argument("--batches", type=int, help="default: the scenario's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the scenario")
     parser.add_argument("--plot", type=Path, help="write the balance of hot_switch over time here, as SVG")
     parser.add_argument(
         "--out", type=Path, help="results as JSON; default: benchmarks/results/rebalance.json"
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs, kept = {}, True
     for name, changes in STREAMS.items():
         for moving in (False, True):
-            runs[name, moving] = measure(changes, moving, args.batches)
+            runs[name, moving] = measure([*changes, *args.set], moving, args.batches)
         kept &= show(console, name, runs[name, False], runs[name, True])
     if args.plot is not None:
         args.plot.write_text(plot(runs["hot_switch", False], runs["hot_switch", True]), encoding="utf-8")
