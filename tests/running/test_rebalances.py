@@ -69,6 +69,8 @@ def test_a_planner_that_fails_is_told_and_the_run_goes_on(
     monkeypatch.setattr(PLACEMENTS["balanced"], "place", fails)
     summary = run_scenario(scenario, tmp_path)
     assert summary["exact"] and summary["rebalances"] == []
+    made = summary["rebalance_decisions"]
+    assert made["failed"] > 0 == made["move"] + made["stay"] and "no plan today" in made["last_failed_why"]
     assert "ZeroDivisionError: no plan today" in (tmp_path / "events.jsonl").read_text()
 
 
@@ -116,7 +118,7 @@ def test_the_figures_of_a_move_by_hand() -> None:
     record["kind"], record["src"], record["batch"] = GEMM, np.tile([0, 1], 8), np.repeat(np.arange(8), 2)
     record["rows"] = [3, 1] * 4 + [1, 3] + [2, 2] * 3
     record["expert"][-1] = 3
-    facts = {"batch": 3, "decision": "move", "reason": "so", "promised": 0.9, "move": 0}
+    facts = {"batch": 3, "decision": "move", "reason": "so", "promised": 0.9, "planned_moves": 6, "move": 0}
     moved = {"number": 0, "loaded": 4, "dropped": 5, "cancelled": 1, "fetched": 77, "seconds": 2.5}
     notices = [Notice("rebalance", 4.5, facts), Notice("moved", 7.0, moved)]
     (entry,) = rebalances(notices, results, record, 1, 2, 4, "virtual")
@@ -124,6 +126,8 @@ def test_the_figures_of_a_move_by_hand() -> None:
     assert (entry["moves"], entry["dropped"], entry["cancelled"], entry["bytes"]) == (4, 5, 1, 77)
     assert entry["batch_p99_while_moving_virtual_s"] == 3.0
     assert entry["batch_median_outside_virtual_s"] == 1.0 and entry["slowdown"] == 3.0
+    (unfinished,) = rebalances(notices[:1], results, record, 1, 2, 4, "virtual")
+    assert (unfinished["moves"], unfinished["bytes"], unfinished["planned_moves"]) == (None, None, 6)
     assert computed_rows(record, [4], 1, 2).tolist() == [[1, 3]]
 
 
