@@ -14,7 +14,7 @@ import rayemu
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "streams")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",

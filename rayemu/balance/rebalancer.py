@@ -49,8 +49,10 @@ class RebalancePolicy:
 class Decision:
     """What came of a trigger. Balance is mean/max of the modules' loads, averaged over layers: 1 is even.
 
-    `balance_before` is the present plan's on the newer half of the window, `promised` the new one's there.
-    `plan` is None where nothing is to be moved. `break_even` in batches, None where that is not known.
+    All on the newer half of the window: `balance_before` is the present plan's, `promised` that of the plan
+    made from the older half, which has not seen these loads, and `fitted` that of the new plan, which has: no
+    load that still changes will be as even. `plan` is None where nothing is to be moved. `break_even` in
+    batches, None where that is not known.
     """
 
     reason: str
@@ -58,6 +60,7 @@ class Decision:
     plan: Placement | None
     balance_before: float
     promised: float
+    fitted: float
     gain: float
     moves: int
     moved_bytes: int
@@ -71,6 +74,7 @@ class Decision:
             "why": self.why,
             "balance_before": round(self.balance_before, 4),
             "promised": round(self.promised, 4),
+            "fitted": round(self.fitted, 4),
             "gain": round(self.gain, 4),
             "planned_moves": self.moves,
             "planned_bytes": self.moved_bytes,
@@ -129,6 +133,7 @@ class Rebalancer:
             f"a plan from the batches before would have saved {gain:.1%} of the busiest modules' rows",
             plan,
             average(mean_over_max(before), before),
+            average(mean_over_max(unseen), unseen),
             average(mean_over_max(after), after),
             gain,
             len(moves),

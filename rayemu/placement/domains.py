@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from rayemu.placement.filling import Filling, layer_by_layer
+from rayemu.placement.filling import Filling, layer_by_layer, level_sizes
 from rayemu.placement.placement import Placement
 from rayemu.placement.problem import PlacementProblem
 
@@ -16,9 +16,8 @@ from rayemu.placement.problem import PlacementProblem
 class Domains:
     """`failures` + 1 copies of each expert, every one in another failure domain: with fewer, some are lost.
 
-    A domain is a module or a `node`. Slots beyond these copies go to the heaviest ones, wherever.
-    Experts with most copies, then heavy ones, go first, each copy to the domain with most room and there to
-    the emptiest module.
+    A domain is a module or a `node`. Heavy copies go first, each to the domain with most room, and there to
+    the emptiest module; domains are level. Slots beyond these then go to the heaviest ones, wherever.
     """
 
     failures: int = 1
@@ -45,7 +44,8 @@ class Domains:
                     f"failures: {self.failures} takes {needed} copies of each expert, {needed * len(used)} "
                     f"slots of a layer, and there are {problem.slots}; set copies: {needed}, or more slots"
                 )
-            slots = filling.keep_level(needed * len(used), problem.slots)
+            room = filling.room.copy()
+            slots = min(problem.slots, int(room.sum()))
             copies = np.zeros(problem.experts, np.int64)
             copies[used] = needed
             for _ in range(slots - int(copies.sum())):
@@ -53,23 +53,34 @@ class Domains:
                 if more.any():
                     copies[np.where(more, loads / np.maximum(copies, 1), -1.0).argmax()] += 1
             share = loads / np.maximum(copies, 1)
-            for expert in np.lexsort((-share, -copies))[: len(used)].tolist():
-                for copy in range(copies[expert]):
-                    _put(filling, expert, share[expert], domain, apart=copy < needed)
+            order = used[np.argsort(-share[used], kind="stable")].tolist()
+            filling.room = _sizes(needed, len(used), room, domain)
+            for expert in order:
+                for _ in range(needed):
+                    filling.put(expert, share[expert], _fullness(filling, expert, domain))
+            filling.room = room - filling.held.sum(axis=0)
+            for expert in order:
+                for _ in range(copies[expert] - needed):
+                    if filling.free(expert).any():
+                        filling.put(expert, share[expert])
 
         return layer_by_layer(problem, fill)
 
 
-def _put(filling: Filling, expert: int, load: float, domain: np.ndarray, apart: bool) -> None:
-    """Give a copy to the domain [M] with most room, so that none is left over; `apart` from other copies."""
+def _sizes(needed: int, experts: int, room: np.ndarray, domain: np.ndarray) -> np.ndarray:
+    """Share `needed` copies of each expert out to modules [M], level by domain and then within it."""
+    sizes = np.zeros_like(room)
+    of = np.unique(domain, return_inverse=True)[1]
+    most = np.minimum(np.bincount(of, weights=room), experts).astype(np.int64)
+    for number, quota in enumerate(level_sizes(needed * experts, most).tolist()):
+        sizes[of == number] = level_sizes(quota, room[of == number])
+    return sizes
+
+
+def _fullness(filling: Filling, expert: int, domain: np.ndarray) -> np.ndarray:
+    """Rank the modules [M] for a copy: first those of the domain with most room that lacks the expert.
+
+    Always taking of what is largest leaves no room over that only one domain has.
+    """
     room = np.bincount(domain, weights=filling.room)[domain]  # [M]
-    free = filling.free(expert)
-    if apart:
-        free &= ~np.isin(domain, domain[filling.held[expert]])
-    if free.any():
-        filling.put(expert, load, np.where(free, -room, 1))
-    elif apart:
-        raise ValueError(
-            f"memory leaves no room for a copy of expert {expert} in another failure domain: "
-            "give the modules more memory, or survive fewer failures"
-        )
+    return np.where(np.isin(domain, domain[filling.held[expert]]), 1, -room)

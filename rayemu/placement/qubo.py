@@ -18,7 +18,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Qubo:
-    """Bit x[e, m] says that module m holds a copy of expert e; simulated annealing looks for the least of
+    """Simulated annealing of bits, one per expert and module: a QUBO of balance, traffic and rules.
+
+    Bit x[e, m] says that module m holds a copy of expert e. What is looked for is the least of
 
         sum_m (load_m / mean load - 1)^2 - traffic * pairs that a module holds together / all pairs
         + penalty * what the rules are broken by: copies[e] copies of an expert, a level number on a module.

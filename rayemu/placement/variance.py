@@ -13,11 +13,12 @@ from rayemu.placement.problem import PlacementProblem
 
 @dataclass(frozen=True)
 class Variance:
-    """min(int(frequency * modules * scale) + int(variance * spread), most) copies of an expert, at least one.
+    """Copies by how frequent an expert is and how much that varies, up to `most`.
 
-    `frequency` is its share of the layer's rows and `variance` that of this share from window to window. As
-    it stands it is the texts' rule (modules / 4, variance * 10, at most 4). Copies beyond `slots` are taken
-    back where that costs least; the heaviest copy goes to the emptiest module.
+    They are int(frequency * modules * scale) + int(variance * spread), at least one. `frequency` is the share
+    of its layer's rows and `variance` that of this share from window to window. As it stands it is the texts'
+    rule (modules / 4, variance * 10, at most 4). Copies beyond `slots` are taken back where that costs least;
+    the heaviest copy goes to the emptiest module.
     """
 
     scale: float = 0.25

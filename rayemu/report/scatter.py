@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from rayemu.report.svg import opened, ruled, upright, written
+
 WIDTH, HEIGHT = 900, 560
 LEFT, RIGHT, TOP, BOTTOM = 90, 40, 50, 70
 LETTER, LINE = 6.2, 12  # size of a label's letters
-INK, FAINT, LOSSY, LOSSLESS = "#222", "#ddd", "#2f6fb2", "#2d8f5a"
+LOSSY, LOSSLESS = "#2f6fb2", "#2d8f5a"
 
 
 def scatter(lines: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -32,23 +34,20 @@ def scatter(lines: Sequence[Mapping[str, Any]], title: str) -> str:
         return HEIGHT - BOTTOM - (place - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="13" fill="{INK}"><rect width="100%" height="100%" fill="white"/>',
-        _text(WIDTH / 2, 26, title, "middle", 16),
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 18, "times smaller than float32", "middle"),
-        f'<g transform="rotate(-90 22 {HEIGHT / 2})">'
-        + _text(22, HEIGHT / 2, "relative error of the layer's output (worst layer)", "middle")
-        + "</g>",
+        opened(WIDTH, HEIGHT),
+        written(WIDTH / 2, 26, title, "middle", 16),
+        written((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 18, "times smaller than float32", "middle"),
+        upright(22, HEIGHT / 2, "relative error of the layer's output (worst layer)"),
     ]
     for power in range(low, high + 1):
         y = up(10.0**power)
         label = "none" if power == low else f"1e{power}"
-        parts += [_line(LEFT, y, WIDTH - RIGHT, y), _text(LEFT - 8, y + 4, label, "end")]
+        parts += [ruled(LEFT, y, WIDTH - RIGHT, y), written(LEFT - 8, y + 4, label, "end")]
     for power in range(math.ceil(left), math.floor(right) + 1):
         x = across(2.0**power)
         parts += [
-            _line(x, TOP, x, HEIGHT - BOTTOM),
-            _text(x, HEIGHT - BOTTOM + 18, f"{2**power:g}x", "middle"),
+            ruled(x, TOP, x, HEIGHT - BOTTOM),
+            written(x, HEIGHT - BOTTOM + 18, f"{2**power:g}x", "middle"),
         ]
     labels: list[tuple[float, float, float]] = []  # left, right and height of those that are placed
     for line in shown:
@@ -66,14 +65,6 @@ def scatter(lines: Sequence[Mapping[str, Any]], title: str) -> str:
         while any(begin < b and a < end and abs(height - h) < LINE for a, b, h in labels):
             height += 2  # down to the next free place
         labels.append((begin, end, height))
-        parts.append(_text(begin, height, str(line["codec"]), "start", 11))
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 18, "dot: the slower of encode and decode", "end", 11))
+        parts.append(written(begin, height, str(line["codec"]), "start", 11))
+    parts.append(written(WIDTH - RIGHT, HEIGHT - 18, "dot: the slower of encode and decode", "end", 11))
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _text(x: float, y: float, text: str, anchor: str, size: int = 13) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{FAINT}"/>'

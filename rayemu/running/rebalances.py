@@ -47,12 +47,13 @@ def rebalances(
     `batch` is the result that the move was decided at. Balance is the mean of the modules' rows over the
     maximum, of each layer, averaged over layers: `balance_before` of the `window` batches before the
     decision, `balance_after` of as many that were submitted once everything lay where it should, `promised`
-    what the planner expected of its plan. `moves` are slots that were loaded, `bytes` what went from module
-    to module for them, both None of a move that the run ended in (`planned_moves` is what it was to load).
-    `batch_p99_while_moving` and `batch_median_outside` are batch times (submitted to
-    finished) of the batches that were under way during any move, and of all others; `slowdown` is the one
-    over the other. `paid_after_batches`: after so many batches the time between two results that became
-    shorter has made up for what was longer while experts moved; None if it did not become shorter.
+    what a plan made from half of the window gave on the other half (see `Decision`). `moves` are slots that
+    were loaded, `bytes` what went from module to module for them, both None of a move that the run ended in
+    (`planned_moves` is what it was to load). `batch_p99_while_moving` and `batch_median_outside` are batch
+    times (submitted to finished) of the batches that were under way during any move, and of all others;
+    `slowdown` is the one over the other. `paid_after_batches`: after so many batches the time between two
+    results that became shorter has made up for what was longer while experts moved; None if it did not
+    become shorter.
     """
     done = [r for r in results if r.failure is None and len(r.delivered)]
     ends = {n.facts["number"]: n for n in notices if n.kind == "moved"}

@@ -86,7 +86,8 @@ def compare(
     judged = problem if judged is None else judged
     once = dataclasses.replace(problem, copies=np.minimum(problem.copies, 1), memory=None)
     linear = _traffic(Linear().place(once), judged, choices)
-    for name, strategy in (strategies or {kind: PLACEMENTS[kind]() for kind in PLACEMENTS}).items():
+    every: dict[str, Strategy] = {kind: make() for kind, make in PLACEMENTS.items()}  # type: ignore[misc]
+    for name, strategy in (every if strategies is None else strategies).items():
         # One generator for all would make a plan depend on the strategies before it.
         own = dataclasses.replace(problem, rng=np.random.default_rng(0))
         started = time.perf_counter()
@@ -133,14 +134,15 @@ def _traffic(
 ) -> dict[str, tuple[float, float]]:
     """What travels, by module and by node: a mean over the layers that have experts."""
     groups = np.arange(judged.modules), judged.module_to_node
-    moe = judged.copies.any(axis=1)
+    moe = np.asarray(judged.copies.any(axis=1))
     found = {}
     if judged.coactivation is not None:
         found["pairs"] = [pairs_apart(plan, judged.coactivation, group)[moe].mean() for group in groups]
     if choices is not None:
         far = judged.distances
         found["messages"] = [messages(plan, choices, group, far)[moe].mean() for group in groups]
-    if judged.transitions is not None and (both := moe[:-1] & moe[1:]).any():
+    both = moe[:-1] & moe[1:]
+    if judged.transitions is not None and both.any():
         found["steps"] = [steps_apart(plan, judged.transitions, group)[both].mean() for group in groups]
     return {what: (float(by_module), float(by_node)) for what, (by_module, by_node) in found.items()}
 

@@ -57,6 +57,7 @@ def test_what_is_judged_are_batches_that_the_plan_has_not_seen() -> None:
     machine = told(rebalancer(), UNEVEN, UNEVEN, EVEN, EVEN)
     decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE)
     assert decision.plan is None and decision.gain == pytest.approx(-0.5)  # 40 rows would become 60
+    assert decision.balance_before == 1.0 and decision.promised == pytest.approx(40 / 60)
     assert "20%" in decision.why
 
 

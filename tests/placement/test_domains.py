@@ -1,5 +1,6 @@
 """What plans survive: the formula against trying every failure, and the strategy against its promise."""
 
+import dataclasses
 from itertools import combinations
 
 import numpy as np
@@ -69,6 +70,15 @@ def test_any_failures_are_survived_with_the_fewest_copies(of: str, failures: int
     assert survives(placed, domain) == failures, "fewer copies survive fewer failures, by the formula"
     assert (placed.counts(2, experts) == failures + 1).all()
     assert all(tried(placed, domain, failures))
+
+
+def test_a_small_node_holds_a_copy_of_all_where_two_nodes_must() -> None:
+    problem = dataclasses.replace(
+        problem_of(np.full(3, 2), 4), module_to_node=np.array([0, 0, 0, 1], np.int32)
+    )
+    placed = Domains(1, "node").place(problem)
+    assert np.bincount(placed.module).tolist() == [1, 1, 1, 3]
+    assert survives(placed, problem.module_to_node) == 1
 
 
 def test_spare_slots_go_to_the_heaviest() -> None:
