@@ -228,7 +228,7 @@ def test_torch_in_torch_out() -> None:
             assert np.array_equal(array, ours.numpy())
     assert np.array_equal(rebalance_experts(tensor.to_sparse(), 24, 4, 2, 4)[0].cpu().to_dense(), plain[0])
     for wrong in (tensor.to(torch.complex64), tensor.to("meta")):
-        with pytest.raises(ValueError, match="^weight: .* allowed: real numbers"):
+        with pytest.raises(ValueError, match=r"^weight: .* allowed: real numbers"):
             rebalance_experts(wrong, 24, 4, 2, 4)
     half = torch.from_numpy(weight).to(torch.bfloat16)
     assert np.array_equal(
