@@ -1,8 +1,11 @@
 """Runs that move experts: exact, and their summaries say what the moves brought."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,9 @@ import pytest
 import yaml
 
 from rayemu import Emulator, Scenario
+from rayemu.balance.rebalancer import Rebalancer
 from rayemu.balance.triggers import TRIGGERS
+from rayemu.drivers.rebalancing import Rebalancing
 from rayemu.drivers.record import GEMM, VIRTUAL_RECORD
 from rayemu.placement import PLACEMENTS, Placement, from_columns
 from rayemu.protocol.client import BatchResult
@@ -135,7 +140,7 @@ def test_the_figures_of_a_move_by_hand() -> None:
     ("section", "says"),
     [
         ({}, "rebalance: give either every"),
-        ({"every": 3, "trigger": "trend"}, "rebalance: give either every"),
+        ({"every": 3, "trigger": "trend"}, "rebalance: give either every .*; both are given"),
         ({"every": 0}, "rebalance.every: 0 is not allowed"),
         (
             {"every": 3, "planner": "blanced"},
@@ -163,3 +168,32 @@ def test_a_section_survives_its_text_and_overrides() -> None:
     assert changed.rebalance is not None and changed.rebalance.planner.kind == "random"
     other = scenario.with_overrides(["rebalance={trigger: {kind: imbalance, over: 1.5}}"])
     assert other.rebalance is not None and other.rebalance.policy().trigger == TRIGGERS["imbalance"](1.5)
+
+
+def test_a_trigger_that_fails_or_takes_long_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a real run, whose plans are made beside it."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def waits_and_fails(*_: object) -> None:
+        asked.set()
+        go_on.wait(30)
+        raise ZeroDivisionError("no forecast")
+
+    monkeypatch.setattr(TRIGGERS["every"], "fires", waits_and_fails)
+    scenario = Scenario.from_dict(MOVING)
+    assert scenario.rebalance is not None
+    backend = SimpleNamespace(placement=scenario.placed(), now=1.0)
+    rebalancer = Rebalancer(scenario.rebalance.policy(), scenario.placement_problem())
+    driver = Rebalancing(rebalancer, backend, at_once=False)  # type: ignore[arg-type]
+    result = BatchResult(0, X, np.ones((1, 16)), np.ones(2, np.int32))
+    for _ in range(3):
+        driver.observe(result)
+    assert asked.wait(30) and driver.take_notices() == []
+    go_on.set()
+    notices: list[Notice] = []
+    while not notices:  # the next result takes in what came of it
+        driver.observe(result)
+        notices = driver.take_notices()
+        time.sleep(0.001)
+    driver.close()
+    assert "ZeroDivisionError: no forecast" in str(notices[0].facts)
