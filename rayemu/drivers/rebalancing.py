@@ -82,14 +82,18 @@ class Rebalancing:
         try:
             decision = planned.result()
         except Exception as error:  # of a trigger or planner: the run goes on as it is, and says so
-            facts = {"decision": "failed", "why": f"{type(error).__name__}: {error}"}
-            self._notices.append(Notice("rebalance", self._backend.now, {"batch": self._batch, **facts}))
+            why = f"{type(error).__name__}: {error}"
+            self._note({"batch": self._batch, "decision": "failed", "why": why})
             return
         if decision is None:
             return
-        facts = {"batch": self._batch, **decision.facts()}
+        facts: dict[str, object] = {"batch": self._batch, **decision.facts()}
         if decision.plan is not None:
-            self._move = facts["move"] = self._backend.move(decision.plan)
+            self._move = self._backend.move(decision.plan)
+            facts["move"] = self._move
+        self._note(facts)
+
+    def _note(self, facts: dict[str, object]) -> None:
         self._notices.append(Notice("rebalance", self._backend.now, facts))
 
     def _batch_s(self) -> float | None:

@@ -82,7 +82,7 @@ class Mover:
         possible = {row for row in new if view.state[row[1]] != DEAD}
         self.cancelled += len(new) - len(possible)
         table.add(layer, possible)
-        table.set(layer, {row for row in wanted if states.get(row) == LEAVING}, READY)
+        table.mark(layer, {row for row in wanted if states.get(row) == LEAVING}, READY)
         late = {row for row in wanted if states.get(row) == LOADING and view.state[row[1]] != DEAD}
         self._loading = possible | late
 
@@ -114,9 +114,9 @@ class Mover:
             self._staying.add(layer)
         else:
             self._staying.discard(layer)
-        table.set(layer, {row for row in unwanted - going if states[row] == LEAVING}, READY)
+        table.mark(layer, {row for row in unwanted - going if states[row] == LEAVING}, READY)
         if going:
-            table.set(layer, going, LEAVING)
+            table.mark(layer, going, LEAVING)
             before = self._leaving.get(layer, (set(), 0))[0]
             self._leaving[layer] = before | going, view.epoch + 1
 
@@ -129,7 +129,7 @@ class Mover:
             stays = {row for row in going if row[0] not in usable}
             if stays:
                 back = {row for row in stays if states.get(row) == LEAVING}
-                table.set(layer, back, READY)
+                table.mark(layer, back, READY)
                 self._staying.add(layer)
                 going -= stays
             if (known[alive] >= since).all():
@@ -166,7 +166,7 @@ class _Table:
             kept = ~self._at(layer, rows)
             self._take([column[kept] for column in self._columns])
 
-    def set(self, layer: int, rows: set[Row], state: int) -> None:
+    def mark(self, layer: int, rows: set[Row], state: int) -> None:
         """Change the state of slots."""
         if rows:
             self._take([*self._columns[:3], np.where(self._at(layer, rows), state, self._columns[3])])

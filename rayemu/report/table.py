@@ -131,7 +131,7 @@ def _decisions(of: Mapping[str, Any]) -> str:
 def _move(entry: Mapping[str, Any]) -> str:
     clock = "virtual" if "took_virtual_s" in entry else "wall"
     before, after = (
-        "unknown" if value is None else f"{value:.2f}"
+        "(no batch)" if value is None else f"{value:.2f}"
         for value in (entry["balance_before"], entry["balance_after"])
     )
     if entry["moves"] is None:
@@ -145,4 +145,6 @@ def _move(entry: Mapping[str, Any]) -> str:
     if entry["slowdown"] is not None:
         text += f"; p99 of batches meanwhile {entry['slowdown']:.2f} x the median of others"
     paid = entry["paid_after_batches"]
-    return f"{text}; not seen to pay" if paid is None else f"{text}; paid after {paid} batches"
+    if paid is None:
+        return f"{text}; not seen to pay"
+    return f"{text}; paid at once" if paid == 0 else f"{text}; paid after {paid} batch{'es' * (paid > 1)}"

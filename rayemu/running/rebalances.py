@@ -70,20 +70,21 @@ def rebalances(
     entries = []
     for position, (notice, (begin, end)) in enumerate(zip(decided, spans, strict=True)):
         following = spans[position + 1][0] if position + 1 < len(spans) else float("inf")
-        before = [r for r in done if r.batch <= notice.facts["batch"]][-window:]
+        noted: dict[str, Any] = notice.facts
+        before = [r for r in done if r.batch <= noted["batch"]][-window:]
         after = [r for r in done if end <= r.submitted_at and r.finished_at <= following][:window]
         during = [r.finished_at - r.submitted_at for r in done if _overlaps(r, begin, end)]
         p99 = float(np.percentile(during, 99)) if during else None
-        status = ends.get(notice.facts["move"])
+        status = ends.get(noted["move"])
         facts: dict[str, Any] = status.facts if status is not None else {}
         entries.append(
             {
-                "batch": notice.facts["batch"],
-                "reason": notice.facts["reason"],
+                "batch": noted["batch"],
+                "reason": noted["reason"],
                 "balance_before": _balance(record, before, layers, modules),
                 "balance_after": _balance(record, after, layers, modules),
-                "promised": notice.facts["promised"],
-                "planned_moves": notice.facts["planned_moves"],
+                "promised": noted["promised"],
+                "planned_moves": noted["planned_moves"],
                 "moves": facts.get("loaded"),
                 "dropped": facts.get("dropped"),
                 "cancelled": facts.get("cancelled"),

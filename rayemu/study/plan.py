@@ -167,7 +167,7 @@ def ranked(problem: PlacementProblem, machine: Machine, names: list[str] | None 
 
 
 def _ask(name: str, problem: PlacementProblem, machine: Machine, low: float) -> Answer:
-    strategy = PLACEMENTS[name]
+    strategy: Any = PLACEMENTS[name]
     fields = {f.name for f in dataclasses.fields(strategy)}
     if machine.groups > 1 and "groups" not in fields:
         return Answer(name, None, NOT_WHOLE)
