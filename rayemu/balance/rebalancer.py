@@ -6,6 +6,7 @@ plan is due, and carries out what is decided; nothing here has a clock, a thread
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -87,27 +88,39 @@ class Rebalancer:
 
     def __init__(self, policy: RebalancePolicy, problem: PlacementProblem) -> None:
         self.policy, self.problem = policy, problem
-        self._loads: deque[np.ndarray] = deque(maxlen=max(MOST_BATCHES, 2 * policy.window))
-        self._since = 0
+        remembered = max(MOST_BATCHES, 2 * policy.window, policy.trigger.reach)
+        self._loads: deque[np.ndarray] = deque(maxlen=min(remembered, sys.maxsize))
+        self._observed = self._asked_at = 0  # batches; of them those up to when the trigger fired
 
     def observe(self, loads: np.ndarray) -> None:
         """Take in the rows of each expert [L, E] in the next batch."""
         self._loads.append(np.asarray(loads, np.float64))
-        self._since += 1
+        self._observed += 1
 
-    def due(self, present: Placement) -> str | None:
-        """Return why a plan should be made now, or None. Whatever comes of it, the trigger starts anew."""
-        if len(self._loads) < 2:
+    def recall(self) -> tuple[list[np.ndarray], int]:
+        """Return the loads [L, E] of the last batches, and how many passed since the trigger fired."""
+        return list(self._loads), self._observed - self._asked_at
+
+    def consider(
+        self, loads: list[np.ndarray], since: int, present: Placement, batch_s: float | None = None
+    ) -> Decision | None:
+        """Ask the trigger about what `recall` gave, and decide if it fires; None if it does not.
+
+        May take long, and may run beside `observe`, in one thread. Raises what trigger and planner raise.
+        Whatever comes of it, a trigger that has fired or failed starts anew.
+        """
+        if len(loads) < 2:
             return None
-        history = History(np.array(self._loads), present, self.problem.modules, self._since)
-        reason = self.policy.trigger.fires(history)
-        if reason is not None:
-            self._since = 0
-        return reason
-
-    def recent(self) -> np.ndarray:
-        """Return the loads [B, L, E] of the window, as far as there are any."""
-        return np.array(self._loads)[-self.policy.window :]
+        history = History(np.array(loads), present, self.problem.modules, since)
+        try:
+            reason = self.policy.trigger.fires(history)
+        except Exception:
+            self._asked_at += since
+            raise
+        if reason is None:
+            return None
+        self._asked_at += since
+        return self.decide(reason, history.loads[-self.policy.window :], present, batch_s)
 
     def decide(
         self, reason: str, loads: np.ndarray, present: Placement, batch_s: float | None = None

@@ -1,6 +1,7 @@
 """Carries out what a rebalancer decides, beside the batches: plans in a thread of its own, moves, tells.
 
-Plans are made where results arrive, so neither the coordinator nor any module waits for one.
+Triggers (a predictor may train for seconds) and planners run in that thread, where results arrive: neither
+the coordinator, nor any module, nor who takes the results waits for them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Rebalancing:
         self.rebalancer, self._backend = rebalancer, backend
         self._thread = None if at_once else ThreadPoolExecutor(1, "planner")
         self._lock = threading.Lock()
-        self._planning: Future[Decision] | None = None
+        self._planning: Future[Decision | None] | None = None
         self._batch = -1  # that the plan under way was asked for at
         self._move: int | None = None  # the move under way
         self._finished: deque[float] = deque(maxlen=RECENT)
@@ -65,27 +66,26 @@ class Rebalancing:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, batch: int) -> None:
-        present = self._backend.placement
-        reason = self.rebalancer.due(present)
-        if reason is None:
-            return
         self._batch = batch
-        loads, batch_s = self.rebalancer.recent(), self._batch_s()
+        loads, since = self.rebalancer.recall()
+        present, batch_s = self._backend.placement, self._batch_s()
 
-        def plan() -> Decision:
-            return self.rebalancer.decide(reason, loads, present, batch_s)
+        def plan() -> Decision | None:
+            return self.rebalancer.consider(loads, since, present, batch_s)
 
         self._planning = _done(plan) if self._thread is None else self._thread.submit(plan)
         if self._planning.done():
             self._act(self._planning)
 
-    def _act(self, planned: Future[Decision]) -> None:
+    def _act(self, planned: Future[Decision | None]) -> None:
         self._planning = None
         try:
             decision = planned.result()
-        except Exception as error:  # of a planner: the run goes on as it is, and says so
+        except Exception as error:  # of a trigger or planner: the run goes on as it is, and says so
             why = f"{type(error).__name__}: {error}"
             self._note({"batch": self._batch, "decision": "failed", "why": why})
+            return
+        if decision is None:
             return
         facts: dict[str, object] = {"batch": self._batch, **decision.facts()}
         if decision.plan is not None:
@@ -102,8 +102,8 @@ class Rebalancing:
         return statistics.median(gaps) if gaps else None
 
 
-def _done(work: Callable[[], Decision]) -> Future[Decision]:
-    future: Future[Decision] = Future()
+def _done(work: Callable[[], Decision | None]) -> Future[Decision | None]:
+    future: Future[Decision | None] = Future()
     try:
         future.set_result(work())
     except Exception as error:

@@ -46,7 +46,7 @@ def rebalance_experts(
     """
     torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
     is_tensor = torch is not None and isinstance(weight, torch.Tensor)
-    loads = checked_weight(weight.detach().to("cpu", torch.float64).numpy() if is_tensor else weight)
+    loads = checked_weight(_of_tensor(torch, weight) if is_tensor else weight)
     _check_counts(loads.shape[1], num_replicas, num_groups, num_nodes, num_gpus)
     plan = phy2log(loads, int(num_replicas), int(num_groups), int(num_nodes), int(num_gpus))
     found: Any = (plan, *slots_of_experts(plan, loads.shape[1]))
@@ -58,6 +58,8 @@ def rebalance_experts(
 def phy2log(weight: np.ndarray, slots: int, groups: int, nodes: int, devices: int) -> np.ndarray:
     """The expert of every slot [L, R], as `rebalance_experts` has it, without checks."""
     layers, experts = weight.shape
+    if not layers:
+        return np.zeros((0, slots), np.int64)
     if groups % nodes:
         groups = nodes = 1
     scale = weight.max(1, keepdims=True)
@@ -84,8 +86,22 @@ def slots_of_experts(phy2log: np.ndarray, experts: int) -> tuple[np.ndarray, np.
     return log2phy, count
 
 
+def _of_tensor(torch: Any, weight: Any) -> np.ndarray:
+    """A tensor's values, whatever its layout and device."""
+    if weight.is_complex() or weight.is_meta:
+        what = "a tensor on the meta device" if weight.is_meta else f"dtype {weight.dtype}"
+        raise ValueError(f"weight: {what} is not allowed; allowed: real numbers")
+    loads: np.ndarray = weight.detach().to_dense().to("cpu", torch.float64).numpy()
+    return loads
+
+
 def checked_weight(weight: Any) -> np.ndarray:
-    array = np.asarray(weight)
+    try:
+        array = np.asarray(weight)
+    except ValueError:  # of lists that are not equally long
+        raise ValueError(
+            "weight: rows of unequal lengths are not allowed; allowed: [layers, experts]"
+        ) from None
     if array.ndim != 2 or array.shape[1] == 0:
         raise ValueError(
             f"weight: shape {array.shape} is not allowed; allowed: [layers, experts] with an expert at least"

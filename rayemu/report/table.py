@@ -19,6 +19,7 @@ _FAILURES = {
     "nothing_lost": "tokens lost",
     "nothing_duplicated": "tokens duplicated",
 }
+SHOWN_MOVES = 8
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
@@ -87,6 +88,12 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         rows = " ".join(count(r) for r in s["module_rows"])
         balance = f", balance by batch and layer {s['balance']:.2f}" if s["balance"] is not None else ""
         yield "rows by module", f"{rows}{balance}"
+    if "rebalance_decisions" in s:
+        yield "rebalancing", _decisions(s["rebalance_decisions"])
+        for entry in s["rebalances"][:SHOWN_MOVES]:
+            yield f"  batch {entry['batch']}", _move(entry)
+        if len(s["rebalances"]) > SHOWN_MOVES:
+            yield "", f"and {len(s['rebalances']) - SHOWN_MOVES} more in summary.json"
     for fault in s["faults"]:
         yield f"fault: {fault['kind']}", _fault(fault)
 
@@ -109,3 +116,35 @@ def _fault(fault: Mapping[str, Any]) -> str:
             if fault[f"{key}_{clock}_s"] is not None:
                 text += f"; {words} {format_seconds(fault[f'{key}_{clock}_s'])}"
     return text + (" (virtual)" if clock == "virtual" else "")
+
+
+def _decisions(of: Mapping[str, Any]) -> str:
+    if not of["move"] + of["stay"] + of["failed"]:
+        return "never due in this run, so nothing moved"
+    times = [f"{of['move']} x experts moved", f"{of['stay']} x they stayed"]
+    text = ", ".join(times)
+    if of["failed"]:
+        text += f"; {of['failed']} x PLANNING FAILED, so they stayed, last: {of['last_failed_why']}"
+    return f"{text}; last stayed: {of['last_stay_why']}" if of["stay"] and not of["move"] else text
+
+
+def _move(entry: Mapping[str, Any]) -> str:
+    clock = "virtual" if "took_virtual_s" in entry else "wall"
+    before, after = (
+        "(no batch)" if value is None else f"{value:.2f}"
+        for value in (entry["balance_before"], entry["balance_after"])
+    )
+    if entry["moves"] is None:
+        text = f"{entry['planned_moves']} copies were still on their way when the run ended"
+        return f"{text}; balance {before} before, {entry['promised']:.2f} promised"
+    text = f"balance {before} -> {after} ({entry['promised']:.2f} promised)"
+    took = format_seconds(entry[f"took_{clock}_s"]) + (" (virtual)" if clock == "virtual" else "")
+    text += f"; {entry['moves']} copies, {format_bytes(entry['bytes'])}, in {took}"
+    if entry["cancelled"]:
+        text += f", {entry['cancelled']} given up"
+    if entry["slowdown"] is not None:
+        text += f"; p99 of batches meanwhile {entry['slowdown']:.2f} x the median of others"
+    paid = entry["paid_after_batches"]
+    if paid is None:
+        return f"{text}; not seen to pay"
+    return f"{text}; paid at once" if paid == 0 else f"{text}; paid after {paid} batch{'es' * (paid > 1)}"

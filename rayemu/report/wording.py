@@ -50,7 +50,31 @@ def describe(event: Mapping[str, Any]) -> str:
         return f"fallback: {event['what']}"
     if kind == "record_cut":
         return str(event["what"])
+    if kind == "rebalance":
+        return _decision(event)
+    if kind == "moving":
+        return f"experts begin to move (move {event['move']}), epoch {event['epoch']}"
+    if kind == "moved":
+        return f"experts moved (move {event['number']}): {_moved(event)}"
     return ""
+
+
+def _decision(event: Mapping[str, Any]) -> str:
+    """What a rebalancer decided; what it planned if experts move."""
+    after = f"rebalance after batch {event['batch']}"
+    if event["decision"] == "failed":
+        return f"{after} failed, experts stay: {event['why']}"
+    if event["decision"] == "stay":
+        return f"{after} ({event['reason']}): experts stay: {event['why']}"
+    moves = f"{event['planned_moves']} copies of experts move, {format_bytes(event['planned_bytes'])}"
+    balance = f"balance {event['balance_before']:.2f}, {event['promised']:.2f} promised"
+    return f"{after} ({event['reason']}): {moves}, {balance}: {event['why']}"
+
+
+def _moved(event: Mapping[str, Any]) -> str:
+    text = f"{event['loaded']} copies loaded, {format_bytes(event['fetched'])} between modules"
+    text += f", {event['dropped']} dropped, in {format_seconds(event['seconds'])}"
+    return f"{text}; {event['cancelled']} given up, since their module died" if event["cancelled"] else text
 
 
 def _at(at: Mapping[str, Any]) -> str:

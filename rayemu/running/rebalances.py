@@ -25,6 +25,14 @@ def computed_rows(record: np.ndarray, batches: Sequence[int], layers: int, modul
     return np.bincount(at, weights=mine["rows"], minlength=layers * modules).reshape(layers, modules)
 
 
+def decisions(notices: Sequence[Notice]) -> dict[str, Any]:
+    """How often a trigger led to which decision, and why the last that moved nothing did not."""
+    made = [n.facts for n in notices if n.kind == "rebalance"]
+    counts = {kind: sum(f["decision"] == kind for f in made) for kind in ("move", "stay", "failed")}
+    why = {kind: next((f["why"] for f in reversed(made) if f["decision"] == kind), None) for kind in counts}
+    return {**counts, "last_stay_why": why["stay"], "last_failed_why": why["failed"]}
+
+
 def rebalances(
     notices: Sequence[Notice],
     results: Sequence[BatchResult],
@@ -40,11 +48,12 @@ def rebalances(
     maximum, of each layer, averaged over layers: `balance_before` of the `window` batches before the
     decision, `balance_after` of as many that were submitted once everything lay where it should, `promised`
     what a plan made from half of the window gave on the other half (see `Decision`). `moves` are slots that
-    were loaded, `bytes` what went from module to module for them. `batch_p99_while_moving` and
-    `batch_median_outside` are batch times (submitted to finished) of the batches that were under way during
-    any move, and of all others; `slowdown` is the one over the other. `paid_after_batches`: after so many
-    batches the time between two results that became shorter has made up for what was longer while experts
-    moved; None if it did not become shorter.
+    were loaded, `bytes` what went from module to module for them, both None of a move that the run ended in
+    (`planned_moves` is what it was to load). `batch_p99_while_moving` and `batch_median_outside` are batch
+    times (submitted to finished) of the batches that were under way during any move, and of all others;
+    `slowdown` is the one over the other. `paid_after_batches`: after so many batches the time between two
+    results that became shorter has made up for what was longer while experts moved; None if it did not
+    become shorter.
     """
     done = [r for r in results if r.failure is None and len(r.delivered)]
     ends = {n.facts["number"]: n for n in notices if n.kind == "moved"}
@@ -75,6 +84,7 @@ def rebalances(
                 "balance_before": _balance(record, before, layers, modules),
                 "balance_after": _balance(record, after, layers, modules),
                 "promised": noted["promised"],
+                "planned_moves": noted["planned_moves"],
                 "moves": facts.get("loaded"),
                 "dropped": facts.get("dropped"),
                 "cancelled": facts.get("cancelled"),

@@ -36,7 +36,7 @@ from rayemu.report.trace import trace as trace_of
 from rayemu.running.faults import Injected, due, fault_entry, parameters
 from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
-from rayemu.running.rebalances import rebalances
+from rayemu.running.rebalances import decisions, rebalances
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
 from rayemu.streams.aim import aim
@@ -335,13 +335,14 @@ def _mismatch(emulator: Emulator, item: tuple[BatchResult, int, np.ndarray]) -> 
 
 
 def _rebalances(scenario: Scenario, measured: Measured, clock: str) -> dict[str, Any]:
-    """The moves of a run that could move experts."""
+    """What was decided, and the moves, of a run that could move experts."""
     section, spec = scenario.rebalance, scenario.spec
     if section is None:
         return {}
     what = measured.notices, measured.results, measured.record
     size = spec.layers, scenario.cluster.modules
-    return {"rebalances": rebalances(*what, *size, section.window, clock)}
+    moves = rebalances(*what, *size, section.window, clock)
+    return {"rebalance_decisions": decisions(measured.notices), "rebalances": moves}
 
 
 def _summary(

@@ -50,7 +50,8 @@ class Rebalance(Section):
     @model_validator(mode="after")
     def _one_trigger(self) -> Rebalance:
         if (self.every is None) == (self.trigger is None):
-            raise ValueError("give either every (a number of batches) or trigger (like imbalance)")
+            given = "neither is given" if self.every is None else "both are given"
+            raise ValueError(f"give either every (a number of batches) or trigger (like imbalance); {given}")
         return self
 
     def policy(self) -> RebalancePolicy:

@@ -28,6 +28,7 @@ from rayemu.traces import Trace, TraceError, read, read_plan, write
 from rayemu.traces.placements import placement_of, plan_of
 from rayemu.units import format_bytes, format_seconds
 
+PLAN_FORMATS = ("eplb", "vllm", "sglang", "trtllm", "npy", "rayemu")
 NOT_WHOLE = "groups of experts would not stay whole"
 
 
@@ -81,11 +82,10 @@ def plan(
     known: dict[str, Any],
 ) -> None:
     """Print the planners' answers, best first, and write the best plan. Raises TraceError, PlanError."""
+    _check_output(out, format)
     trace = read(file, known.pop("format", None), **known)
     if not isinstance(trace, Trace):
         raise TraceError(f"{file}: a plan; expected loads of experts")
-    if out is not None and format is None:
-        raise PlanError("--out needs --format, one of eplb, vllm, sglang, trtllm, npy, rayemu")
     problem = problem_for(trace, machine)
     present = None if keep is None else kept(keep, problem)
     answers = ranked(dataclasses.replace(problem, present=present), machine, names)
@@ -93,13 +93,22 @@ def plan(
         print(json.dumps([_facts(a) for a in answers], indent=1))
     else:
         Console().print(_table(answers, machine, trace))
+    best = answers[0]
+    if best.plan is None:
+        raise PlanError("no planner has an answer; what each lacks is above")
     if out is not None and format is not None:
-        best = next((a for a in answers if a.plan is not None), None)
-        if best is None or best.plan is None:
-            raise PlanError("no planner has an answer, so there is no plan to write")
         write(out, format, plan_of(best.plan, problem.experts, problem.modules, trace.layers.tolist()))
         if not as_json:
             Console(soft_wrap=True).print(f"{escape(str(out))}: the plan of {best.planner}", highlight=False)
+
+
+def _check_output(out: Path | None, format: str | None) -> None:
+    """Raise PlanError for a plan that could not be written, before anything is worked out."""
+    if out is None and format is not None:
+        raise PlanError(f"--format {format} says how --out is written, and there is no --out")
+    if out is not None and format not in PLAN_FORMATS:
+        given = "--out needs --format" if format is None else f"--format {format} is not allowed"
+        raise PlanError(f"{given}; allowed: {', '.join(PLAN_FORMATS)}")
 
 
 def problem_for(trace: Trace, machine: Machine) -> PlacementProblem:
@@ -131,7 +140,18 @@ def problem_for(trace: Trace, machine: Machine) -> PlacementProblem:
 
 def kept(path: Path, problem: PlacementProblem) -> Placement:
     """The plan that there is. Raises TraceError, PlanError where it is not one for this problem."""
-    found = read_plan(path, num_experts=problem.experts, num_devices=problem.modules)
+    found = read_plan(path, num_experts=problem.experts)
+    if found.num_devices not in (None, problem.modules):
+        raise PlanError(
+            f"--keep {path}: a plan for {found.num_devices} devices, and there are {problem.modules} "
+            f"modules; give --modules {found.num_devices}, or a plan for {problem.modules}"
+        )
+    if found.num_devices is None:
+        found = read_plan(path, num_experts=problem.experts, num_devices=problem.modules)
+    if found.phy2log.shape[0] != problem.layers:
+        raise PlanError(
+            f"--keep {path}: a plan of {found.phy2log.shape[0]} layers, and the loads have {problem.layers}"
+        )
     placement = placement_of(found)
     try:
         check_placement(placement, (0, problem.layers), problem.experts, problem.modules)
@@ -192,7 +212,10 @@ def _ask(name: str, problem: PlacementProblem, machine: Machine, low: float) -> 
     found = match_devices(problem.present, found, problem.module_to_node)
     moves = moves_between(problem.present, found, problem.module_to_node)
     return dataclasses.replace(
-        answer, plan=found, moves=len(moves), moved_bytes=moves.bytes(problem.expert_bytes) or None
+        answer,
+        plan=found,
+        moves=len(moves),
+        moved_bytes=moves.bytes(problem.expert_bytes) if problem.expert_bytes else None,
     )
 
 
@@ -205,7 +228,7 @@ def _facts(answer: Answer) -> dict[str, Any]:
 
 def _table(answers: list[Answer], machine: Machine, trace: Trace) -> Table:
     windows, layers, experts = trace.loads.shape
-    shown = Table(box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
     shown.title = (
         f"{layers} layers of {experts} experts on {machine.modules} modules in {machine.nodes} nodes, "
         f"loads of {windows} windows"
@@ -219,8 +242,8 @@ def _table(answers: list[Answer], machine: Machine, trace: Trace) -> Table:
                 a.planner,
                 f"{a.imbalance:.4f}",
                 f"{a.bound:.4f}",
-                f"{a.gap:.2%}",
-                f"{a.slots:g}",
+                f"{max(a.gap, 0.0):.2%}",  # rounding may put it a bit below
+                f"{a.slots:.4g}",
                 "-" if a.moves is None else str(a.moves),
                 "-" if a.moved_bytes is None else format_bytes(a.moved_bytes),
                 format_seconds(a.plan_wall_s),

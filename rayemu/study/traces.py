@@ -250,6 +250,10 @@ def target(path: Path, out: Path | None, suffix: str) -> Path:
     """Where to write without --out: beside the file. Raises TraceError for what is there already."""
     if out is not None:
         return out
+    if path.name in ("", ".."):  # ., .. and / say no name
+        path = path.resolve()
+    if not path.name:
+        raise TraceError(f"{path}: it has no name to write beside; name one with --out FILE")
     chosen = path.with_name(f"{path.name if path.is_dir() else path.stem}{suffix}")
     if chosen.exists():
         raise TraceError(f"{chosen} is there already; choose another name with --out FILE")

@@ -119,12 +119,17 @@ def write(path: Path | str, format: str, found: Trace | Plan) -> None:
     path = Path(os.path.expanduser(path))
     try:
         family = _named(format)
-        if path.parent != path and not path.parent.is_dir():
+        target = path.resolve()  # what a link names, since what is written takes the place of what is there
+        if not path.name or path.name == ".." or not target.name:
+            raise TraceError("a folder; name what to write in it")
+        if not target.parent.is_dir():
             raise TraceError(f"no folder {path.parent}")
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise TraceError("neither a file nor a folder, so it would be lost; name another")
         if isinstance(found, Plan):
-            family.write_plan(path, found)
+            family.write_plan(target, found)
         else:
-            family.write(path, found)
+            family.write(target, found)
     except TraceError as error:
         raise TraceError(f"{path}: {error}") from None
     except OSError as error:

@@ -113,7 +113,7 @@ def check_loads(loads: np.ndarray) -> np.ndarray:
         window, layer, expert = (int(n) for n in np.argwhere(bad)[0])
         raise TraceError(
             f"the load of layer {layer}, expert {expert} in window {window} is "
-            f"{loads[window, layer, expert]}; expected a number from 0"
+            f"{loads[window, layer, expert]}; expected a number from 0 to 2**62"
         )
     if loads.dtype.kind == "f" and (loads == np.floor(loads)).all():
         return loads.astype(np.int64)

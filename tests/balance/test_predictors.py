@@ -22,6 +22,7 @@ from rayemu.balance.predictors import (
 from rayemu.balance.predictors.federated import federated_average
 from rayemu.balance.predictors.recurrent import Samples, initial, series_of, train
 from rayemu.balance.scores import score_predictors
+from rayemu.balance.triggers import TRIGGERS
 
 NEEDS_TORCH = ("recurrent", "federated")
 SMALL = {"context": 3, "hidden": 4}
@@ -168,6 +169,15 @@ def test_a_missing_torch_names_the_extra(kind: type, no_torch: None) -> None:
     loads = np.random.default_rng(0).random((12, 1, 4))
     with pytest.raises(ImportError, match=r"pip install 'rayemu\[predict\]'"):
         kind().fit(loads)
+
+
+@pytest.mark.parametrize("predictor", ["recurrent", "federated"])
+def test_a_trigger_without_what_its_predictor_needs_is_refused_when_it_is_made(
+    predictor: str, no_torch: None
+) -> None:
+    with pytest.raises(ValueError, match=rf"predictor: '{predictor}' .*pip install 'rayemu\[predict\]'"):
+        TRIGGERS["predicted"](predictor=predictor)
+    TRIGGERS["predicted"](predictor="transition_matrix")
 
 
 def test_series_by_hand() -> None:

@@ -1,10 +1,12 @@
 """Decisions of a rebalancer on loads whose best plans are plain to see."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from rayemu.balance.rebalancer import RebalancePolicy, Rebalancer
-from rayemu.balance.triggers import TRIGGERS
+from rayemu.balance.triggers import TRIGGERS, History
 from rayemu.placement import PLACEMENTS, Placement, PlacementProblem, from_columns, problem_of
 
 PROBLEM = problem_of(np.ones((1, 4), int), 2)
@@ -32,18 +34,22 @@ def told(machine: Rebalancer, *loads: np.ndarray) -> Rebalancer:
     return machine
 
 
+def recent(machine: Rebalancer) -> np.ndarray:
+    return np.array(machine.recall()[0])
+
+
 def test_a_plan_is_due_as_often_as_its_trigger_fires() -> None:
     machine = rebalancer()
     reasons = []
     for _ in range(10):
         machine.observe(UNEVEN)
-        reasons.append(machine.due(SIDE_BY_SIDE) is not None)
+        reasons.append(machine.consider(*machine.recall(), SIDE_BY_SIDE) is not None)
     assert [n for n, due in enumerate(reasons) if due] == [3, 7]
 
 
 def test_a_plan_that_gains_is_carried_out_and_its_figures_are_those_by_hand() -> None:
     machine = told(rebalancer(), *[UNEVEN] * 4)
-    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE, batch_s=3.0)
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE, batch_s=3.0)
     assert decision.plan is not None and decision.moves == 2 and decision.moved_bytes == 200
     assert decision.balance_before == pytest.approx(40 / 60) and decision.promised == 1.0
     assert decision.gain == pytest.approx(1 / 3)  # 60 rows become 40
@@ -55,7 +61,7 @@ def test_a_plan_that_gains_is_carried_out_and_its_figures_are_those_by_hand() ->
 def test_what_is_judged_are_batches_that_the_plan_has_not_seen() -> None:
     """The planner would swap for the older half, where it pays; in the newer half it does not."""
     machine = told(rebalancer(), UNEVEN, UNEVEN, EVEN, EVEN)
-    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE)
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE)
     assert decision.plan is None and decision.gain == pytest.approx(-0.5)  # 40 rows would become 60
     assert decision.balance_before == 1.0 and decision.promised == pytest.approx(40 / 60)
     assert "20%" in decision.why
@@ -73,7 +79,7 @@ def test_what_is_judged_are_batches_that_the_plan_has_not_seen() -> None:
 )
 def test_what_must_be_gained_is_held_to(changes: dict[str, float], moves: bool) -> None:
     machine = told(rebalancer(**changes), *[UNEVEN] * 4)
-    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE, batch_s=3.0)
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE, batch_s=3.0)
     assert (decision.plan is not None) == moves, decision.why
     if "within" in changes and not moves:
         assert "pays after 10.0 batches" in decision.why
@@ -81,14 +87,14 @@ def test_what_must_be_gained_is_held_to(changes: dict[str, float], moves: bool) 
 
 def test_without_knowing_how_long_a_batch_takes_no_break_even_is_claimed() -> None:
     machine = told(rebalancer(within=1e9), *[UNEVEN] * 4)
-    decision = machine.decide("because", machine.recent(), SIDE_BY_SIDE)
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE)
     assert decision.plan is None and decision.break_even is None
 
 
 def test_the_plan_that_there_is_is_no_plan() -> None:
     machine = told(rebalancer(gain=None), *[EVEN] * 4)
     present = Swapped().place(PROBLEM)
-    decision = machine.decide("because", machine.recent(), present)
+    decision = machine.decide("because", recent(machine), present)
     assert decision.plan is None and decision.moves == 0 and "what there is" in decision.why
 
 
@@ -96,4 +102,44 @@ def test_modules_are_named_so_that_little_moves() -> None:
     """The same plan with both modules the other way round moves nothing."""
     machine = told(rebalancer(gain=None), *[UNEVEN] * 4)
     present = from_columns(np.zeros(4, int), np.arange(4), np.array([1, 0, 1, 0]))
-    assert machine.decide("because", machine.recent(), present).moves == 0
+    assert machine.decide("because", recent(machine), present).moves == 0
+
+
+@dataclass(frozen=True)
+class Far:
+    """Fires once it sees as many batches as it looks back on."""
+
+    reach: int
+
+    def fires(self, history: History) -> str | None:
+        return "seen" if len(history.loads) >= self.reach else None
+
+
+def test_as_many_batches_are_remembered_as_the_trigger_looks_back_on() -> None:
+    machine = rebalancer(trigger=Far(300))
+    fired = []
+    for _ in range(301):
+        machine.observe(UNEVEN)
+        fired.append(machine.consider(*machine.recall(), SIDE_BY_SIDE) is not None)
+    assert fired.index(True) == 299
+    rebalancer(trigger=Far(10**30))
+    assert [TRIGGERS[k]().reach for k in ("every", "imbalance", "trend", "predicted")] == [0, 10, 11, 20]
+
+
+def test_a_trigger_that_fails_starts_anew() -> None:
+    class Fails(Far):
+        def fires(self, history: History) -> str | None:
+            raise ZeroDivisionError
+
+    machine = told(rebalancer(trigger=Fails(1)), UNEVEN, UNEVEN)
+    with pytest.raises(ZeroDivisionError):
+        machine.consider(*machine.recall(), SIDE_BY_SIDE)
+    assert machine.recall()[1] == 0
+
+
+def test_batches_that_come_while_a_plan_is_made_count_from_when_it_was_asked_for() -> None:
+    machine = told(rebalancer(), *[UNEVEN] * 4)
+    asked = machine.recall()
+    told(machine, UNEVEN, UNEVEN)
+    assert machine.consider(*asked, SIDE_BY_SIDE) is not None
+    assert machine.recall()[1] == 2

@@ -205,7 +205,9 @@ def test_one_device_holds_everything() -> None:
 
 
 def test_no_layers() -> None:
-    assert [a.shape for a in rebalance_experts(np.zeros((0, 4)), 8, 2, 2, 4)] == [(0, 8), (0, 4, 1), (0, 4)]
+    for experts, groups in ((4, 2), (12, 4), (12, 12)):
+        shapes = [a.shape for a in rebalance_experts(np.zeros((0, experts)), 16, groups, 2, 4)]
+        assert shapes == [(0, 16), (0, experts, 1), (0, experts)]
 
 
 def test_the_scale_of_the_load_does_not_matter() -> None:
@@ -224,6 +226,10 @@ def test_torch_in_torch_out() -> None:
         for array, ours in zip(plain, found, strict=True):
             assert isinstance(ours, torch.Tensor) and ours.dtype == torch.int64
             assert np.array_equal(array, ours.numpy())
+    assert np.array_equal(rebalance_experts(tensor.to_sparse(), 24, 4, 2, 4)[0].cpu().to_dense(), plain[0])
+    for wrong in (tensor.to(torch.complex64), tensor.to("meta")):
+        with pytest.raises(ValueError, match=r"^weight: .* allowed: real numbers"):
+            rebalance_experts(wrong, 24, 4, 2, 4)
     half = torch.from_numpy(weight).to(torch.bfloat16)
     assert np.array_equal(
         rebalance_experts(half, 24, 4, 2, 4)[0].numpy(),
@@ -243,6 +249,7 @@ NAN[1, 3], NEGATIVE[0, 7], ENDLESS[1, 0] = np.nan, -2.5, np.inf
         ((np.ones((2, 0)), 8, 1, 1, 1), r"weight: shape \(2, 0\)"),
         ((OK + 1j, 8, 1, 1, 1), "weight: dtype complex128 is not allowed; allowed: real"),
         (([["a"]], 8, 1, 1, 1), "weight: dtype <U1"),
+        (([[1, 2], [3]], 2, 1, 1, 1), "weight: rows of unequal lengths"),
         (
             (NAN, 8, 1, 1, 1),
             "weight: nan of layer 1, expert 3 is not allowed; allowed: finite numbers from 0",

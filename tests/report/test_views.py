@@ -133,6 +133,30 @@ def test_totals_do_not_dip_when_a_replacement_counts_from_zero() -> None:
     assert totals.sum("rows") == 280
 
 
+DECIDED = {
+    "kind": "rebalance",
+    "batch": 19,
+    "reason": "20 batches have passed",
+    "why": "it gains",
+    "balance_before": 0.4237,
+    "promised": 0.925,
+    "gain": 0.5,
+    "planned_moves": 7,
+    "planned_bytes": 2 << 20,
+    "break_even_batches": None,
+}
+MOVED = {
+    "kind": "moved",
+    "number": 0,
+    "done": True,
+    "loaded": 7,
+    "dropped": 6,
+    "cancelled": 0,
+    "fetched": 2 << 20,
+    "seconds": 0.066,
+}
+
+
 @pytest.mark.parametrize(
     ("event", "text"),
     [
@@ -159,6 +183,29 @@ def test_totals_do_not_dip_when_a_replacement_counts_from_zero() -> None:
         ),
         ({"kind": "mismatch", "batch": 3, "why": "it differs"}, "batch 3: it differs"),
         ({"kind": "fallback", "what": "X"}, "fallback: X"),
+        (
+            DECIDED | {"decision": "move"},
+            "rebalance after batch 19 (20 batches have passed): 7 copies of experts move, 2.00 MiB, "
+            "balance 0.42, 0.93 promised: it gains",
+        ),
+        (
+            DECIDED | {"decision": "stay"},
+            "rebalance after batch 19 (20 batches have passed): experts stay: it gains",
+        ),
+        (
+            {"kind": "rebalance", "batch": 19, "decision": "failed", "why": "ValueError: no"},
+            "rebalance after batch 19 failed, experts stay: ValueError: no",
+        ),
+        ({"kind": "moving", "move": 0, "epoch": 8}, "experts begin to move (move 0), epoch 8"),
+        (
+            MOVED,
+            "experts moved (move 0): 7 copies loaded, 2.00 MiB between modules, 6 dropped, in 66.0 ms",
+        ),
+        (
+            MOVED | {"cancelled": 2},
+            "experts moved (move 0): 7 copies loaded, 2.00 MiB between modules, 6 dropped, in 66.0 ms; "
+            "2 given up, since their module died",
+        ),
         ({"kind": "started"}, ""),
     ],
 )
@@ -243,6 +290,44 @@ def test_the_summary_as_a_table() -> None:
         "runs/seen",
     ):
         assert expected in text, expected
+
+
+def shown(**more: Any) -> str:
+    console, out = a_console(False)
+    print_summary(SUMMARY | more, Path("r"), console)
+    return words(out)
+
+
+def test_the_summary_says_what_rebalancing_did_and_what_it_did_not() -> None:
+    none = {"move": 0, "stay": 0, "failed": 0, "last_stay_why": None, "last_failed_why": None}
+    assert "rebalancing" not in shown()
+    assert "rebalancing never due in this run" in shown(rebalance_decisions=none, rebalances=[])
+    stayed = none | {"stay": 3, "last_stay_why": "it gains too little"}
+    assert "last stayed: it gains too little" in shown(rebalance_decisions=stayed, rebalances=[])
+    done = {
+        "batch": 19,
+        "balance_before": 0.334,
+        "balance_after": 0.87,
+        "promised": 0.925,
+        "planned_moves": 7,
+        "moves": 7,
+        "bytes": 4096,
+        "cancelled": 0,
+        "took_wall_s": 0.5,
+        "slowdown": 1.25,
+        "paid_after_batches": 4,
+    }
+    unfinished = done | {"batch": 39, "moves": None, "bytes": None, "balance_after": None}
+    counts = none | {"move": 2, "failed": 1, "last_failed_why": "ValueError: no plan"}
+    text = shown(rebalance_decisions=counts, rebalances=[done, unfinished, *[done] * 9])
+    for expected in (
+        "2 x experts moved, 0 x they stayed; 1 x PLANNING FAILED, so they stayed, last: ValueError: no plan",
+        "batch 19 balance 0.33 -> 0.87 (0.93 promised); 7 copies, 4.00 KiB, in 500 ms; "
+        "p99 of batches meanwhile 1.25 x the median of others; paid after 4 batches",
+        "batch 39 7 copies were still on their way when the run ended; balance 0.33 before, 0.93 promised",
+        "and 3 more in summary.json",
+    ):
+        assert expected in text, text
 
 
 def test_a_failed_run_says_what_did_not_hold() -> None:

@@ -1,8 +1,11 @@
 """Runs that move experts: exact, and their summaries say what the moves brought."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,9 @@ import pytest
 import yaml
 
 from rayemu import Emulator, Scenario
+from rayemu.balance.rebalancer import Rebalancer
 from rayemu.balance.triggers import TRIGGERS
+from rayemu.drivers.rebalancing import Rebalancing
 from rayemu.drivers.record import GEMM, VIRTUAL_RECORD
 from rayemu.placement import PLACEMENTS, Placement, from_columns
 from rayemu.protocol.client import BatchResult
@@ -69,6 +74,8 @@ def test_a_planner_that_fails_is_told_and_the_run_goes_on(
     monkeypatch.setattr(PLACEMENTS["balanced"], "place", fails)
     summary = run_scenario(scenario, tmp_path)
     assert summary["exact"] and summary["rebalances"] == []
+    made = summary["rebalance_decisions"]
+    assert made["failed"] > 0 == made["move"] + made["stay"] and "no plan today" in made["last_failed_why"]
     assert "ZeroDivisionError: no plan today" in (tmp_path / "events.jsonl").read_text()
 
 
@@ -116,7 +123,7 @@ def test_the_figures_of_a_move_by_hand() -> None:
     record["kind"], record["src"], record["batch"] = GEMM, np.tile([0, 1], 8), np.repeat(np.arange(8), 2)
     record["rows"] = [3, 1] * 4 + [1, 3] + [2, 2] * 3
     record["expert"][-1] = 3
-    facts = {"batch": 3, "decision": "move", "reason": "so", "promised": 0.9, "move": 0}
+    facts = {"batch": 3, "decision": "move", "reason": "so", "promised": 0.9, "planned_moves": 6, "move": 0}
     moved = {"number": 0, "loaded": 4, "dropped": 5, "cancelled": 1, "fetched": 77, "seconds": 2.5}
     notices = [Notice("rebalance", 4.5, facts), Notice("moved", 7.0, moved)]
     (entry,) = rebalances(notices, results, record, 1, 2, 4, "virtual")
@@ -124,6 +131,8 @@ def test_the_figures_of_a_move_by_hand() -> None:
     assert (entry["moves"], entry["dropped"], entry["cancelled"], entry["bytes"]) == (4, 5, 1, 77)
     assert entry["batch_p99_while_moving_virtual_s"] == 3.0
     assert entry["batch_median_outside_virtual_s"] == 1.0 and entry["slowdown"] == 3.0
+    (unfinished,) = rebalances(notices[:1], results, record, 1, 2, 4, "virtual")
+    assert (unfinished["moves"], unfinished["bytes"], unfinished["planned_moves"]) == (None, None, 6)
     assert computed_rows(record, [4], 1, 2).tolist() == [[1, 3]]
 
 
@@ -131,7 +140,7 @@ def test_the_figures_of_a_move_by_hand() -> None:
     ("section", "says"),
     [
         ({}, "rebalance: give either every"),
-        ({"every": 3, "trigger": "trend"}, "rebalance: give either every"),
+        ({"every": 3, "trigger": "trend"}, "rebalance: give either every .*; both are given"),
         ({"every": 0}, "rebalance.every: 0 is not allowed"),
         (
             {"every": 3, "planner": "blanced"},
@@ -159,3 +168,32 @@ def test_a_section_survives_its_text_and_overrides() -> None:
     assert changed.rebalance is not None and changed.rebalance.planner.kind == "random"
     other = scenario.with_overrides(["rebalance={trigger: {kind: imbalance, over: 1.5}}"])
     assert other.rebalance is not None and other.rebalance.policy().trigger == TRIGGERS["imbalance"](1.5)
+
+
+def test_a_trigger_that_fails_or_takes_long_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a real run, whose plans are made beside it."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def waits_and_fails(*_: object) -> None:
+        asked.set()
+        go_on.wait(30)
+        raise ZeroDivisionError("no forecast")
+
+    monkeypatch.setattr(TRIGGERS["every"], "fires", waits_and_fails)
+    scenario = Scenario.from_dict(MOVING)
+    assert scenario.rebalance is not None
+    backend = SimpleNamespace(placement=scenario.placed(), now=1.0)
+    rebalancer = Rebalancer(scenario.rebalance.policy(), scenario.placement_problem())
+    driver = Rebalancing(rebalancer, backend, at_once=False)  # type: ignore[arg-type]
+    result = BatchResult(0, X, np.ones((1, 16)), np.ones(2, np.int32))
+    for _ in range(3):
+        driver.observe(result)
+    assert asked.wait(30) and driver.take_notices() == []
+    go_on.set()
+    notices: list[Notice] = []
+    while not notices:  # the next result takes in what came of it
+        driver.observe(result)
+        notices = driver.take_notices()
+        time.sleep(0.001)
+    driver.close()
+    assert "ZeroDivisionError: no forecast" in str(notices[0].facts)

@@ -79,7 +79,7 @@ def test_what_is_kept_counts(loads: Path, tmp_path: Path) -> None:
     assert run(*given, "--out", out, "--format", "eplb")[0] == 0
     code, text = run(*given, "--keep", out, "--expert-bytes", "1 MB", "--json")
     (same,) = json.loads(text)
-    assert code == 0 and same["moves"] == 0 and same["moved_bytes"] is None
+    assert code == 0 and same["moves"] == same["moved_bytes"] == 0
     moved = tmp_path / "moved.npy"
     np.save(moved, np.load(loads)[:, ::-1])
     _, text = run(moved, *given[1:], "--keep", out, "--expert-bytes", "1 MB", "--json")
@@ -87,9 +87,32 @@ def test_what_is_kept_counts(loads: Path, tmp_path: Path) -> None:
     assert other["moves"] > 0 and other["moved_bytes"] == other["moves"] * 1_000_000
 
 
+def test_a_plan_of_another_machine_or_model_is_not_taken_for_one_of_this(loads: Path, tmp_path: Path) -> None:
+    out, flat, other = tmp_path / "plan.json", tmp_path / "plan.npy", tmp_path / "other.npy"
+    given = (loads, "--modules", 4, "--slots", 20, "--planner", "balanced")
+    assert (
+        run(*given, "--out", out, "--format", "eplb")[0] == run(*given, "--out", flat, "--format", "npy")[0]
+    )
+    code, text = run(loads, "--modules", 5, "--keep", out)
+    assert code == 2 and "plan.json: a plan for 4 devices, and there are 5 modules" in text
+    assert run(loads, "--modules", 5, "--slots", 20, "--keep", flat)[0] == 0, "it does not say for how many"
+    np.save(other, np.ones((2, 16)))
+    code, text = run(other, "--modules", 4, "--keep", out)
+    assert code == 2 and "plan.json: a plan of 3 layers, and the loads have 2" in text
+
+
+def test_the_table_fits_a_terminal_of_80_columns(loads: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.npy"
+    assert run(loads, "--modules", 4, "--planner", "linear", "--out", out, "--format", "npy")[0] == 0
+    arguments = ["plan", str(loads), "--modules", "4", "--keep", str(out), "--expert-bytes", "44 MiB"]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert done.exit_code == 0 and "…" not in done.output and "-0.00%" not in done.output
+
+
 def test_a_table_names_what_cannot_answer(loads: Path) -> None:
     code, text = run(loads, "--modules", 4, "--nodes", 2, "--groups", 4)
     assert code == 0 and "balanced" in text
+    text = " ".join(text.split())
     assert "linear, round_robin" in text and "groups of experts would not stay whole" in text
 
 
@@ -101,7 +124,12 @@ def test_a_table_names_what_cannot_answer(loads: Path) -> None:
         (("--modules", 4, "--nodes", 3), "--nodes 3 is not allowed; allowed: a divisor of the 4"),
         (("--modules", 4, "--groups", 3), "--groups 3 is not allowed; allowed: a divisor of 16"),
         (("--modules", 4, "--planner", "best"), "--planner best is not known; allowed: linear"),
-        (("--modules", 4, "--out", "x.json"), "--out needs --format"),
+        (("--modules", 4, "--out", "x.json"), "--out needs --format; allowed: eplb, vllm"),
+        (("--modules", 4, "--format", "eplb"), "--format eplb says how --out is written"),
+        (("--modules", 4, "--out", "x", "--format", "flame"), "--format flame is not allowed; allowed: eplb"),
+        (("--modules", 4, "--out", ".", "--format", "eplb"), ".: a folder; name what to write in it"),
+        (("--modules", 4, "--out", "/", "--format", "npy"), "/: a folder; name what to write in it"),
+        (("--modules", 4, "--planner", "graph"), "no planner has an answer; what each lacks is above"),
         (("--modules", 4, "--keep", "nothing.json"), "nothing.json: no such file"),
         (("--modules", 4, "--expert-bytes", "big"), "--expert-bytes: big"),
         (("--modules", 0), "greater than or equal to 1"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,8 @@ from rayemu import cli
 from rayemu.running.folder import FILES
 from rayemu.running.run import run_scenario
 from rayemu.scenario import Scenario
-from rayemu.study.traces import of_plan, of_trace
-from rayemu.traces import Plan, from_choices, make_plan, read, read_trace, write, write_plan
+from rayemu.study.traces import of_plan, of_trace, target
+from rayemu.traces import Plan, TraceError, from_choices, make_plan, read, read_trace, write, write_plan
 from rayemu.traces.arrays import RUN_LOADS
 from tests.traces.files import history, pickled
 
@@ -154,3 +156,27 @@ def test_a_run_leaves_its_loads_batch_by_batch(tmp_path: Path) -> None:
     assert "summary.json: expert_tokens: found text" in invoke("stats", tmp_path / "run").stderr
     (tmp_path / "run" / "summary.json").write_text("{}")
     assert "summary.json: no expert_tokens" in invoke("stats", tmp_path / "run").stderr
+
+
+def test_what_is_written_takes_the_place_of_files_only(tmp_path: Path) -> None:
+    loads, pipe, link, real = (tmp_path / name for name in ("loads.npy", "pipe", "link.npy", "real.npy"))
+    np.save(loads, np.ones((1, 4)))
+    os.mkfifo(pipe)
+    with pytest.raises(TraceError, match="pipe: neither a file nor a folder, so it would be lost"):
+        write(pipe, "npy", read(loads))
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    link.symlink_to(real)
+    write(link, "npy", read(loads))
+    assert link.is_symlink() and np.load(real).shape == (1, 1, 4)
+    for folder in (".", "..", "/"):
+        with pytest.raises(TraceError, match="a folder; name what to write in it"):
+            write(folder, "npy", read(loads))
+
+
+def test_a_folder_without_a_name_of_its_own_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "in")
+    assert target(Path("."), None, ".npz") == tmp_path / "run" / "in.npz"
+    assert target(Path(".."), None, ".npz") == tmp_path / "run.npz"
+    with pytest.raises(TraceError, match="name one with --out"):
+        target(Path("/"), None, ".npz")

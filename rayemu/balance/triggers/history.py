@@ -25,7 +25,11 @@ class History:
 
 
 class Trigger(Protocol):
-    """Says when to plan anew."""
+    """Says when to plan anew. `reach`: batches that it looks back on at least."""
+
+    @property
+    def reach(self) -> int:
+        """Batches that must be remembered for it."""
 
     def fires(self, history: History) -> str | None:
         """The reason to plan anew now, or None."""

@@ -26,6 +26,11 @@ class Imbalance:
         if self.window < 1:
             raise ValueError(f"window: {self.window!r} is not allowed; allowed: 1 and above")
 
+    @property
+    def reach(self) -> int:
+        """The window."""
+        return self.window
+
     def fires(self, history: History) -> str | None:
         """Fires while the busiest device has too much on average."""
         if min(history.since, len(history.loads)) < self.window:

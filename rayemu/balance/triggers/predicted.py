@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from rayemu.balance.metrics import imbalance
 from rayemu.balance.monitor import in_windows
 from rayemu.balance.predictors import PREDICTORS
 from rayemu.balance.triggers.history import History
+
+_TRIED = np.ones((1, 1, 2))  # windows [W, L, E] that show whether a predictor has what it needs
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,23 @@ class Predicted:
             raise ValueError(
                 f"predictor: {self.predictor!r} is not allowed; allowed: {', '.join(PREDICTORS)}"
             )
+        try:
+            PREDICTORS[self.predictor]().fit(_TRIED)(_TRIED)
+        except ImportError as error:  # now, not when it is first asked for a forecast
+            raise ValueError(f"predictor: {self.predictor!r} cannot be had: {error}") from None
         if not self.over >= 1:
             raise ValueError(f"over: {self.over!r} is not allowed; allowed: 1 and above")
         for name in ("window", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: 1 and above")
 
+    @property
+    def reach(self) -> int:
+        """The windows that it must have."""
+        return self.window * self.windows
+
     def fires(self, history: History) -> str | None:
-        """Fires when the forecast is uneven; ImportError when the predictor needs what is not installed."""
+        """Fires when the forecast is uneven."""
         past = in_windows(history.loads, self.window)  # [W, L, E]
         if not history.since or history.since % self.window or len(past) < self.windows:
             return None

@@ -31,6 +31,11 @@ class Trend:
         if not self.least >= 1:
             raise ValueError(f"least: {self.least!r} is not allowed; allowed: 1 and above")
 
+    @property
+    def reach(self) -> int:
+        """One more than there are differences."""
+        return self.of + 1
+
     def fires(self, history: History) -> str | None:
         """Fires on enough rises among the last differences."""
         if history.since < self.of or len(history.loads) <= self.of:
