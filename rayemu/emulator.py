@@ -227,18 +227,27 @@ class Emulator:
     def move(self, placement: Placement) -> int:
         """Bring the experts to other slots while batches run, layer by layer; return the move's number.
 
-        No output changes by it. It takes the place of a move that is under way. Raises ValueError for a
-        placement that leaves an expert without a slot or does not fit the model and the modules.
+        No output changes by it. It takes the place of a move that is under way, of which no end is told then.
+        Raises ValueError for a placement that leaves an expert without a slot or does not fit the model and
+        the modules, and TypeError for what is no `Placement`.
         """
         spec = self.spec
+        if not isinstance(placement, Placement):
+            raise TypeError(
+                f"placement is {type(placement).__name__}; give a rayemu.placement.Placement, as "
+                "from_columns makes it, or rayemu.balance.loads.as_placement(phy2log, modules) from EPLB's table"
+            )
         check_placement(
             placement, (spec.dense_layers, spec.layers), spec.experts, self.scenario.cluster.modules
         )
         return self._backend.move(placement)
 
     def moved(self, number: int) -> Moved | None:
-        """How far a move is, as last told; None before anything is known."""
-        return self._backend.moved(number)
+        """How far a move is, as last told; None before anything is known. ValueError if there is no such."""
+        try:
+            return self._backend.moved(number)
+        except KeyError:
+            raise ValueError(f"number is {number!r}; allowed: what move() returned") from None
 
     def poll(self) -> None:
         """Handle what the cluster reported, without waiting."""
