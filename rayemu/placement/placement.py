@@ -64,8 +64,7 @@ def _whole_numbers(column: npt.ArrayLike, name: str) -> np.ndarray:
     if given.size and given.dtype.kind not in "iu":
         raise ValueError(f"placement.{name} has dtype {given.dtype}; allowed: whole numbers")
     found = given.astype(np.int32, copy=False)
-    wrong = np.flatnonzero(found != given) if found is not given else []
-    if len(wrong):
+    if found is not given and len(wrong := np.flatnonzero(found != given)):
         slot = int(wrong[0])
         raise ValueError(f"placement.{name}[{slot}] is {given[slot]}; allowed: whole numbers of 32 bits")
     return found
