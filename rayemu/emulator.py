@@ -235,7 +235,7 @@ class Emulator:
         if not isinstance(placement, Placement):
             raise TypeError(
                 f"placement is {type(placement).__name__}; give a rayemu.placement.Placement, as "
-                "from_columns makes it, or of EPLB's table rayemu.balance.loads.as_placement(phy2log, modules)"
+                "from_columns makes it; of EPLB's table, rayemu.balance.loads.as_placement(phy2log, modules)"
             )
         check_placement(
             placement, (spec.dense_layers, spec.layers), spec.experts, self.scenario.cluster.modules
