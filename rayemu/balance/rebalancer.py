@@ -15,9 +15,7 @@ import numpy as np
 from rayemu.balance.metrics import average, mean_over_max
 from rayemu.balance.migration import match_devices, moves_between
 from rayemu.balance.triggers import History, Trigger
-from rayemu.placement import Placement, PlacementProblem
-
-MOST_BATCHES = 256  # that are remembered
+from rayemu.placement import Placement, PlacementProblem, check_placement
 
 
 class Planner(Protocol):
@@ -83,7 +81,7 @@ class Rebalancer:
 
     def __init__(self, policy: RebalancePolicy, problem: PlacementProblem) -> None:
         self.policy, self.problem = policy, problem
-        self._loads: deque[np.ndarray] = deque(maxlen=max(MOST_BATCHES, 2 * policy.window))
+        self._loads: deque[np.ndarray] = deque(maxlen=max(2, policy.window, policy.trigger.looks_back()))
         self._since = 0
 
     def observe(self, loads: np.ndarray) -> None:
@@ -92,25 +90,35 @@ class Rebalancer:
         self._since += 1
 
     def due(self, present: Placement) -> str | None:
-        """Return why a plan should be made now, or None. Whatever comes of it, the trigger starts anew."""
+        """Return why a plan should be made now, or None. Whatever comes of it, the trigger starts anew.
+
+        Raises what the trigger raises.
+        """
         if len(self._loads) < 2:
             return None
-        history = History(np.array(self._loads), present, self.problem.modules, self._since)
-        reason = self.policy.trigger.fires(history)
-        if reason is not None:
-            self._since = 0
+        since, self._since = self._since, 0  # also where the trigger fails: it is not asked for every batch
+        loads = self._last(self.policy.trigger.looks_back())
+        reason = self.policy.trigger.fires(History(loads, present, self.problem.modules, since))
+        if reason is None:
+            self._since = since
         return reason
 
     def recent(self) -> np.ndarray:
         """Return the loads [B, L, E] of the window, as far as there are any."""
-        return np.array(self._loads)[-self.policy.window :]
+        return self._last(self.policy.window)
+
+    def _last(self, batches: int) -> np.ndarray:
+        """The loads [B, L, E] of so many batches at most."""
+        kept = list(self._loads)
+        return np.array(kept[max(0, len(kept) - batches) :]).reshape(-1, *self.problem.loads.shape)
 
     def decide(
         self, reason: str, loads: np.ndarray, present: Placement, batch_s: float | None = None
     ) -> Decision:
         """Plan from loads [B, L, E], and judge the plan by the newer half of them.
 
-        `batch_s` is how long a batch takes at present. Raises what the planner raises.
+        `batch_s` is how long a batch takes at present. Raises what the planner raises, and ValueError for a
+        plan that a run cannot have.
         """
         policy, problem = self.policy, self.problem
         half = len(loads) // 2
@@ -150,7 +158,12 @@ class Rebalancer:
         """A plan for loads [B, L, E]."""
         shares = loads / np.maximum(loads.sum(axis=2, keepdims=True), 1)
         known = replace(self.problem, loads=loads.sum(axis=0), variances=shares.var(axis=0), present=present)
-        return self.policy.planner.place(known)
+        plan = self.policy.planner.place(known)
+        copies = self.problem.copies
+        layers, experts = copies.shape
+        dense = int(np.count_nonzero(~copies.any(axis=1)))
+        check_placement(plan, (dense, layers), experts, self.problem.modules)
+        return plan
 
 
 def _saved(before: np.ndarray, after: np.ndarray) -> float:

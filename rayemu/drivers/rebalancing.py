@@ -66,10 +66,13 @@ class Rebalancing:
 
     def _ask(self, batch: int) -> None:
         present = self._backend.placement
-        reason = self.rebalancer.due(present)
+        self._batch = batch
+        try:
+            reason = self.rebalancer.due(present)
+        except Exception as error:  # of a trigger
+            return self._failed(error)
         if reason is None:
             return
-        self._batch = batch
         loads, batch_s = self.rebalancer.recent(), self._batch_s()
 
         def plan() -> Decision:
@@ -83,18 +86,24 @@ class Rebalancing:
         self._planning = None
         try:
             decision = planned.result()
-        except Exception as error:  # of a planner: the run goes on as it is, and says so
-            facts = {"decision": "failed", "why": f"{type(error).__name__}: {error}"}
-            self._notices.append(Notice("rebalance", self._backend.now, {"batch": self._batch, **facts}))
-            return
+        except Exception as error:  # of a planner
+            return self._failed(error)
         facts = {"batch": self._batch, **decision.facts()}
         if decision.plan is not None:
             self._move = facts["move"] = self._backend.move(decision.plan)
         self._notices.append(Notice("rebalance", self._backend.now, facts))
 
+    def _failed(self, error: Exception) -> None:
+        """The run goes on as it is, and says so."""
+        facts = {"batch": self._batch, "decision": "failed", "why": f"{type(error).__name__}: {error}"}
+        self._notices.append(Notice("rebalance", self._backend.now, facts))
+
     def _batch_s(self) -> float | None:
-        """How long a batch takes at present: the median of the time between two results."""
-        gaps = [after - before for before, after in itertools.pairwise(self._finished)]
+        """How long a batch takes at present: the median of the time between two results.
+
+        Results are taken in the order of submission, but need not have finished in it.
+        """
+        gaps = [after - before for before, after in itertools.pairwise(sorted(self._finished))]
         return statistics.median(gaps) if gaps else None
 
 

@@ -96,3 +96,40 @@ def test_modules_are_named_so_that_little_moves() -> None:
     machine = told(rebalancer(gain=None), *[UNEVEN] * 4)
     present = from_columns(np.zeros(4, int), np.arange(4), np.array([1, 0, 1, 0]))
     assert machine.decide("because", machine.recent(), present).moves == 0
+
+
+@pytest.mark.parametrize("window", [2, 300, 1000])
+def test_a_trigger_that_looks_far_back_gets_what_it_wants_to_see(window: int) -> None:
+    trigger = TRIGGERS["imbalance"](over=1.4, window=window)
+    machine = told(rebalancer(trigger=trigger), *[UNEVEN] * (window - 1))
+    assert window == 2 or machine.due(SIDE_BY_SIDE) is None
+    machine.observe(UNEVEN)
+    assert machine.due(SIDE_BY_SIDE) == f"max/mean over {window} batches is 1.500, above 1.4"
+
+
+def test_no_more_loads_are_kept_than_someone_looks_at() -> None:
+    machine = told(rebalancer(window=5), *[UNEVEN] * 99)
+    assert len(machine._loads) == 5 and len(machine.recent()) == 5
+    assert machine.due(SIDE_BY_SIDE) == "99 batches have passed"
+
+
+def test_a_trigger_that_fails_is_not_asked_again_for_every_batch() -> None:
+    class Fails:
+        def looks_back(self) -> int:
+            return 1
+
+        def fires(self, history: object) -> str | None:
+            if history.since >= 3:  # type: ignore[attr-defined]
+                raise ImportError("no torch")
+            return None
+
+    machine = rebalancer(trigger=Fails())
+    failed = []
+    for _ in range(8):
+        machine.observe(UNEVEN)
+        try:
+            machine.due(SIDE_BY_SIDE)
+            failed.append(False)
+        except ImportError:
+            failed.append(True)
+    assert [n for n, it in enumerate(failed) if it] == [2, 5]

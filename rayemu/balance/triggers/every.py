@@ -17,6 +17,10 @@ class Every:
         if self.batches < 1:
             raise ValueError(f"batches: {self.batches!r} is not allowed; allowed: 1 and above")
 
+    def looks_back(self) -> int:
+        """It does not."""
+        return 0
+
     def fires(self, history: History) -> str | None:
         """Fires when that many have passed."""
         return f"{history.since} batches have passed" if history.since >= self.batches else None

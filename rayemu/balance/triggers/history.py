@@ -24,8 +24,14 @@ class History:
     since: int
 
 
+MOST_BATCHES = 4096  # that a trigger may look back
+
+
 class Trigger(Protocol):
     """Says when to plan anew."""
+
+    def looks_back(self) -> int:
+        """How many of the last batches it wants to see; with fewer it may never fire."""
 
     def fires(self, history: History) -> str | None:
         """The reason to plan anew now, or None."""

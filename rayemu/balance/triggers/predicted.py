@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from rayemu.balance.metrics import imbalance
 from rayemu.balance.monitor import in_windows
 from rayemu.balance.predictors import PREDICTORS
-from rayemu.balance.triggers.history import History
+from rayemu.balance.triggers.history import MOST_BATCHES, History
+
+TRAINED_ON = 256  # batches at most, where its windows need no more
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,13 @@ class Predicted:
         for name in ("window", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: 1 and above")
+        if self.window * self.windows > MOST_BATCHES:
+            most = MOST_BATCHES // self.window
+            raise ValueError(f"windows: {self.windows!r} is not allowed; allowed: 1 to {most} of that length")
+
+    def looks_back(self) -> int:
+        """The more it sees the better a predictor is trained."""
+        return max(TRAINED_ON, self.window * self.windows)
 
     def fires(self, history: History) -> str | None:
         """Fires when the forecast is uneven; ImportError when the predictor needs what is not installed."""
