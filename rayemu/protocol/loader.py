@@ -32,11 +32,11 @@ class _Loading:
 
     key: Key
     sources: list[int]  # modules that may have it: the first is asked, those that failed are gone
-    began: float
     data: np.ndarray  # [expert_bytes] uint8
     received: int = 0
     fetch_at: float = 0.0  # when the next chunk, or the last one again, is due to be asked for
     asked: int = 0  # times for the next chunk
+    asked_at: float = 0.0  # the last of them
 
 
 class Loader:
@@ -60,6 +60,7 @@ class Loader:
         self._missing: list[Key] = []  # in the order of the table
         self._awaited: set[Key] = set()  # those that the table calls loading
         self._loading: _Loading | None = None
+        self._paid = 0.0  # until then the rate allows nothing more, of this expert or the next
         self._to_make: Key | None = None  # nobody has it: for a job
         self._make_by = float("inf")  # until then rows go first
         self._making: Key | None = None  # a job does it
@@ -125,7 +126,8 @@ class Loader:
             return []
         loading.data[m.start : end] = m.data
         loading.received, loading.asked = end, 0
-        loading.fetch_at = max(now, loading.began + end / self.rate)
+        self._paid = max(self._paid, loading.asked_at) + len(m.data) / self.rate
+        loading.fetch_at = max(now, self._paid)
         if end < len(loading.data):
             return self.tick(now)
         if xxhash.xxh3_64_hexdigest(loading.data.data) != m.digest:
@@ -201,7 +203,7 @@ class Loader:
     def _start(self, key: Key, sources: list[int], now: float) -> None:
         if sources:
             data = np.empty(self.spec.expert_bytes(), np.uint8)
-            self._loading = _Loading(key, sources, now, data, fetch_at=now)
+            self._loading = _Loading(key, sources, data, fetch_at=max(now, self._paid))
         else:
             self._loading, self._to_make, self._make_by = None, key, now + MOST_WAIT * self.retry_after
 
@@ -218,11 +220,13 @@ class Loader:
     def _try_another(self, loading: _Loading, now: float) -> list[Send]:
         """Begin anew with the next module that may have it."""
         self._start(loading.key, loading.sources[1:], now)
-        return [self._fetch(self._loading, now)] if self._loading is not None else []
+        if self._loading is None or self._loading.fetch_at > now:
+            return []
+        return [self._fetch(self._loading, now)]
 
     def _fetch(self, loading: _Loading, now: float) -> Send:
         loading.fetch_at = now + self.retry_after * 2**loading.asked  # a slow link may be bringing it
-        loading.asked += 1
+        loading.asked, loading.asked_at = loading.asked + 1, now
         size = min(self.chunk_bytes, len(loading.data) - loading.received)
         return Send(loading.sources[0], Fetch(self.me, *loading.key, loading.received, size))
 

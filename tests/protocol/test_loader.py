@@ -94,6 +94,24 @@ def test_an_expert_comes_chunk_after_chunk_at_the_set_rate_and_is_told_of() -> N
     assert same(m.holdings[0, 1], MODEL.make_expert(0, 1)) and not m.loader.busy
 
 
+def test_the_rate_holds_from_one_expert_to_the_next() -> None:
+    """16 bytes that were asked for at 10.2 take until 10.24, whoever they were for."""
+    m = Module([0], START)
+    m.sees({**MORE, (2, 0): LOADING, (2, 1): READY}, 10.0)
+    for start, now in [(0, 10.0), (40, 10.1), (80, 10.2)]:
+        m.loader.tick(now)
+        sends = m.loader.on_weights(piece(start), now)
+    assert [type(s.message) for s in sends] == [Loaded] and m.loader.deadline() == pytest.approx(10.24)
+    assert m.loader.tick(10.23) == [] and m.loader.tick(10.24) == [Send(1, fetch(0, expert=2))]
+
+
+def test_time_that_was_lost_is_not_made_up_for_by_a_burst() -> None:
+    m = Module([0], START)
+    m.sees(MORE, 10.0)
+    assert m.loader.on_weights(piece(0), 10.2) == [Send(1, fetch(40))]
+    assert m.loader.on_weights(piece(40), 10.21) == [] and m.loader.deadline() == pytest.approx(10.3)
+
+
 def test_what_is_loaded_is_told_of_until_the_epoch_shows_it() -> None:
     m = Module([0], START)
     m.sees(MORE, 10.0)
@@ -161,8 +179,8 @@ def test_after_a_chunk_patience_begins_anew() -> None:
     m = Module([0], START)
     m.sees(MORE, 10.0)
     m.loader.tick(10.25)
-    assert m.loader.on_weights(piece(0), 10.3) == [Send(1, fetch(40))]
-    assert m.loader.tick(10.54) == [] and m.loader.tick(10.55) == [Send(1, fetch(40))]
+    assert m.loader.on_weights(piece(0), 10.4) == [Send(1, fetch(40))]
+    assert m.loader.tick(10.64) == [] and m.loader.tick(10.65) == [Send(1, fetch(40))]
 
 
 def test_near_modules_are_asked_first_and_not_the_same_by_all() -> None:

@@ -17,7 +17,10 @@ from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.running.rebalances import computed_rows, rebalances
 from rayemu.running.run import run_scenario
-from rayemu.scenario import ScenarioError
+from rayemu.scenario import Fault, ScenarioError
+from tests.model.checkpoints import V3, v3_tensors, write
+from tests.model.test_checkpoint_files import FP8, _quantised
+from tests.model.test_checkpoint_fused import GPT_OSS, packed_tensors
 
 X = np.zeros((2, 1), np.float32)
 MOVING: dict[str, Any] = {
@@ -100,6 +103,51 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 8)))
         with pytest.raises(ValueError, match="module 5 has 2 slots of expert 0 of layer 0"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 5)))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "mxfp4 with biases"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_experts_of_a_checkpoint_move_as_they_are_computed_with(
+    kind: str, copies: int, tmp_path: Path
+) -> None:
+    """They travel at the width they run at; those of a module that was killed are read again."""
+    if kind == "bf16":
+        written = write(tmp_path, V3, v3_tensors(), "BF16")
+    elif kind == "fp8":
+        written = write(tmp_path, V3 | {"quantization_config": FP8}, _quantised()[0], shards=2)
+    else:
+        config = GPT_OSS | {"quantization_config": {"quant_method": "mxfp4"}}
+        written = write(tmp_path, config, packed_tensors())
+    cluster = {"nodes": 2, "modules_per_node": 2, "transport": "memory"}
+    model = {"checkpoint": str(written)}
+    scenario = Scenario.from_dict({"model": model, "cluster": cluster, "placement": {"copies": copies}})
+    spec = scenario.spec
+    x = np.random.default_rng(0).standard_normal((40, spec.d_model), dtype=np.float32)
+    with Emulator(scenario) as emulator:
+        present = emulator.placement
+        wanted = from_columns(present.layer, present.expert, (present.module + 1) % 4)
+        number = emulator.move(wanted)
+        if copies == 2:
+            emulator.inject(Fault.model_validate({"kind": "kill", "module": 1}))
+        for _ in range(200):
+            (result,) = emulator.stream([x])
+            assert np.array_equal(result.y, emulator.reference(x, result))
+            emulator.wait(0.05)
+            status = emulator.moved(number)
+            if status is not None and status.done:
+                break
+        assert status is not None and status.done
+        if copies == 1:
+            assert status.loaded == len(wanted) and status.fetched == len(wanted) * spec.expert_bytes()
+        emulator.wait(2.0)
+        table = emulator.placement
+        for module in emulator._backend.simulator.modules:  # type: ignore[attr-defined]
+            held = module.machine.holdings
+            assert set(held) == set(table.held_by(module.machine.me))
+            for layer, expert in held:
+                mine, own = held[layer, expert], emulator.model.make_expert(layer, expert)
+                for name in ("up", "down", "up_bias", "down_bias"):
+                    assert np.array_equal(getattr(mine, name), getattr(own, name)), name
 
 
 def test_the_figures_of_a_move_by_hand() -> None:
