@@ -96,6 +96,10 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
         assert status is not None and status.done and status.loaded == len(wanted)
         emulator.wait(0.2)
         assert {*slots(emulator.placement)} == {*slots(wanted)}
+        with pytest.raises(TypeError, match="placement is a dict; give a Placement"):
+            emulator.move({"module": [1]})  # type: ignore[arg-type]
+        with pytest.raises(LookupError, match="there is no move 7; 1 were asked for"):
+            emulator.moved(7)
         with pytest.raises(ValueError, match="expert 3 of layer 0 has no slot"):
             kept = present.expert != 3
             emulator.move(from_columns(present.layer[kept], present.expert[kept], present.module[kept]))
@@ -103,6 +107,17 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 8)))
         with pytest.raises(ValueError, match="module 5 has 2 slots of expert 0 of layer 0"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 5)))
+
+
+def test_a_move_beyond_a_modules_memory_is_refused() -> None:
+    """An expert has 12 KiB; four on each module fit, sixteen on one do not."""
+    data = {key: value for key, value in MOVING.items() if key != "rebalance"}
+    scenario = Scenario.from_dict(data | {"cluster": MOVING["cluster"] | {"memory": "120 KiB"}})
+    with Emulator(scenario) as emulator:
+        present = emulator.placement
+        crowded = from_columns(present.layer[::2], present.expert[::2], np.zeros(16, int))
+        with pytest.raises(ValueError, match=r"module 0 would need .*; allowed: cluster.memory, 120 KiB"):
+            emulator.move(crowded)
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8", "mxfp4 with biases"])
@@ -191,6 +206,20 @@ def test_the_figures_of_a_move_by_hand() -> None:
             "rebalance.planner.groups: 5 is not allowed",
         ),
         ({"every": 3, "gain": 1.5}, "rebalance.gain: 1.5 is not allowed"),
+        ({"every": 3, "gain": float("nan")}, "rebalance.gain: .*nan is not allowed"),
+        ({"every": 3, "within": float("inf")}, "rebalance.within: .*inf is not allowed"),
+        ({"every": 3, "rate": 0}, "rebalance.rate: 0"),
+        ({"trigger": {"kind": "imbalance", "over": float("inf")}}, "rebalance.trigger.over: .*inf is not"),
+        ({"trigger": {"kind": "imbalance", "window": 5000}}, "trigger.window: 5000 is not allowed; .*4096"),
+        (
+            {"every": 3, "planner": {"kind": "incremental", "within": 10**30}},
+            r"within: 10{30} is not .*2\*\*63",
+        ),
+        ({"trigger": {"kind": "trend", "of": 4096}}, "rebalance.trigger.of: 4096 is not allowed; .*4095"),
+        (
+            {"trigger": {"kind": "predicted", "window": 50, "windows": 100}},
+            "rebalance.trigger.windows: 100 is not allowed; allowed: 1 to 81",
+        ),
         ({"every": 3, "gian": 0.5}, r"rebalance.gian: unknown key; .*did you mean gain"),
         ({"every": 3, "rate": "fast"}, "rebalance.rate: 'fast'"),
     ],
