@@ -227,17 +227,30 @@ class Emulator:
     def move(self, placement: Placement) -> int:
         """Bring the experts to other slots while batches run, layer by layer; return the move's number.
 
-        No output changes by it. It takes the place of a move that is under way. Raises ValueError for a
-        placement that leaves an expert without a slot or does not fit the model and the modules.
+        No output changes by it. It takes the place of a move that is under way. Raises TypeError for what is
+        no placement, and ValueError for one that leaves an expert without a slot, that does not fit the model
+        and the modules, or that needs more than `cluster.memory`.
         """
         spec = self.spec
+        if not isinstance(placement, Placement):
+            given = type(placement).__name__
+            raise TypeError(
+                f"placement is a {given}; give a Placement, as rayemu.placement.from_columns makes it"
+            )
         check_placement(
             placement, (spec.dense_layers, spec.layers), spec.experts, self.scenario.cluster.modules
         )
+        needs, memory = self.scenario.module_bytes(placement=placement), self.scenario.cluster.memory
+        if memory is not None and needs.max() > memory:
+            most = int(needs.argmax())
+            raise ValueError(
+                f"placement: module {most} would need {format_bytes(needs[most])}; allowed: cluster.memory, "
+                f"{format_bytes(memory)}"
+            )
         return self._backend.move(placement)
 
     def moved(self, number: int) -> Moved | None:
-        """How far a move is, as last told; None before anything is known."""
+        """How far a move is, as last told; None before anything is known. LookupError for none that is."""
         return self._backend.moved(number)
 
     def poll(self) -> None:
