@@ -235,7 +235,8 @@ class Emulator:
         if not isinstance(placement, Placement):
             given = type(placement).__name__
             raise TypeError(
-                f"placement is a {given}; give a Placement, as rayemu.placement.from_columns makes it"
+                f"placement is a {given}; give a rayemu.placement.Placement, as from_columns makes it, or of "
+                "EPLB's table rayemu.balance.loads.as_placement(phy2log, modules)"
             )
         check_placement(
             placement, (spec.dense_layers, spec.layers), spec.experts, self.scenario.cluster.modules

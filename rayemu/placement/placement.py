@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rayemu.placement.problem import PlacementProblem
 
@@ -15,6 +16,7 @@ class Placement:
     """A table of slots: slot s is a copy of part `part[s]` of expert `expert[s]` of layer `layer[s]`.
 
     The arrays are read-only. Slots of one layer and expert are its copies; no module holds two of the same.
+    Raises ValueError for columns of unequal lengths, and for what is no whole number of 32 bits.
     """
 
     layer: np.ndarray  # [S] int32
@@ -24,9 +26,13 @@ class Placement:
 
     def __post_init__(self) -> None:
         for name in ("layer", "expert", "part", "module"):
-            column = np.asarray(getattr(self, name), np.int32).view()
+            column = _whole_numbers(getattr(self, name), name).view()
             column.flags.writeable = False
             object.__setattr__(self, name, column)
+            if len(column) != len(self.layer):
+                raise ValueError(
+                    f"placement.{name} has {len(column)} slots, placement.layer {len(self.layer)}"
+                )
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -50,10 +56,25 @@ class Placement:
         return flat.reshape(layers, modules)
 
 
-def from_columns(layer: np.ndarray, expert: np.ndarray, module: np.ndarray) -> Placement:
+def _whole_numbers(column: npt.ArrayLike, name: str) -> np.ndarray:
+    """A column [S] as int32."""
+    given = np.asarray(column)
+    if given.ndim != 1:
+        raise ValueError(f"placement.{name} has shape {given.shape}; allowed: one number per slot")
+    if given.size and given.dtype.kind not in "iu":
+        raise ValueError(f"placement.{name} has dtype {given.dtype}; allowed: whole numbers")
+    found = given.astype(np.int32, copy=False)
+    if found is not given and len(wrong := np.flatnonzero(found != given)):
+        slot = int(wrong[0])
+        raise ValueError(f"placement.{name}[{slot}] is {given[slot]}; allowed: whole numbers of 32 bits")
+    return found
+
+
+def from_columns(layer: npt.ArrayLike, expert: npt.ArrayLike, module: npt.ArrayLike) -> Placement:
     """Make a placement of whole experts, its slots sorted by layer and expert, copies in the order given."""
-    order = np.lexsort((expert, layer))
-    return Placement(layer[order], expert[order], np.zeros(len(order), np.int32), module[order])
+    given = Placement(layer, expert, np.zeros(np.shape(layer), np.int32), module)  # type: ignore[arg-type]
+    order = np.lexsort((given.expert, given.layer))
+    return Placement(given.layer[order], given.expert[order], given.part, given.module[order])
 
 
 def by_layer(
@@ -96,10 +117,6 @@ def check_placement(placement: Placement, layers: tuple[int, int], experts: int,
     columns = ("layer", first, end), ("expert", 0, experts), ("module", 0, modules), ("part", 0, 1)
     for name, least, limit in columns:
         column = getattr(placement, name)
-        if len(column) != len(placement.layer):
-            raise ValueError(
-                f"placement.{name} has {len(column)} slots, placement.layer {len(placement.layer)}"
-            )
         wrong = np.flatnonzero((column < least) | (column >= limit))
         if len(wrong):
             slot = int(wrong[0])

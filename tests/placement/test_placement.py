@@ -5,7 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rayemu.placement import PLACEMENTS, Placement, PlacementProblem, check_placement, problem_of
+from rayemu.placement import (
+    PLACEMENTS,
+    Placement,
+    PlacementProblem,
+    check_placement,
+    from_columns,
+    problem_of,
+)
 from rayemu.placement.filling import level_sizes
 
 PACKAGES = {"graph": "pymetis", "qubo": "dwave.samplers"}  # what a strategy needs beside rayemu's own
@@ -181,3 +188,28 @@ def test_random_is_level() -> None:
     placed = PLACEMENTS["random"]().place(problem_of(np.full(20, 2), 8, seed=3))
     held = np.bincount(placed.module, minlength=8)
     assert held.sum() == 40 and held.max() - held.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (([0, 0], [0, 1], [0.0, 0.5]), "placement.module has dtype float64; allowed: whole numbers"),
+        (
+            ([0, 0], [0, 1], [0, 2**40]),
+            r"placement.module\[1\] is 1099511627776; allowed: .* of 32 bits",
+        ),
+        (([0, 0], [0], [0, 1]), "placement.expert has 1 slots, placement.layer 2"),
+        (([[0, 0]], [[0, 1]], [[0, 1]]), r"placement.layer has shape \(1, 2\); allowed: one number per slot"),
+        (([0, 0], [0, 1], ["a", "b"]), "placement.module has dtype <U1"),
+    ],
+)
+def test_columns_that_are_no_slots_are_refused_by_name(columns: tuple, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        from_columns(*columns)
+
+
+def test_columns_may_be_lists_and_none() -> None:
+    assert len(from_columns([], [], [])) == 0
+    made = from_columns([0, 0], [1, 0], np.array([2, 3], np.uint64))
+    assert made.expert.tolist() == [0, 1] and made.module.tolist() == [3, 2]
+    assert all(getattr(made, name).dtype == np.int32 for name in ("layer", "expert", "part", "module"))

@@ -17,7 +17,7 @@ from rayemu.balance.rebalancer import Rebalancer
 from rayemu.balance.triggers import TRIGGERS
 from rayemu.drivers.rebalancing import Rebalancing
 from rayemu.drivers.record import GEMM, VIRTUAL_RECORD
-from rayemu.placement import PLACEMENTS, Placement, from_columns
+from rayemu.placement import PLACEMENTS, Placement, from_columns, rebalance_experts
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.running.rebalances import computed_rows, rebalances
@@ -103,7 +103,7 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
         assert status is not None and status.done and status.loaded == len(wanted)
         emulator.wait(0.2)
         assert {*slots(emulator.placement)} == {*slots(wanted)}
-        with pytest.raises(TypeError, match="placement is a dict; give a Placement"):
+        with pytest.raises(TypeError, match="placement is a dict; give a rayemu.placement.Placement"):
             emulator.move({"module": [1]})  # type: ignore[arg-type]
         with pytest.raises(LookupError, match="there is no move 7; 1 were asked for"):
             emulator.moved(7)
@@ -112,6 +112,10 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
             emulator.move(from_columns(present.layer[kept], present.expert[kept], present.module[kept]))
         with pytest.raises(ValueError, match=r"placement.module\[0\] is 8; allowed: 0 to 7"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 8)))
+        with pytest.raises(TypeError, match=r"is ndarray; .*as_placement\(phy2log, modules\)"):
+            emulator.move(rebalance_experts(np.ones((1, 16)), 32, 1, 1, 8)[0])  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"number is 99; allowed: what move\(\) returned"):
+            emulator.moved(99)
         with pytest.raises(ValueError, match="module 5 has 2 slots of expert 0 of layer 0"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 5)))
 
