@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each load; default: 3")
     parser.add_argument("--out", type=Path, help="JSON file; default: benchmarks/results/planner-TIME.json")
     args = parser.parse_args(argv)
-    console = Console()
+    console = Console(width=120)  # what the table takes
     facts = machine()
     if warning := noise_warning(facts):
         console.print(warning)

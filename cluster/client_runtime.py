@@ -159,7 +159,7 @@ class ClientRuntime:
         messages = [message for frame in frames if (message := self._decode(frame)) is not None]
         now = time.monotonic()
         with self.changed:
-            finished, news = len(machine.finished), False
+            finished, notices = len(machine.finished), len(machine.notices)
             for message in messages:
                 with contextlib.suppress(WireError):  # rows of no batch
                     self.send(machine.receive(message, now))
@@ -167,11 +167,10 @@ class ClientRuntime:
                     for module, endpoint in enumerate(endpoints_of(message)):
                         self.link.admit(module, endpoint if message.state[module] != DEAD else "")
                 if isinstance(message, Notice):
-                    news = True
                     self._note_process(message.facts if message.kind == "joined" else {})
             if machine.deadline() <= now:
                 self.send(machine.tick(now))
-            if news or len(machine.finished) != finished:
+            if len(machine.notices) > notices or len(machine.finished) != finished:
                 self.changed.notify_all()
 
     def _decode(self, frame: Any) -> Message | None:

@@ -317,7 +317,7 @@ class Session:
 
     def moved(self, number: int) -> Moved | None:
         """How far a move is, as last told."""
-        return self._client.machine.moves[number]
+        return self._client.machine.moved(number)
 
     @property
     def placement(self) -> Placement:

@@ -227,27 +227,32 @@ class Emulator:
     def move(self, placement: Placement) -> int:
         """Bring the experts to other slots while batches run, layer by layer; return the move's number.
 
-        No output changes by it. It takes the place of a move that is under way, of which no end is told then.
-        Raises ValueError for a placement that leaves an expert without a slot or does not fit the model and
-        the modules, and TypeError for what is no `Placement`.
+        No output changes by it. It takes the place of a move that is under way. Raises TypeError for what is
+        no placement, and ValueError for one that leaves an expert without a slot, that does not fit the model
+        and the modules, or that needs more than `cluster.memory`.
         """
         spec = self.spec
         if not isinstance(placement, Placement):
+            given = type(placement).__name__
             raise TypeError(
-                f"placement is {type(placement).__name__}; give a rayemu.placement.Placement, as "
-                "from_columns makes it; of EPLB's table, rayemu.balance.loads.as_placement(phy2log, modules)"
+                f"placement is a {given}; give a rayemu.placement.Placement, as from_columns makes it, or of "
+                "EPLB's table rayemu.balance.loads.as_placement(phy2log, modules)"
             )
         check_placement(
             placement, (spec.dense_layers, spec.layers), spec.experts, self.scenario.cluster.modules
         )
+        needs, memory = self.scenario.module_bytes(placement=placement), self.scenario.cluster.memory
+        if memory is not None and needs.max() > memory:
+            most = int(needs.argmax())
+            raise ValueError(
+                f"placement: module {most} would need {format_bytes(needs[most])}; allowed: cluster.memory, "
+                f"{format_bytes(memory)}"
+            )
         return self._backend.move(placement)
 
     def moved(self, number: int) -> Moved | None:
-        """How far a move is, as last told; None before anything is known. ValueError if there is no such."""
-        try:
-            return self._backend.moved(number)
-        except KeyError:
-            raise ValueError(f"number is {number!r}; allowed: what move() returned") from None
+        """How far a move is, as last told; None before anything is known. LookupError for none that is."""
+        return self._backend.moved(number)
 
     def poll(self) -> None:
         """Handle what the cluster reported, without waiting."""

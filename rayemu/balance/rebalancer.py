@@ -16,9 +16,7 @@ import numpy as np
 from rayemu.balance.metrics import average, mean_over_max
 from rayemu.balance.migration import match_devices, moves_between
 from rayemu.balance.triggers import History, Trigger
-from rayemu.placement import Placement, PlacementProblem
-
-MOST_BATCHES = 256  # that are remembered
+from rayemu.placement import Placement, PlacementProblem, check_placement
 
 
 class Planner(Protocol):
@@ -88,7 +86,7 @@ class Rebalancer:
 
     def __init__(self, policy: RebalancePolicy, problem: PlacementProblem) -> None:
         self.policy, self.problem = policy, problem
-        remembered = max(MOST_BATCHES, 2 * policy.window, policy.trigger.reach)
+        remembered = max(2, policy.window, policy.trigger.reach)
         self._loads: deque[np.ndarray] = deque(maxlen=min(remembered, sys.maxsize))
         self._observed = self._asked_at = 0  # batches; of them those up to when the trigger fired
 
@@ -127,7 +125,8 @@ class Rebalancer:
     ) -> Decision:
         """Plan from loads [B, L, E], and judge the plan by the newer half of them.
 
-        `batch_s` is how long a batch takes at present. Raises what the planner raises.
+        `batch_s` is how long a batch takes at present. Raises what the planner raises, and ValueError for a
+        plan that a run cannot have.
         """
         policy, problem = self.policy, self.problem
         half = len(loads) // 2
@@ -168,7 +167,12 @@ class Rebalancer:
         """A plan for loads [B, L, E]."""
         shares = loads / np.maximum(loads.sum(axis=2, keepdims=True), 1)
         known = replace(self.problem, loads=loads.sum(axis=0), variances=shares.var(axis=0), present=present)
-        return self.policy.planner.place(known)
+        plan = self.policy.planner.place(known)
+        copies = self.problem.copies
+        layers, experts = copies.shape
+        dense = int(np.count_nonzero(~copies.any(axis=1)))
+        check_placement(plan, (dense, layers), experts, self.problem.modules)
+        return plan
 
 
 def _saved(before: np.ndarray, after: np.ndarray) -> float:

@@ -97,8 +97,11 @@ class Rebalancing:
         self._notices.append(Notice("rebalance", self._backend.now, facts))
 
     def _batch_s(self) -> float | None:
-        """How long a batch takes at present: the median of the time between two results."""
-        gaps = [after - before for before, after in itertools.pairwise(self._finished)]
+        """How long a batch takes at present: the median of the time between two results.
+
+        Results are taken in the order of submission, but need not have finished in it.
+        """
+        gaps = [after - before for before, after in itertools.pairwise(sorted(self._finished))]
         return statistics.median(gaps) if gaps else None
 
 

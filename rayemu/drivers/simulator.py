@@ -102,7 +102,7 @@ class Simulator:
 
     def moved(self, number: int) -> Moved | None:
         """How far a move is, as last told."""
-        return self.client.moves[number]
+        return self.client.moved(number)
 
     @property
     def placement(self) -> Placement:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import xxhash
 
 from rayemu.model.expert import Expert
 from rayemu.model.spec import ModelSpec
@@ -60,6 +61,14 @@ def read_weights(expert: Expert, start: int, size: int) -> np.ndarray:
             taken.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8)[low:high])
         passed += array.nbytes
     return np.concatenate([np.zeros(0, np.uint8), *taken])
+
+
+def digest_of(expert: Expert) -> str:
+    """Return xxh3 of the bytes that `read_weights` gives, hexadecimal."""
+    digest = xxhash.xxh3_64()
+    for array in _arrays(expert):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def expert_of(weights: np.ndarray, spec: ModelSpec) -> Expert:

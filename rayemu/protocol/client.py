@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -115,6 +115,10 @@ class ClientMachine:
 
     def move(self, placement: Placement, now: float) -> tuple[int, list[Send]]:
         """Have the experts brought to other slots, whatever move is under way; return the move's number."""
+        if self._move is not None:
+            last = self._move[0].number
+            known = self.moves[last] or Moved(last, False, 0, 0, 0, 0, 0.0)
+            self._end_move(replace(known, done=True, superseded=True), now)
         number = len(self.moves)
         self.moves[number] = None
         message = Move(number, slots_of(placement))
@@ -135,18 +139,33 @@ class ClientMachine:
         elif isinstance(message, Epoch):
             if self.epoch is None or message.epoch > self.epoch.epoch:
                 self.epoch = message
-        elif isinstance(message, Moved) and message.number in self.moves:
-            self.moves[message.number] = message
-            if message.done and self._move is not None and self._move[0].number == message.number:
-                self._move = None
+        elif isinstance(message, Moved):
+            if self._move is not None and self._move[0].number == message.number:
+                self.moves[message.number] = message
+                if message.done:
+                    self._end_move(message, now)
         elif isinstance(message, Totals):
             self._on_totals(message, now)
         elif isinstance(message, Notice):
-            self.notices.append(message)
-            if len(self.notices) > MOST_NOTICES:
-                self.notices.popleft()
-                self.notices_dropped += 1
+            self._note(message)
         return []
+
+    def moved(self, number: int) -> Moved | None:
+        """How far a move is, as last told; None before it is told at all. LookupError for none that is."""
+        if number not in self.moves:
+            raise LookupError(f"there is no move {number!r}; {len(self.moves)} were asked for, from 0 on")
+        return self.moves[number]
+
+    def _end_move(self, status: Moved, now: float) -> None:
+        """Take the last word on a move: whoever counts moves must not miss it, so the notice is made here."""
+        self.moves[status.number], self._move = status, None
+        self._note(Notice("moved", now, asdict(status)))
+
+    def _note(self, notice: Notice) -> None:
+        self.notices.append(notice)
+        if len(self.notices) > MOST_NOTICES:
+            self.notices.popleft()
+            self.notices_dropped += 1
 
     @property
     def placement(self) -> Placement | None:

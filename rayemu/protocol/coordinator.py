@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import asdict
 from itertools import islice
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, DEAD, LOADING
+from rayemu.alltoall import ALIVE, DEAD
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
@@ -164,15 +163,14 @@ class CoordinatorMachine:
             self.membership.set_slots(*table)
             sends += self._publish(now)
         if mover.done and not was_done:
-            status = mover.status(now)
-            sends += [Send(CLIENT, status), Send(CLIENT, Notice("moved", now, asdict(status)))]
+            sends.append(Send(CLIENT, mover.status(now)))
         return sends
 
     def _is_coming(self, layer: int, expert: int) -> bool:
-        """Tell whether a live module is loading the expert."""
+        """Tell whether a live module is loading the expert, or was to let it go and now will not."""
         view = self.membership.view
         placed = view.placement
-        theirs = (placed.layer == layer) & (placed.expert == expert) & (view.slot_state == LOADING)
+        theirs = (placed.layer == layer) & (placed.expert == expert)
         return bool((view.state[placed.module[theirs]] != DEAD).any())
 
     def epoch(self, endpoints: bool = True) -> Epoch:
@@ -217,7 +215,9 @@ class CoordinatorMachine:
         self.changes += changes
         sends: list[Send] = []
         if any(c.kind in ("suspected", "dead") for c in changes):
-            sends += self._publish(now)
+            sends += self._go_on(now)  # what leaves may have become the last copy
+            if self.announced < self.membership.view.epoch:
+                sends += self._publish(now)
         for c in changes:
             facts: dict[str, object] = {
                 "module": c.module,

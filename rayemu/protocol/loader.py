@@ -16,12 +16,13 @@ import xxhash
 
 from rayemu.alltoall import ALIVE, LEAVING, LOADING, View
 from rayemu.model.expert import Expert
-from rayemu.model.holdings import Holdings, Key, expert_of, read_weights
+from rayemu.model.holdings import Holdings, Key, digest_of, expert_of, read_weights
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.messages import COORDINATOR, Fetch, Loaded, Send, Weights
 from rayemu.protocol.server import Job
 
 SILENT = 3  # fetches without an answer before another module is asked
+MOST_WAIT = 8  # times `retry_after` that rows go before the making of an expert: they may never cease
 MAKE_OPERATIONS = 20.0  # per weight: about what drawing one costs, so that it is not done between two frames
 
 
@@ -31,11 +32,11 @@ class _Loading:
 
     key: Key
     sources: list[int]  # modules that may have it: the first is asked, those that failed are gone
-    began: float
     data: np.ndarray  # [expert_bytes] uint8
     received: int = 0
     fetch_at: float = 0.0  # when the next chunk, or the last one again, is due to be asked for
     asked: int = 0  # times for the next chunk
+    asked_at: float = 0.0  # the last of them
 
 
 class Loader:
@@ -57,8 +58,11 @@ class Loader:
         self.in_use, self.retry_after, self.rate, self.chunk_bytes = in_use, retry_after, rate, chunk_bytes
         self.view = view
         self._missing: list[Key] = []  # in the order of the table
+        self._awaited: set[Key] = set()  # those that the table calls loading
         self._loading: _Loading | None = None
+        self._paid = 0.0  # until then the rate allows nothing more, of this expert or the next
         self._to_make: Key | None = None  # nobody has it: for a job
+        self._make_by = float("inf")  # until then rows go first
         self._making: Key | None = None  # a job does it
         self._untold: dict[Key, int] = {}  # loaded, and the coordinator may not know yet -> bytes fetched
         self._tell_at = float("inf")
@@ -87,11 +91,8 @@ class Loader:
         self._missing = [key for key, s in slots.items() if s != LEAVING and key not in self.holdings]
         self._gone = {key for key in self.holdings if key not in slots}
         self._drop_at = now if self._gone else float("inf")
-        self._untold = {
-            key: self._untold.get(key, 0)
-            for key, state in slots.items()
-            if state == LOADING and key in self.holdings
-        }
+        self._awaited = {key for key, state in slots.items() if state == LOADING}
+        self._untold = {key: self._untold.get(key, 0) for key in self._awaited if key in self.holdings}
         self._tell_at = now if self._untold else float("inf")
         if self._loading is not None:
             if self._loading.key not in self._missing:
@@ -109,8 +110,7 @@ class Loader:
             return [Send(m.module, Weights(self.me, *key, m.start, "", np.zeros(0, np.uint8)))]
         expert = self.holdings[key]
         if key not in self._digests:
-            whole = read_weights(expert, 0, expert.nbytes)
-            self._digests[key] = xxhash.xxh3_64_hexdigest(whole.data)
+            self._digests[key] = digest_of(expert)
         data = read_weights(expert, m.start, min(m.size, self.chunk_bytes))
         return [Send(m.module, Weights(self.me, *key, m.start, self._digests[key], data))]
 
@@ -126,7 +126,8 @@ class Loader:
             return []
         loading.data[m.start : end] = m.data
         loading.received, loading.asked = end, 0
-        loading.fetch_at = max(now, loading.began + end / self.rate)
+        self._paid = max(self._paid, loading.asked_at) + len(m.data) / self.rate
+        loading.fetch_at = max(now, self._paid)
         if end < len(loading.data):
             return self.tick(now)
         if xxhash.xxh3_64_hexdigest(loading.data.data) != m.digest:
@@ -146,7 +147,8 @@ class Loader:
     def _hold(self, key: Key, expert: Expert, fetched: int, now: float) -> None:
         self.holdings.put(key, expert)
         self._missing.remove(key)
-        self._untold[key], self._tell_at = fetched, now
+        if key in self._awaited:
+            self._untold[key], self._tell_at = fetched, now
 
     # -- what it does by itself -----------------------------------------------------------------------
     def tick(self, now: float) -> list[Send]:
@@ -170,6 +172,10 @@ class Loader:
         """When `tick` has something to do."""
         fetch_at = self._loading.fetch_at if self._loading is not None else float("inf")
         return min(fetch_at, self._tell_at, self._drop_at)
+
+    def makes_now(self, now: float) -> bool:
+        """Whether an expert that is to be made has waited long enough for rows."""
+        return self._to_make is not None and self._make_by <= now
 
     def next_job(self) -> Job | None:
         """Take an expert that is to be made anew, as a job."""
@@ -197,9 +203,9 @@ class Loader:
     def _start(self, key: Key, sources: list[int], now: float) -> None:
         if sources:
             data = np.empty(self.spec.expert_bytes(), np.uint8)
-            self._loading = _Loading(key, sources, now, data, fetch_at=now)
+            self._loading = _Loading(key, sources, data, fetch_at=max(now, self._paid))
         else:
-            self._loading, self._to_make = None, key
+            self._loading, self._to_make, self._make_by = None, key, now + MOST_WAIT * self.retry_after
 
     def _sources(self, key: Key) -> list[int]:
         """Live modules that hold an expert: those of this node first, and not the same for everyone."""
@@ -214,11 +220,13 @@ class Loader:
     def _try_another(self, loading: _Loading, now: float) -> list[Send]:
         """Begin anew with the next module that may have it."""
         self._start(loading.key, loading.sources[1:], now)
-        return [self._fetch(self._loading, now)] if self._loading is not None else []
+        if self._loading is None or self._loading.fetch_at > now:
+            return []
+        return [self._fetch(self._loading, now)]
 
     def _fetch(self, loading: _Loading, now: float) -> Send:
-        loading.asked += 1
-        loading.fetch_at = now + self.retry_after
+        loading.fetch_at = now + self.retry_after * 2**loading.asked  # a slow link may be bringing it
+        loading.asked, loading.asked_at = loading.asked + 1, now
         size = min(self.chunk_bytes, len(loading.data) - loading.received)
         return Send(loading.sources[0], Fetch(self.me, *loading.key, loading.received, size))
 

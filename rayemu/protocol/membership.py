@@ -229,9 +229,15 @@ class Membership:
 def _since(view: View, old: View, before: np.ndarray) -> np.ndarray:
     """The epoch [S] that each slot of a view came with: that of `before` [S'] where it was there already."""
 
-    def keys(of: View) -> list[tuple[int, int, int]]:
+    def keys(of: View) -> np.ndarray:
         placed = of.placement
-        return list(zip(placed.layer.tolist(), placed.expert.tolist(), placed.module.tolist(), strict=True))
+        return (placed.layer.astype(np.int64) * of.experts + placed.expert) * of.modules + placed.module
 
-    known = dict(zip(keys(old), before.tolist(), strict=True))
-    return np.array([known.get(key, view.epoch) for key in keys(view)], np.int64)
+    there, now = keys(old), keys(view)
+    order = np.argsort(there)
+    at = np.searchsorted(there, now, sorter=order)
+    known = at < len(there)
+    known[known] = there[order[at[known]]] == now[known]
+    since = np.full(len(now), view.epoch, np.int64)
+    since[known] = before[order[at[known]]]
+    return since

@@ -300,7 +300,7 @@ class Move:
 
 @dataclass(slots=True)
 class Moved:
-    """Coordinator to client: how far that move is."""
+    """Coordinator to client: how far that move is. `done` says that nothing more comes of it."""
 
     ARRAYS: ClassVar = ()
     number: int
@@ -310,6 +310,7 @@ class Moved:
     cancelled: int  # slots that were not loaded, since their module died
     fetched: int  # bytes that went from module to module
     seconds: float  # since it began
+    superseded: bool = False  # by a later move, before it was done; the client's own word
 
 
 @dataclass(slots=True)

@@ -150,6 +150,8 @@ class ModuleMachine:
 
     def next_job(self, now: float) -> Job | None:
         """Take the next GEMM to compute, if any is worth starting; else an expert that is to be made."""
+        if self.loader.makes_now(now):
+            return self.loader.next_job()
         return self.server.next_job(now) or self.loader.next_job()
 
     def fill(self, job: Job) -> None:

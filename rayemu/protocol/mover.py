@@ -25,12 +25,13 @@ class Mover:
         self.number, self.began = number, now
         self.wanted = _by_layer(wanted, view.layers)
         present = _by_layer(view.placement, view.layers)
-        unsettled = set(view.placement.layer[view.slot_state == LEAVING].tolist())  # by a move before
+        unsettled = set(view.placement.layer[view.slot_state != READY].tolist())  # by a move before
         self._layers = [
             layer
             for layer in range(view.layers)
             if self.wanted[layer] != present[layer] or layer in unsettled
         ]
+        self._begun = False
         self._layer = -1  # that is loading; -1 for none
         self._loading: set[Row] = set()  # new slots of that layer that are not ready yet
         self._leaving: dict[int, tuple[set[Row], int]] = {}  # by layer: slots that leave, since when
@@ -59,6 +60,11 @@ class Mover:
         `known [M]` is the epoch that each module is known to have.
         """
         table = _Table(view)
+        if not self._begun:  # what left by a move before stays until the turn of its layer comes
+            self._begun = True
+            for layer in np.unique(view.placement.layer[view.slot_state == LEAVING]).tolist():
+                leaving = {row for row, state in table.states(layer).items() if state == LEAVING}
+                self._keep(table, view, layer, leaving)
         self._let_go(table, view, known)
         self._cancel(table, view)
         for layer in sorted(self._staying):
@@ -82,7 +88,6 @@ class Mover:
         possible = {row for row in new if view.state[row[1]] != DEAD}
         self.cancelled += len(new) - len(possible)
         table.add(layer, possible)
-        table.mark(layer, {row for row in wanted if states.get(row) == LEAVING}, READY)
         late = {row for row in wanted if states.get(row) == LOADING and view.state[row[1]] != DEAD}
         self._loading = possible | late
 
@@ -114,8 +119,10 @@ class Mover:
             self._staying.add(layer)
         else:
             self._staying.discard(layer)
-        table.mark(layer, {row for row in unwanted - going if states[row] == LEAVING}, READY)
-        if going:
+        unused = {row for row in going if states[row] == LOADING}  # no home knows them
+        table.remove(layer, unused)
+        self.dropped += len(unused)
+        if going := going - unused:
             table.mark(layer, going, LEAVING)
             before = self._leaving.get(layer, (set(), 0))[0]
             self._leaving[layer] = before | going, view.epoch + 1
@@ -128,14 +135,19 @@ class Mover:
             usable = {e for (e, m), state in states.items() if state == READY and view.state[m] == ALIVE}
             stays = {row for row in going if row[0] not in usable}
             if stays:
-                back = {row for row in stays if states.get(row) == LEAVING}
-                table.mark(layer, back, READY)
+                self._keep(table, view, layer, stays)
                 self._staying.add(layer)
                 going -= stays
             if (known[alive] >= since).all():
                 table.remove(layer, going)
                 self.dropped += len(going)
                 del self._leaving[layer]
+
+    def _keep(self, table: _Table, view: View, layer: int, rows: set[Row]) -> None:
+        """Take back that slots leave; a dead module's are not ready before it has told what it holds."""
+        dead = {row for row in rows if view.state[row[1]] == DEAD}
+        table.mark(layer, dead, LOADING)
+        table.mark(layer, rows - dead, READY)
 
 
 class _Table:

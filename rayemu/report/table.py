@@ -146,5 +146,5 @@ def _move(entry: Mapping[str, Any]) -> str:
         text += f"; p99 of batches meanwhile {entry['slowdown']:.2f} x the median of others"
     paid = entry["paid_after_batches"]
     if paid is None:
-        return f"{text}; not seen to pay"
+        return text if entry["balance_after"] is None else f"{text}; results came no quicker after it"
     return f"{text}; paid at once" if paid == 0 else f"{text}; paid after {paid} batch{'es' * (paid > 1)}"

@@ -66,6 +66,9 @@ def known_in(table: Mapping[str, Any], what: str) -> BeforeValidator:
     return BeforeValidator(checked)
 
 
+LARGEST_INT = 2**63
+
+
 def parameter_problems(
     strategy: type,
     kind: str,
@@ -88,10 +91,14 @@ def parameter_problems(
             problems.append(Problem((name,), f"is not a parameter of {kind}, which {takes}{also}{meant}"))
             continue
         try:
-            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+            finite = ConfigDict(strict=True, allow_inf_nan=False)
+            TypeAdapter(hints[name], config=finite).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"].replace("Input ", "it ", 1)
             problems.append(Problem((name,), f"{show(value)} is not allowed; {message}"))
+            continue
+        if isinstance(value, int) and not -LARGEST_INT <= value < LARGEST_INT:  # NumPy takes no larger ones
+            problems.append(Problem((name,), f"{show(value)} is not allowed; allowed: less than 2**63"))
     return problems
 
 

@@ -242,11 +242,15 @@ class Scenario(Section):
         placed: Placed = self.placement.build().place(self.placement_problem())
         return placed
 
-    def module_bytes(self, spec: ModelSpec | None = None) -> np.ndarray:
-        """Bytes of weights and activations that each module needs [M], at the width it runs at."""
+    def module_bytes(self, spec: ModelSpec | None = None, placement: Placed | None = None) -> np.ndarray:
+        """Bytes of weights and activations that each module needs [M], at the width it runs at.
+
+        With the scenario's own placement, or another.
+        """
         spec = spec or self.spec
         modules = self.cluster.modules
-        routed = np.bincount(self.placed().module, minlength=modules) * spec.expert_bytes()  # [M]
+        placed = self.placed() if placement is None else placement
+        routed = np.bincount(placed.module, minlength=modules) * spec.expert_bytes()  # [M]
         common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
         rows = -(-self.run.batch_tokens // modules)
         return routed + common + self.run.in_flight * spec.activation_bytes(rows)

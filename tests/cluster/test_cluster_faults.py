@@ -18,6 +18,7 @@ from rayemu.cluster.client_runtime import ClusterError
 from rayemu.cluster.turns import Turns
 from rayemu.emulator import LostExpertError
 from rayemu.machine import cores
+from rayemu.placement import from_columns
 from rayemu.protocol.client import StalledError
 from rayemu.scenario import Fault
 from tests.cluster.small_run import NEEDS_TURNS, alive, batches, check, scenario, wait_for
@@ -180,3 +181,32 @@ def test_nothing_is_left_behind_replacements_included() -> None:
     while left() and time.monotonic() < end:
         time.sleep(0.05)
     assert not left()
+
+
+def test_experts_move_while_a_module_is_killed() -> None:
+    """Every expert goes one module on, slowly; module 1 loads from one module and is another's source."""
+    slowly = {"every": 1_000_000, "rate": "400 KB/s"}  # 98 KB an expert, four to a module: 1 s a layer
+    with Emulator(scenario(rebalance=slowly)) as emulator:
+        emulator.take_notices()
+        present = emulator.placement
+        wanted = from_columns(present.layer, present.expert, (present.module + 1) % 4)
+        inputs, killed, status = batches(16), False, None
+        number = emulator.move(wanted)
+        end = time.monotonic() + 60
+        while status is None or not status.done:
+            assert time.monotonic() < end, f"the move is not over: {status}"
+            check(emulator, inputs)
+            status = emulator.moved(number)
+            if not killed and len(emulator.placement) > len(present):  # they are on their way
+                os.kill(emulator.pids[1][0], signal.SIGKILL)
+                killed = True
+        wait_for(emulator, "joined", 1)
+        check(emulator, inputs)
+        assert killed and status.fetched > 0 and status.fetched % (4 * 3 * 64 * 128) == 0
+        assert status.loaded + status.cancelled >= len(wanted)
+        table = emulator.placement
+        assert (table.counts(2, 8) >= 1).all()
+        if not status.cancelled:
+            there = zip(table.layer.tolist(), table.expert.tolist(), table.module.tolist(), strict=True)
+            asked = zip(wanted.layer.tolist(), wanted.expert.tolist(), wanted.module.tolist(), strict=True)
+            assert set(asked) <= set(there)

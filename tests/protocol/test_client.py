@@ -15,12 +15,15 @@ from rayemu.protocol.messages import (
     Ack,
     Epoch,
     Failure,
+    Move,
+    Moved,
     Notice,
     Result,
     Send,
     Submit,
     Totals,
 )
+from tests.views import placed_on
 
 RETRY = 0.25
 SPEC = ModelSpec("tiny", d_model=2, d_ff=4, experts=3, top_k=2)
@@ -152,3 +155,57 @@ def test_a_submission_says_what_is_over() -> None:
     (send,) = machine.submit(X, 1.0)[1]
     assert isinstance(send.message, Submit) and send.message.oldest == 2
     assert {send.message.oldest for send in machine.tick(9.0)} == {2}  # type: ignore[union-attr]
+
+
+# -- moves --------------------------------------------------------------------------------------------
+PLACED = placed_on([0, 1, 2], [0, 0, 0])
+
+
+def moved(number: int, done: bool, loaded: int = 0) -> Moved:
+    return Moved(number, done, loaded, 0, 0, 0, 0.5)
+
+
+def test_a_move_is_asked_for_again_until_it_is_done_and_told_of_once() -> None:
+    machine = ClientMachine(SPEC, RETRY)
+    number, (sent,) = machine.move(PLACED, 1.0)
+    assert isinstance(sent.message, Move) and machine.moved(number) is None
+    assert machine.deadline() == 1.0 + 4 * RETRY and machine.tick(1.5) == []
+    assert machine.tick(2.0) == [sent] and machine.tick(2.5) == [] and machine.tick(3.0) == [sent]
+    machine.receive(moved(0, False, 1), 3.1)
+    assert machine.moved(0) == moved(0, False, 1) and machine.take_notices() == []
+    for _ in range(2):
+        machine.receive(moved(0, True, 2), 3.2)
+    (notice,) = machine.take_notices()
+    assert (notice.kind, notice.wall_s, notice.facts["loaded"]) == ("moved", 3.2, 2)
+    assert machine.deadline() == float("inf") and machine.tick(99.0) == []
+
+
+def test_late_news_of_a_move_that_is_done_does_not_bring_it_back() -> None:
+    machine = ClientMachine(SPEC, RETRY)
+    machine.move(PLACED, 1.0)
+    machine.receive(moved(0, True, 2), 2.0)
+    machine.receive(moved(0, False, 1), 2.1)
+    assert machine.moved(0) == moved(0, True, 2)
+
+
+def test_a_move_whose_place_another_takes_is_over_and_says_so() -> None:
+    machine = ClientMachine(SPEC, RETRY)
+    machine.move(PLACED, 1.0)
+    machine.receive(moved(0, False, 1), 1.1)
+    machine.move(PLACED, 1.2)
+    machine.move(PLACED, 1.3)
+    machine.receive(moved(0, False, 1), 1.4)
+    first, second = machine.moved(0), machine.moved(1)
+    assert first is not None and first.done and first.superseded and first.loaded == 1
+    assert second is not None and second.done and second.superseded
+    assert [n.facts["number"] for n in machine.take_notices()] == [0, 1]
+    machine.receive(moved(2, True), 2.0)
+    last = machine.moved(2)
+    assert last is not None and not last.superseded
+
+
+def test_a_move_that_nobody_asked_for_is_a_lookup_error() -> None:
+    machine = ClientMachine(SPEC, RETRY)
+    machine.receive(moved(0, True), 1.0)
+    with pytest.raises(LookupError, match="there is no move 0; 0 were asked for"):
+        machine.moved(0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, DEAD, SUSPECTED
+from rayemu.alltoall import ALIVE, DEAD, LEAVING, LOADING, READY, SUSPECTED
 from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import PLACEMENTS, problem_of
@@ -20,7 +20,10 @@ from rayemu.protocol.messages import (
     Failure,
     Heartbeat,
     Join,
+    Loaded,
     Message,
+    Move,
+    Moved,
     Notice,
     RouteReply,
     RouteRequest,
@@ -31,9 +34,10 @@ from rayemu.protocol.messages import (
     Submit,
     Suspect,
     endpoints_of,
+    slots_of,
 )
 from rayemu.scenario import Scenario
-from tests.views import everything
+from tests.views import everything, placed_on
 
 SCENARIO = Scenario.from_dict({"model": {"d_model": 16, "d_ff": 16, "experts": 4, "top_k": 2, "layers": 2}})
 MODEL = Model(SCENARIO.spec)
@@ -207,3 +211,65 @@ def test_totals_are_those_of_the_last_heartbeat_that_brought_some() -> None:
     m.receive(Heartbeat(3, 0, m.announced), 0.02)
     report = m.report()
     assert report.modules.tolist() == [3] and report.counts[0, 0] == 5.0 and report.counts[0, 1:].sum() == 0
+
+
+# -- experts that move --------------------------------------------------------------------------------
+WANTED = placed_on([0, 1, 2, 3], [1, 1, 2, 3])  # expert 0 goes from module 0 to module 1
+
+
+def slots(m: CoordinatorMachine) -> dict[tuple[int, int], int]:
+    """The state of each (expert, module)."""
+    view = m.membership.view
+    placed = view.placement.expert.tolist(), view.placement.module.tolist(), view.slot_state.tolist()
+    return {(e, module): state for e, module, state in zip(*placed, strict=True)}
+
+
+def moving(**changes: object) -> CoordinatorMachine:
+    """Expert 0 is ready at module 1 and leaves module 0."""
+    m = joined(**changes)
+    m.receive(Move(0, slots_of(WANTED)), 0.1)
+    assert slots(m)[0, 1] == LOADING
+    loaded = Loaded(1, 0, m.membership.view.epoch, np.array([[0], [0]], np.uint16), np.array([7]))
+    m.receive(loaded, 0.1)
+    assert slots(m)[0, 1] == READY and slots(m)[0, 0] == LEAVING
+    return m
+
+
+def test_the_last_copy_is_taken_back_with_the_same_epoch_that_tells_of_a_death() -> None:
+    m = moving(replace=False)
+    epochs = of(Epoch, m.down(1, 0, "process", 0.1))
+    assert slots(m)[0, 0] == READY and {e.message.epoch for e in epochs} == {m.membership.view.epoch}
+    assert of(Failure, m.receive(Failure(0, 0, 0, 0, 2), 0.1)) == []
+
+
+def test_an_expert_that_is_still_held_where_it_was_to_leave_is_not_lost() -> None:
+    """Whatever the order of events: the table comes right with the next tick, a batch never."""
+    m = moving(replace=False)
+    m.membership.down(1, 0, "process", 0.1)  # nobody has looked at the table yet
+    assert slots(m)[0, 0] == LEAVING
+    assert m.receive(Failure(0, 0, 0, 0, 2), 0.1) == []
+    m.tick(0.15)
+    assert slots(m)[0, 0] == READY
+
+
+def test_a_move_is_told_of_once_it_is_done_and_whenever_asked() -> None:
+    m = moving()
+    epoch = m.membership.view.epoch
+    assert [s.message.done for s in m.receive(Move(0, slots_of(WANTED)), 0.1)] == [False]
+    for module in range(4):
+        m.receive(Heartbeat(module, 0, epoch), 0.2)
+    (status,) = of(Moved, m.tick(0.3))
+    assert status.to == CLIENT
+    assert replace(status.message, seconds=0.0) == Moved(0, True, 1, 1, 0, 7, 0.0)
+    assert abs(status.message.seconds - 0.2) < 1e-9
+    assert (0, 0) not in slots(m)
+    assert of(Moved, m.receive(Move(0, slots_of(WANTED)), 9.0)) == [status]
+    assert m.receive(Move(-1, slots_of(PLACED)), 9.0) == [], "an older move than this is over"
+
+
+def test_bytes_that_were_fetched_count_once() -> None:
+    m = moving()
+    again = Loaded(1, 0, m.membership.view.epoch, np.array([[0], [0]], np.uint16), np.array([7]))
+    answer = m.receive(again, 0.2)
+    assert {s.to for s in of(Epoch, answer)} == {CLIENT, 1}, "it has not heard that this is known"
+    assert m.mover is not None and m.mover.fetched == 7

@@ -317,6 +317,11 @@ def test_the_summary_says_what_rebalancing_did_and_what_it_did_not() -> None:
         "slowdown": 1.25,
         "paid_after_batches": 4,
     }
+    slow = done | {"paid_after_batches": None}
+    text = shown(rebalance_decisions=none | {"move": 1}, rebalances=[slow])
+    assert "the median of others; results came no quicker after it" in text
+    once = done | {"paid_after_batches": 1}
+    assert "; paid after 1 batch " in shown(rebalance_decisions=none | {"move": 1}, rebalances=[once])
     unfinished = done | {"batch": 39, "moves": None, "bytes": None, "balance_after": None}
     counts = none | {"move": 2, "failed": 1, "last_failed_why": "ValueError: no plan"}
     text = shown(rebalance_decisions=counts, rebalances=[done, unfinished, *[done] * 9])

@@ -22,7 +22,10 @@ from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
 from rayemu.running.rebalances import computed_rows, rebalances
 from rayemu.running.run import run_scenario
-from rayemu.scenario import ScenarioError
+from rayemu.scenario import Fault, ScenarioError
+from tests.model.checkpoints import V3, v3_tensors, write
+from tests.model.test_checkpoint_files import FP8, _quantised
+from tests.model.test_checkpoint_fused import GPT_OSS, packed_tensors
 
 X = np.zeros((2, 1), np.float32)
 MOVING: dict[str, Any] = {
@@ -100,6 +103,10 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
         assert status is not None and status.done and status.loaded == len(wanted)
         emulator.wait(0.2)
         assert {*slots(emulator.placement)} == {*slots(wanted)}
+        with pytest.raises(TypeError, match=r"placement is a dict; give a rayemu.placement.Placement"):
+            emulator.move({"module": [1]})  # type: ignore[arg-type]
+        with pytest.raises(LookupError, match="there is no move 7; 1 were asked for"):
+            emulator.moved(7)
         with pytest.raises(ValueError, match="expert 3 of layer 0 has no slot"):
             kept = present.expert != 3
             emulator.move(from_columns(present.layer[kept], present.expert[kept], present.module[kept]))
@@ -111,6 +118,62 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
             emulator.moved(99)
         with pytest.raises(ValueError, match="module 5 has 2 slots of expert 0 of layer 0"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 5)))
+
+
+def test_a_move_beyond_a_modules_memory_is_refused() -> None:
+    """An expert has 12 KiB; four on each module fit, sixteen on one do not."""
+    data = {key: value for key, value in MOVING.items() if key != "rebalance"}
+    scenario = Scenario.from_dict(data | {"cluster": MOVING["cluster"] | {"memory": "120 KiB"}})
+    with Emulator(scenario) as emulator:
+        present = emulator.placement
+        crowded = from_columns(present.layer[::2], present.expert[::2], np.zeros(16, int))
+        with pytest.raises(ValueError, match=r"module 0 would need .*; allowed: cluster.memory, 120 KiB"):
+            emulator.move(crowded)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "mxfp4 with biases"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_experts_of_a_checkpoint_move_as_they_are_computed_with(
+    kind: str, copies: int, tmp_path: Path
+) -> None:
+    """They travel at the width they run at; those of a module that was killed are read again."""
+    if kind == "bf16":
+        written = write(tmp_path, V3, v3_tensors(), "BF16")
+    elif kind == "fp8":
+        written = write(tmp_path, V3 | {"quantization_config": FP8}, _quantised()[0], shards=2)
+    else:
+        config = GPT_OSS | {"quantization_config": {"quant_method": "mxfp4"}}
+        written = write(tmp_path, config, packed_tensors())
+    cluster = {"nodes": 2, "modules_per_node": 2, "transport": "memory"}
+    model = {"checkpoint": str(written)}
+    scenario = Scenario.from_dict({"model": model, "cluster": cluster, "placement": {"copies": copies}})
+    spec = scenario.spec
+    x = np.random.default_rng(0).standard_normal((40, spec.d_model), dtype=np.float32)
+    with Emulator(scenario) as emulator:
+        present = emulator.placement
+        wanted = from_columns(present.layer, present.expert, (present.module + 1) % 4)
+        number = emulator.move(wanted)
+        if copies == 2:
+            emulator.inject(Fault.model_validate({"kind": "kill", "module": 1}))
+        for _ in range(200):
+            (result,) = emulator.stream([x])
+            assert np.array_equal(result.y, emulator.reference(x, result))
+            emulator.wait(0.05)
+            status = emulator.moved(number)
+            if status is not None and status.done:
+                break
+        assert status is not None and status.done
+        if copies == 1:
+            assert status.loaded == len(wanted) and status.fetched == len(wanted) * spec.expert_bytes()
+        emulator.wait(2.0)
+        table = emulator.placement
+        for module in emulator._backend.simulator.modules:  # type: ignore[attr-defined]
+            held = module.machine.holdings
+            assert set(held) == set(table.held_by(module.machine.me))
+            for layer, expert in held:
+                mine, own = held[layer, expert], emulator.model.make_expert(layer, expert)
+                for name in ("up", "down", "up_bias", "down_bias"):
+                    assert np.array_equal(getattr(mine, name), getattr(own, name)), name
 
 
 def test_the_figures_of_a_move_by_hand() -> None:
@@ -156,6 +219,20 @@ def test_the_figures_of_a_move_by_hand() -> None:
             "rebalance.planner.groups: 5 is not allowed",
         ),
         ({"every": 3, "gain": 1.5}, "rebalance.gain: 1.5 is not allowed"),
+        ({"every": 3, "gain": float("nan")}, "rebalance.gain: .*nan is not allowed"),
+        ({"every": 3, "within": float("inf")}, "rebalance.within: .*inf is not allowed"),
+        ({"every": 3, "rate": 0}, "rebalance.rate: 0"),
+        ({"trigger": {"kind": "imbalance", "over": float("inf")}}, "rebalance.trigger.over: .*inf is not"),
+        ({"trigger": {"kind": "imbalance", "window": 5000}}, "trigger.window: 5000 is not allowed; .*4096"),
+        (
+            {"every": 3, "planner": {"kind": "incremental", "within": 10**30}},
+            r"within: 10{30} is not .*2\*\*63",
+        ),
+        ({"trigger": {"kind": "trend", "of": 4096}}, "rebalance.trigger.of: 4096 is not allowed; .*4095"),
+        (
+            {"trigger": {"kind": "predicted", "window": 50, "windows": 100}},
+            "rebalance.trigger.windows: 100 is not allowed; allowed: 1 to 81",
+        ),
         ({"every": 3, "gian": 0.5}, r"rebalance.gian: unknown key; .*did you mean gain"),
         ({"every": 3, "rate": "fast"}, "rebalance.rate: 'fast'"),
     ],

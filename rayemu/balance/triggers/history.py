@@ -24,6 +24,9 @@ class History:
     since: int
 
 
+MOST_BATCHES = 4096  # that a trigger may look back
+
+
 class Trigger(Protocol):
     """Says when to plan anew. `reach`: batches that it looks back on at least."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rayemu.balance.metrics import imbalance
 from rayemu.balance.monitor import window_average
-from rayemu.balance.triggers.history import History
+from rayemu.balance.triggers.history import MOST_BATCHES, History
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Imbalance:
     def __post_init__(self) -> None:
         if not self.over >= 1:
             raise ValueError(f"over: {self.over!r} is not allowed; allowed: 1 and above")
-        if self.window < 1:
-            raise ValueError(f"window: {self.window!r} is not allowed; allowed: 1 and above")
+        if not 1 <= self.window <= MOST_BATCHES:
+            raise ValueError(f"window: {self.window!r} is not allowed; allowed: 1 to {MOST_BATCHES}")
 
     @property
     def reach(self) -> int:

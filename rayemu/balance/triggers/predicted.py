@@ -9,7 +9,9 @@ import numpy as np
 from rayemu.balance.metrics import imbalance
 from rayemu.balance.monitor import in_windows
 from rayemu.balance.predictors import PREDICTORS
-from rayemu.balance.triggers.history import History
+from rayemu.balance.triggers.history import MOST_BATCHES, History
+
+TRAINED_ON = 256  # batches at most, where its windows need no more
 
 _TRIED = np.ones((1, 1, 2))  # windows [W, L, E] that show whether a predictor has what it needs
 
@@ -41,6 +43,9 @@ class Predicted:
         for name in ("window", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: 1 and above")
+        if self.window * self.windows > MOST_BATCHES:
+            most = MOST_BATCHES // self.window
+            raise ValueError(f"windows: {self.windows!r} is not allowed; allowed: 1 to {most} of that length")
 
     @property
     def reach(self) -> int:

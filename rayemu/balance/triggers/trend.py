@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayemu.balance.metrics import imbalance
-from rayemu.balance.triggers.history import History
+from rayemu.balance.triggers.history import MOST_BATCHES, History
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Trend:
     least: float = 1.1
 
     def __post_init__(self) -> None:
-        if self.of < 1:
-            raise ValueError(f"of: {self.of!r} is not allowed; allowed: 1 and above")
+        if not 1 <= self.of < MOST_BATCHES:
+            raise ValueError(f"of: {self.of!r} is not allowed; allowed: 1 to {MOST_BATCHES - 1}")
         if not 1 <= self.worse <= self.of:
             raise ValueError(f"worse: {self.worse!r} is not allowed; allowed: 1 to `of`, {self.of}")
         if not self.least >= 1:
