@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rayemu import Emulator, Scenario
+from rayemu.balance.loads import as_placement
 from rayemu.balance.rebalancer import Rebalancer
 from rayemu.balance.triggers import TRIGGERS
 from rayemu.drivers.rebalancing import Rebalancing
@@ -112,10 +113,10 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
             emulator.move(from_columns(present.layer[kept], present.expert[kept], present.module[kept]))
         with pytest.raises(ValueError, match=r"placement.module\[0\] is 8; allowed: 0 to 7"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 8)))
-        with pytest.raises(TypeError, match=r"is ndarray; .*as_placement\(phy2log, modules\)"):
-            emulator.move(rebalance_experts(np.ones((1, 16)), 32, 1, 1, 8)[0])  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"number is 99; allowed: what move\(\) returned"):
-            emulator.moved(99)
+        phy2log = rebalance_experts(np.ones((1, 16)), 32, 1, 1, 8)[0]
+        with pytest.raises(TypeError, match=r"is a ndarray; .*as_placement\(phy2log, modules\)"):
+            emulator.move(phy2log)  # type: ignore[arg-type]
+        emulator.move(as_placement(phy2log, 8))  # the remedy that it names
         with pytest.raises(ValueError, match="module 5 has 2 slots of expert 0 of layer 0"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 5)))
 
