@@ -1,10 +1,12 @@
 """Decisions of a rebalancer on loads whose best plans are plain to see."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from rayemu.balance.predictors import PREDICTORS, Recurrent
 from rayemu.balance.rebalancer import RebalancePolicy, Rebalancer
 from rayemu.balance.triggers import TRIGGERS, History
 from rayemu.placement import PLACEMENTS, Placement, PlacementProblem, from_columns, problem_of
@@ -123,7 +125,7 @@ def test_as_many_batches_are_remembered_as_the_trigger_looks_back_on() -> None:
         fired.append(machine.consider(*machine.recall(), SIDE_BY_SIDE) is not None)
     assert fired.index(True) == 299
     rebalancer(trigger=Far(10**30))
-    assert [TRIGGERS[k]().reach for k in ("every", "imbalance", "trend", "predicted")] == [0, 10, 11, 20]
+    assert [TRIGGERS[k]().reach for k in ("every", "imbalance", "trend", "predicted")] == [0, 10, 11, 320]
 
 
 def test_a_trigger_that_fails_starts_anew() -> None:
@@ -143,3 +145,23 @@ def test_batches_that_come_while_a_plan_is_made_count_from_when_it_was_asked_for
     told(machine, UNEVEN, UNEVEN)
     assert machine.consider(*asked, SIDE_BY_SIDE) is not None
     assert machine.recall()[1] == 2
+
+
+def test_a_predictor_has_enough_windows_to_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recurrent network stays the naive forecast unless it has `context` + 1 of them."""
+    seen = []
+
+    class Counts:
+        def fit(self, history: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+            seen.append(len(history))
+            return lambda recent: recent[-1]
+
+    monkeypatch.setitem(PREDICTORS, "last_window", Counts)
+    machine = rebalancer(trigger=TRIGGERS["predicted"](predictor="last_window", window=2, over=9.0))
+    for _ in range(200):
+        machine.observe(UNEVEN)
+        machine.consider(*machine.recall(), SIDE_BY_SIDE)
+    assert max(seen) == 64 > Recurrent().context + 1
+    assert TRIGGERS["predicted"](window=4096, windows=1).reach == 4096
+    with pytest.raises(ValueError, match="window: 4097 is not allowed; allowed: 1 to 4096"):
+        TRIGGERS["predicted"](window=4097)

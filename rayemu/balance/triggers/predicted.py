@@ -13,6 +13,7 @@ from rayemu.balance.triggers.history import MOST_BATCHES, History
 
 TRAINED_ON = 256  # batches at most, where its windows need no more
 
+LEARNT = 64  # windows, where there are as many: a recurrent network learns nothing from eight
 _TRIED = np.ones((1, 1, 2))  # windows [W, L, E] that show whether a predictor has what it needs
 
 
@@ -21,7 +22,8 @@ class Predicted:
     """When the forecast of the next `window` batches is above `over` in max/mean under the present plan.
 
     `predictor` is one of `rayemu.balance.predictors`, with its usual parameters. It is fitted and asked every
-    `window` batches, on whole windows of that length, the last ending now, once there are `windows` of them.
+    `window` batches, on whole windows of that length, the last ending now, once there are `windows` of them;
+    it learns from the last 64, as far as there are any and they have 4,096 batches at most.
     """
 
     predictor: str = "moving_average"
@@ -40,17 +42,16 @@ class Predicted:
             raise ValueError(f"predictor: {self.predictor!r} cannot be had: {error}") from None
         if not self.over >= 1:
             raise ValueError(f"over: {self.over!r} is not allowed; allowed: 1 and above")
-        for name in ("window", "windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not allowed; allowed: 1 and above")
-        if self.window * self.windows > MOST_BATCHES:
-            most = MOST_BATCHES // self.window
+        if not 1 <= self.window <= MOST_BATCHES:
+            raise ValueError(f"window: {self.window!r} is not allowed; allowed: 1 to {MOST_BATCHES}")
+        most = MOST_BATCHES // self.window
+        if not 1 <= self.windows <= most:
             raise ValueError(f"windows: {self.windows!r} is not allowed; allowed: 1 to {most} of that length")
 
     @property
     def reach(self) -> int:
-        """The windows that it must have."""
-        return self.window * self.windows
+        """The windows that it must have, and more for the predictor to learn from."""
+        return min(self.window * max(self.windows, LEARNT), MOST_BATCHES)
 
     def fires(self, history: History) -> str | None:
         """Fires when the forecast is uneven."""
