@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from threadpoolctl import threadpool_limits
 
 from rayemu import Emulator, Scenario
 from rayemu.balance.rebalancer import Rebalancer
@@ -38,6 +39,13 @@ MOVING: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 40.0},
     "run": {"batches": 48, "batch_tokens": 128},
 }
+
+
+@pytest.fixture(autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """Tiny GEMMs on several threads spend their time waiting for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 def test_experts_move_after_a_switch_and_the_balance_that_was_promised_comes(tmp_path: Path) -> None:
@@ -112,10 +120,8 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
             emulator.move(from_columns(present.layer[kept], present.expert[kept], present.module[kept]))
         with pytest.raises(ValueError, match=r"placement.module\[0\] is 8; allowed: 0 to 7"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 8)))
-        with pytest.raises(TypeError, match=r"is ndarray; .*as_placement\(phy2log, modules\)"):
+        with pytest.raises(TypeError, match=r"is a ndarray; .*as_placement\(phy2log, modules\)"):
             emulator.move(rebalance_experts(np.ones((1, 16)), 32, 1, 1, 8)[0])  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"number is 99; allowed: what move\(\) returned"):
-            emulator.moved(99)
         with pytest.raises(ValueError, match="module 5 has 2 slots of expert 0 of layer 0"):
             emulator.move(from_columns(present.layer, present.expert, np.full(len(present), 5)))
 
