@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from threadpoolctl import threadpool_limits
 
 from rayemu import Emulator, Scenario
 from rayemu.balance.rebalancer import Rebalancer
@@ -39,13 +38,6 @@ MOVING: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 40.0},
     "run": {"batches": 48, "batch_tokens": 128},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_blas_thread() -> Iterator[None]:
-    """Tiny GEMMs on several threads spend their time waiting for each other."""
-    with threadpool_limits(1):
-        yield
 
 
 def test_experts_move_after_a_switch_and_the_balance_that_was_promised_comes(tmp_path: Path) -> None:
