@@ -104,7 +104,7 @@ def test_an_emulator_moves_when_it_is_told_to_and_refuses_what_cannot_be() -> No
         assert status is not None and status.done and status.loaded == len(wanted)
         emulator.wait(0.2)
         assert {*slots(emulator.placement)} == {*slots(wanted)}
-        with pytest.raises(TypeError, match=r"placement is a dict; give a rayemu.placement.Placement"):
+        with pytest.raises(TypeError, match=r"placement is a dict; give a rayemu\.placement\.Placement"):
             emulator.move({"module": [1]})  # type: ignore[arg-type]
         with pytest.raises(LookupError, match="there is no move 7; 1 were asked for"):
             emulator.moved(7)
