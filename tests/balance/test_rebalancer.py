@@ -165,3 +165,68 @@ def test_a_predictor_has_enough_windows_to_learn_from(monkeypatch: pytest.Monkey
     assert TRIGGERS["predicted"](window=4096, windows=1).reach == 4096
     with pytest.raises(ValueError, match="window: 4097 is not allowed; allowed: 1 to 4096"):
         TRIGGERS["predicted"](window=4097)
+
+
+class Told:
+    """A planner that notes its problems, and swaps where experts 0 and 1 have most."""
+
+    def __init__(self) -> None:
+        self.problems: list[PlacementProblem] = []
+
+    def place(self, problem: PlacementProblem) -> Placement:
+        self.problems.append(problem)
+        swap = problem.loads[0, :2].sum() > problem.loads[0, 2:].sum()
+        return Swapped().place(problem) if swap else SIDE_BY_SIDE
+
+
+def test_the_judged_plan_is_of_the_older_half_and_the_one_carried_out_of_the_newer() -> None:
+    planner = Told()
+    machine = told(rebalancer(planner=planner), 2 * EVEN, EVEN, UNEVEN, 3 * UNEVEN)
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE)
+    older, newer = planner.problems
+    assert older.loads.tolist() == (3 * EVEN).tolist() and newer.loads.tolist() == (4 * UNEVEN).tolist()
+    assert older.present is SIDE_BY_SIDE and newer.present is SIDE_BY_SIDE
+    # Shares are alike in both batches of a half.
+    assert older.variances is not None and older.variances.tolist() == [[0.0] * 4]
+    assert decision.plan is None and decision.gain == 0.0, "it would not have moved then"
+    assert decision.fitted == 1.0, "but what it would do now is told"
+
+
+def test_a_plan_that_would_have_gained_nothing_is_not_carried_out_whatever_is_asked() -> None:
+    machine = told(rebalancer(gain=None), EVEN, EVEN, EVEN, EVEN)
+    machine.policy.planner.place = lambda _: SIDE_BY_SIDE  # type: ignore[method-assign]
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE)
+    assert decision.plan is None
+    machine = told(rebalancer(gain=None), UNEVEN, UNEVEN, EVEN, EVEN)
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE)
+    assert decision.plan is None and "more than nothing is wanted" in decision.why
+
+
+def test_a_plan_that_only_drops_copies_is_a_plan() -> None:
+    """Expert 0 is on both modules; without the copy on module 0 the load is even."""
+    present = from_columns(np.zeros(5, int), np.array([0, 0, 1, 2, 3]), np.array([0, 1, 0, 0, 1]))
+
+    class Drops:
+        def place(self, problem: PlacementProblem) -> Placement:
+            return from_columns(np.zeros(4, int), np.arange(4), np.array([1, 0, 0, 1]))
+
+    machine = told(rebalancer(planner=Drops(), gain=None), *[np.array([[20.0, 30, 20, 10]])] * 4)
+    decision = machine.decide("because", recent(machine), present, batch_s=1.0)
+    assert decision.plan is not None and decision.moves == 0 and decision.break_even == 0.0
+
+
+def test_layers_run_one_after_the_other_so_that_their_busiest_modules_count() -> None:
+    """In two layers opposite modules have most: summed first, they would look even."""
+    both = problem_of(np.ones((2, 2), int), 2)
+    machine = Rebalancer(RebalancePolicy(TRIGGERS["every"](1), Both(), gain=None), both)
+    loads = np.array([[[30.0, 10.0], [10.0, 30.0]]] * 2)
+    present = from_columns(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1]))
+    decision = machine.decide("because", loads, present)
+    assert decision.gain == pytest.approx(1 - 40 / 60) and decision.plan is not None
+
+
+class Both:
+    """A planner that gives every expert to both modules."""
+
+    def place(self, problem: PlacementProblem) -> Placement:
+        return from_columns(np.repeat([0, 1], 4), np.tile([0, 0, 1, 1], 2), np.tile([0, 1], 4))

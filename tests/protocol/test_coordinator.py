@@ -273,3 +273,43 @@ def test_bytes_that_were_fetched_count_once() -> None:
     answer = m.receive(again, 0.2)
     assert {s.to for s in of(Epoch, answer)} == {CLIENT, 1}, "it has not heard that this is known"
     assert m.mover is not None and m.mover.fetched == 7
+
+
+def test_a_slot_stays_until_the_replacement_of_a_module_knows_that_it_leaves() -> None:
+    """What the module before it knew counts for nothing."""
+    m = moving(replace_after=0.01)
+    m.receive(Heartbeat(3, 0, 99), 0.1)
+    m.down(3, 0, "process", 0.1)
+    m.tick(0.12)
+    m.receive(Join(3, 1, "e3", everything()), 0.12)
+    for module in range(3):
+        m.receive(Heartbeat(module, 0, m.membership.view.epoch), 0.13)
+    m.tick(0.13)
+    assert slots(m)[0, 0] == LEAVING
+    m.receive(Heartbeat(3, 1, m.membership.view.epoch), 0.14)
+    m.tick(0.14)
+    assert (0, 0) not in slots(m)
+
+
+def test_a_move_that_is_over_still_lets_go_of_what_had_to_stay() -> None:
+    m = moving(replace=False)
+    m.receive(Suspect(1, 0, 2), 0.1)
+    for module in (0, 2, 3):
+        m.receive(Heartbeat(module, 0, m.membership.view.epoch), 0.11)
+    m.tick(0.12)
+    assert slots(m)[0, 0] == READY and m.mover is not None and m.mover.done
+    m.receive(Heartbeat(1, 0, m.membership.view.epoch), 0.15)
+    m.tick(0.15)
+    assert slots(m)[0, 0] == LEAVING
+
+
+def test_a_move_waits_until_all_have_joined() -> None:
+    m = machine()
+    m.receive(Join(0, 0, "e0", everything()), 0.0)
+    m.receive(Move(0, slots_of(WANTED)), 0.0)
+    m.tick(0.0)
+    assert (0, 1) not in slots(m)
+    for module in range(1, 4):
+        m.receive(Join(module, 0, f"e{module}", everything()), 0.1)
+    m.tick(0.1)
+    assert slots(m)[0, 1] == LOADING

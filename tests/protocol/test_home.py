@@ -27,6 +27,7 @@ from rayemu.protocol.messages import (
     Dispatch,
     Failure,
     Probe,
+    Refusal,
     Reply,
     Result,
     RouteReply,
@@ -41,7 +42,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.replay import PathReplay
 from rayemu.protocol.server import ExpertServer, run_job
 from rayemu.scenario import Scenario
-from tests.views import a_view, holding_all
+from tests.views import a_view, holding_all, placed_on
 
 ME = 0
 NODES = np.array([0, 0, 1, 1], np.int32)
@@ -415,3 +416,69 @@ def test_what_lossy_codecs_did_is_noted_for_the_pairs_they_did_it_to() -> None:
     assert result.dispatch_paths is not None and result.combine_paths is not None
     assert np.array_equal(result.dispatch_paths[0], np.where(hit, 3, 0))
     assert not result.dispatch_paths[1].any() and not result.combine_paths.any()
+
+
+# -- what a module refuses ----------------------------------------------------------------------------
+def two_by_two() -> tuple[Table, Dispatch, Dispatch]:
+    """Experts 0 and 1 on module 1, 2 and 3 on module 2; the requests for each."""
+    table = Table()
+    table.placed = placed_on([0, 1, 2, 3], [1, 1, 2, 2])
+    table.home.view = table.view([ALIVE] * 4, 1)
+    first, second = dispatches(table.begin())
+    assert [lot[:2] for lot in first.lots] == [[1, 0], [1, 1]] and second.lots[0][0] == 2
+    return table, first, second
+
+
+def test_what_a_module_lacks_waits_for_a_newer_view_and_the_rest_goes_out_anew() -> None:
+    table, first, second = two_by_two()
+    table.home.on_refusal(Refusal(ME, first.request, 0, 1, [0]), 0.1)
+    again, *others = dispatches(sent := table.sent())
+    assert [s.message for s in sent if isinstance(s.message, Failure)] == [Failure(0, 0, 0, 0, ME)]
+    assert not others and again.lots == [first.lots[1]] and again.request != first.request
+    table.home.on_refusal(Refusal(ME, first.request, 0, 1, [0]), 0.1)
+    assert table.sent() == [], "it comes twice"
+    assert table.answer_all([Send(1, again), Send(2, second)]) == []
+    table.placed = placed_on([0, 1, 2, 3], [3, 1, 2, 2])
+    table.home.on_view(table.view([ALIVE] * 4), 0.2)
+    (moved,) = dispatches(sends := table.sent())
+    assert [lot[:2] for lot in moved.lots] == [[3, 0]] and moved.lots[0][2] == first.lots[0][2]
+    (result,) = [s.message for s in table.answer_all(sends) if isinstance(s.message, Result)]
+    assert np.array_equal(result.rows, table.reference(X, result))
+
+
+def test_without_a_newer_view_what_was_refused_is_asked_for_again_a_little_later() -> None:
+    table, first, second = two_by_two()
+    table.answer_all([Send(2, second)])
+    table.home.on_refusal(Refusal(ME, first.request, 0, 1, [0, 1]), 1.0)
+    assert dispatches(table.sent()) == []
+    retry = table.config.retry_after
+    table.home.tick(1.0 + 0.9 * retry)
+    assert table.sent() == [] and table.home.wake <= 1.0 + retry
+    table.home.tick(1.0 + retry)
+    sends = table.sent()
+    assert sum(lot[2] for d in dispatches(sends) for lot in d.lots) == sum(lot[2] for lot in first.lots)
+    assert [type(s.message) for s in table.answer_all(sends)] == [Result]
+
+
+def test_a_refusal_by_one_module_leaves_what_others_were_asked_for() -> None:
+    """One request by way of a relay: module 3 lacks its expert, module 2 does not."""
+    from rayemu.alltoall import EXCHANGES
+
+    table = Table(exchange=EXCHANGES["hierarchical"]())
+    sends = table.begin()
+    (both,) = [d for d in dispatches(sends) if {lot[0] for lot in d.lots} == {2, 3}]
+    table.home.on_refusal(Refusal(ME, both.request, 0, 3, [3]), 0.1)
+    assert [type(s.message) for s in table.sent()] == [Failure]
+    (parked,) = table.home.parked
+    assert parked.expert == 3 and len(parked.pairs) == next(lot[2] for lot in both.lots if lot[1] == 3)
+    assert table.home.requests.by_number[both.request].open().sum() == both.lots[0][2]
+
+
+def test_an_answer_that_comes_after_all_is_taken() -> None:
+    table, first, second = two_by_two()
+    table.home.on_refusal(Refusal(ME, first.request, 0, 1, [0, 1]), 0.1)
+    assert [type(s.message) for s in table.sent()] == [Failure, Failure]
+    assert table.home.requests.load(4).tolist() == [0, 0, sum(lot[2] for lot in second.lots), 0]
+    assert [type(s.message) for s in table.answer_all([Send(1, first), Send(2, second)])] == [Result]
+    table.home.tick(99.0)
+    assert table.sent() == []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
+from rayemu.alltoall import ALIVE, DEAD, LEAVING, LOADING, READY, SUSPECTED, View
 from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import Membership
 from rayemu.protocol.messages import Slice, SliceProbe
-from tests.views import a_view, everything
+from tests.views import a_view, everything, placed_on
 
 PLACED = PLACEMENTS["linear"]().place(problem_of(np.full(4, 2), 4))
 NODES = np.array([0, 0, 1, 1], np.int32)
@@ -326,3 +326,74 @@ def test_death_is_final_for_an_incarnation() -> None:
     assert m.suspect(3, 0, "x", 1.2) == []
     assert m.join(3, 1, "e", everything(), 2.0) and m.down(3, 0, "late news", 2.1) == []
     assert m.heard(3, 0, 2.2) == [] and m.view.state[3] == ALIVE
+
+
+# -- the table of slots -------------------------------------------------------------------------------
+def columns(*experts: int) -> np.ndarray:
+    """Slots of layer 0 that hold these experts [2, n]."""
+    return np.array([[0] * len(experts), experts], np.uint16)
+
+
+def at(m: Membership) -> dict[tuple[int, int], int]:
+    """The state of each (expert, module)."""
+    placed = m.view.placement.expert.tolist(), m.view.placement.module.tolist(), m.view.slot_state.tolist()
+    return {(e, module): state for e, module, state in zip(*placed, strict=True)}
+
+
+def two_slots(*states: int) -> Membership:
+    """Experts 0 and 1 on module 0, and 0 on module 1; module 0's slots in these states."""
+    m = membership()
+    for module in range(4):
+        m.join(module, 0, "", everything(), 0.0)
+    m.set_slots(placed_on([0, 0, 1], [0, 1, 0]), np.array([states[0], READY, states[1]], np.uint8))
+    return m
+
+
+def test_slots_are_ready_once_their_module_says_so_and_no_others() -> None:
+    m = two_slots(LOADING, LOADING)
+    m.set_slots(m.view.placement, np.zeros(3, np.uint8))
+    news = m.loaded(0, 0, m.view.epoch, columns(2, 0))
+    assert news.tolist() == [False, True], "there is no slot of expert 2"
+    assert at(m) == {(0, 0): READY, (0, 1): LOADING, (1, 0): LOADING}
+    epoch = m.view.epoch
+    assert m.loaded(0, 0, epoch, columns(0)).tolist() == [False] and m.view.epoch == epoch
+    assert m.loaded(0, 1, epoch, columns(1)).tolist() == [False], "another incarnation"
+    m.down(0, 0, "process", 1.0)
+    assert m.loaded(0, 0, m.view.epoch, columns(1)).tolist() == [False], "a dead one"
+
+
+def test_late_news_of_a_slot_that_was_there_before_says_nothing_of_the_new_one() -> None:
+    """It was loaded, taken from the table and dropped, and is in the table again."""
+    m = two_slots(LOADING, READY)
+    with_it, without = m.view.placement, placed_on([0, 1], [1, 0])
+    old = m.view.epoch
+    m.set_slots(without, np.full(2, READY, np.uint8))
+    m.set_slots(with_it, np.array([LOADING, READY, READY], np.uint8))
+    since = m.view.epoch
+    assert m.loaded(0, 0, old, columns(0)).tolist() == [False] and at(m)[0, 0] == LOADING
+    m.set_slots(placed_on([0, 0, 0, 1], [3, 0, 1, 0]), np.array([LOADING, LOADING, READY, READY], np.uint8))
+    assert m.loaded(0, 0, since, columns(0)).tolist() == [True], "it stayed while others came"
+    assert m.loaded(3, 0, since, columns(0)).tolist() == [False], "this one came later"
+
+
+def test_what_leaves_is_not_made_ready_by_late_news() -> None:
+    m = two_slots(LEAVING, READY)
+    assert m.loaded(0, 0, m.view.epoch, columns(0)).tolist() == [False] and at(m)[0, 0] == LEAVING
+
+
+def test_a_dead_module_has_nothing_ready_and_its_replacement_what_it_holds() -> None:
+    m = two_slots(READY, READY)
+    m.down(0, 0, "process", 1.0)
+    assert at(m) == {(0, 0): LOADING, (0, 1): READY, (1, 0): LOADING}
+    m.tick(100.0)
+    m.join(0, 1, "", columns(1), 100.0)
+    assert at(m) == {(0, 0): LOADING, (0, 1): READY, (1, 0): READY}
+
+
+def test_what_leaves_still_leaves_after_its_module_was_replaced() -> None:
+    m = two_slots(LEAVING, READY)
+    m.down(0, 0, "process", 1.0)
+    assert at(m)[0, 0] == LEAVING
+    m.tick(100.0)
+    m.join(0, 1, "", columns(0, 1), 100.0)
+    assert at(m) == {(0, 0): LEAVING, (0, 1): READY, (1, 0): READY}

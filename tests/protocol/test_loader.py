@@ -341,3 +341,23 @@ def test_an_expert_goes_from_one_loader_to_another_with_its_biases_and_in_whatev
     got = target.holdings[0, 1]
     assert same(got, made) and got.up.flags.c_contiguous and got.activation == made.activation
     assert np.array_equal(got.up_bias, made.up_bias) and np.array_equal(got.down_bias, made.down_bias)  # type: ignore[arg-type]
+
+
+def test_a_slot_that_leaves_is_not_loaded() -> None:
+    m = Module([0], START)
+    assert m.sees({**START, (1, 0): LEAVING}, 10.0) == [] and not m.loader.busy
+
+
+def test_who_hangs_is_asked_no_more() -> None:
+    m = Module([0], START)
+    slots: Slots = {**MORE, (1, 2): READY}
+    m.sees(slots, 10.0)
+    m.sees(slots, 10.1, {1: SUSPECTED})
+    assert m.loader.tick(10.25) == [Send(2, fetch(0))]
+
+
+def test_what_was_to_be_made_and_is_wanted_no_more_is_not_made() -> None:
+    m = Module([0], START)
+    m.sees({(0, 0): READY, (1, 0): LOADING}, 10.0)
+    m.sees(START, 10.1)
+    assert m.loader.next_job() is None

@@ -192,3 +192,29 @@ def test_a_module_keeps_what_leaves_and_is_wanted_after_all() -> None:
     mover = move([(0, 0), (1, 1)], view(start))
     assert step(mover, view(start)) == {(0, 0): READY, (0, 2): LEAVING, (1, 1): READY}
     assert mover.status(1.0).loaded == 0
+
+
+def test_what_a_hanging_module_was_to_take_over_stays_too() -> None:
+    start: Slots = {(0, 0): READY, (0, 2): READY, (1, 1): READY}
+    mover = move([(0, 2), (1, 1)], view(start))
+    leaving = step(mover, view(start))
+    assert step(mover, view(leaving, {2: SUSPECTED}, 2)) == start and mover.status(1.0).dropped == 0
+
+
+def test_a_replacement_that_is_not_whole_replaces_nothing() -> None:
+    """Two copies were to come; of one the module died, so all that was there stays."""
+    start: Slots = {(0, 0): READY, (1, 1): READY}
+    mover = move([(0, 2), (0, 3), (1, 1)], view(start, {3: DEAD}))
+    first = step(mover, view(start, {3: DEAD}))
+    assert first == {**start, (0, 2): LOADING}
+    assert step(mover, view({**first, (0, 2): READY}, {3: DEAD}, 2)) is None
+    assert mover.idle and mover.status(3.0).cancelled == 1
+
+
+def test_a_slot_that_must_stay_does_not_keep_another_of_its_layer_from_going() -> None:
+    start: Slots = {(0, 0): READY, (0, 2): READY, (1, 1): READY, (1, 3): READY}
+    mover = move([(0, 2), (1, 3)], view(start, {3: SUSPECTED}))
+    first = step(mover, view(start, {3: SUSPECTED}))
+    assert first == {**start, (0, 0): LEAVING}
+    assert step(mover, view(first, {3: SUSPECTED}, 2), 1) is None
+    assert step(mover, view(first, {3: SUSPECTED}, 3), 2) == {(0, 2): READY, (1, 1): READY, (1, 3): READY}

@@ -10,7 +10,7 @@ import pytest
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, View
 from rayemu.compression import WireError
 from rayemu.placement import PLACEMENTS, problem_of
-from rayemu.protocol.messages import Dispatch, Probe, Reply
+from rayemu.protocol.messages import Dispatch, Probe, Refusal, Reply, Send
 from rayemu.protocol.relay import Relay
 from tests.views import a_view
 
@@ -108,3 +108,33 @@ def test_gathers_of_finished_batches_and_dead_homes_go() -> None:
     dead_home = view()
     dead_home.state[HOME] = DEAD
     assert relay.on_view(dead_home) == [] and not relay.gathers
+
+
+def refusal(module: int, start: int) -> Refusal:
+    return Refusal(HOME, 5, start, module, [3])
+
+
+def test_what_a_module_refuses_is_passed_on_and_not_waited_for() -> None:
+    relay = Relay(RELAY)
+    relay.accept(request(), view())
+    assert relay.refused(refusal(NEIGHBOUR, 2)) == [Send(HOME, refusal(NEIGHBOUR, 2))]
+    (send,) = relay.gather(reply(RELAY, 0, 1.0))
+    assert send.message.spans == [[0, 2, 0, 0]] and not relay.gathers  # type: ignore[union-attr]
+
+
+def test_a_refusal_after_the_other_answer_sends_that_home_once() -> None:
+    relay = Relay(RELAY)
+    relay.accept(request(), view())
+    relay.gather(reply(RELAY, 0, 1.0))
+    said, flushed = relay.refused(refusal(NEIGHBOUR, 2))
+    assert said.message == refusal(NEIGHBOUR, 2) and flushed.message.spans == [[0, 2, 0, 0]]  # type: ignore[union-attr]
+    assert relay.refused(refusal(NEIGHBOUR, 2)) == [said] and not relay.gathers
+
+
+def test_a_refusal_of_a_part_that_was_answered_ends_nothing() -> None:
+    relay = Relay(RELAY)
+    relay.accept(request(), view())
+    relay.gather(reply(NEIGHBOUR, 2, 8.0))
+    assert len(relay.refused(refusal(NEIGHBOUR, 2))) == 1
+    (send,) = relay.gather(reply(RELAY, 0, 1.0))
+    assert send.message.rows[:, 0].tolist() == [1, 1, 8, 8]  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ import numpy as np
 from rayemu.model.expert import expert_forward
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Dispatch
+from rayemu.protocol.messages import Dispatch, Refusal, Send
 from rayemu.protocol.server import JOB_ROWS, OTHERS_WORK, WEIGHT_BYTES_PER_S, ExpertServer, run_job
 from rayemu.scenario import Scenario
 from tests.views import holding_all
@@ -100,3 +100,21 @@ def test_answers_keep_their_bits_while_anyone_holds_them() -> None:
         held.append((given.rows, answer))
     for x, answer in held:
         assert np.array_equal(expert_forward(MODEL.layers[0].experts[0], x)[5:], answer)
+
+
+def test_a_request_for_what_is_not_held_is_refused_as_a_whole_and_leaves_nothing() -> None:
+    s = server()
+    s.holdings.drop((0, 1))
+    both = replace(dispatch(7, 10), lots=[[0, 0, 4], [0, 1, 6]], start=3)
+    assert s.accept(both, 0.0) == [Send(1, Refusal(1, 7, 3, 0, [1]))]
+    assert s.accept(replace(both, via=2), 0.0) == [Send(2, Refusal(1, 7, 3, 0, [1]))]
+    assert not s.works and not s.groups and not s.knows(1, 7)
+    s.holdings.load(0, 1)
+    assert s.accept(both, 0.0) == [] and s.knows(1, 7)
+
+
+def test_an_expert_is_awaited_while_rows_wait_for_it() -> None:
+    s = server()
+    s.accept(dispatch(0, 10), 0.0)
+    assert s.awaits((0, 0)) and not s.awaits((0, 1))
+    assert s.next_job(0.0) is not None and not s.awaits((0, 0))
