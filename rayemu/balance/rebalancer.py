@@ -41,7 +41,7 @@ class RebalancePolicy:
     window: int = 8
     gain: float | None = 0.2
     within: float | None = None
-    rate: float = 500e6
+    rate: float = 100e6
 
 
 @dataclass(frozen=True, eq=False)

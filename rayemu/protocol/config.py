@@ -37,7 +37,7 @@ class ProtocolConfig:
     replace_after: float = 0.3
     replace: bool = True
     stall_after: float = 60.0
-    move_rate: float = 500e6  # bytes of weights that a module that loads experts asks for per second
+    move_rate: float = 100e6  # bytes of weights that a module that loads experts asks for per second
 
     def __post_init__(self) -> None:
         self.codecs  # noqa: B018  too many are refused here, not by an actor

@@ -34,9 +34,10 @@ from rayemu.protocol.messages import (
     Status,
     Suspect,
 )
+from rayemu.protocol.parked import Parked, ParkingLot
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
-from rayemu.protocol.slices import HeldSlice, Parked, Unit, hold
+from rayemu.protocol.slices import HeldSlice, Unit, hold
 
 SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere
@@ -62,7 +63,7 @@ class Home:
         self.view = view
         self.slices: dict[tuple[int, int], HeldSlice] = {}
         self.routing: dict[tuple[int, int, int], Unit] = {}
-        self.parked: list[Parked] = []
+        self.parking = ParkingLot(config.retry_after)
         self.complete_below = 0
         self.out: list[Send] = []
         self._spare: list[np.ndarray] = []
@@ -116,7 +117,7 @@ class Home:
             self.requests.close(unit, now)
             self.routing.pop((held.batch, held.slice, unit.micro), None)
         held.units.clear()  # they refer to the slice: its memory would wait for the garbage collector
-        self.parked = [p for p in self.parked if p.unit.slice is not held]
+        self.parking.forget(held)
 
     # -- one layer of a unit --------------------------------------------------------------------------
     def _begin_layer(
@@ -198,8 +199,7 @@ class Home:
 
     def _park(self, unit: Unit, expert: int, pairs: np.ndarray, now: float) -> None:
         """Ask the coordinator about an expert without copies; our view may be old."""
-        parked = Parked(unit, expert, pairs, now + self.config.retry_after)
-        self.parked.append(parked)
+        parked = self.parking.add(unit, expert, pairs, now)
         self._report(parked)
         self._wake = min(self._wake, parked.deadline)
 
@@ -209,7 +209,7 @@ class Home:
 
     def on_failure(self, m: Failure, now: float) -> None:
         """The expert is lost and the scenario says to go on without it: drop its choices, and note it."""
-        lost = [p for p in self.parked if p.expert == m.expert and p.unit.layer == m.layer]
+        lost = self.parking.of(m.layer, m.expert)
         for parked in lost:
             nothing = np.zeros((len(parked.pairs), parked.unit.h.shape[1]), np.float32)
             self._settle(parked.unit, parked.pairs, nothing, DROPPED, 0)
@@ -232,8 +232,7 @@ class Home:
         unit.left -= len(pairs)
         if dispatch_path or combine_path:
             unit.slice.note(unit, pairs, dispatch_path, combine_path)
-        if self.parked:
-            self.parked = [p for p in self.parked if p.unit is not unit or not unit.have[p.pairs].all()]
+        self.parking.settled(unit)
 
     # -- requests -------------------------------------------------------------------------------------
     def _open(self, unit: Unit, parcel: Parcel, now: float) -> None:
@@ -342,9 +341,8 @@ class Home:
         """Re-plan what a dead or hanging module leaves open, to live replicas, directly."""
         self.view = view
         again: dict[int, tuple[Unit, list[np.ndarray]]] = {}
-        for parked in self.parked:
+        for parked in self.parking.take_all():
             again.setdefault(id(parked.unit), (parked.unit, []))[1].append(parked.pairs)
-        self.parked = []
         for request in list(self.requests.by_number.values()):
             missing = self.requests.orphans(request, view)
             if missing.any():
@@ -414,19 +412,10 @@ class Home:
                 self._reassign(request, request.open(), now)
             else:
                 self.out.append(Send(hop, Probe(self.me, number)))
-        self._try_parked(now)
-        deadlines = [p.deadline for p in self.parked]
-        deadlines += [u.route_deadline for u in self.routing.values()]
-        self._wake = min(deadlines, default=float("inf"))
-
-    def _try_parked(self, now: float) -> None:
-        """Plan parked pairs again if there is a copy now; else ask once more."""
-        late = [parked for parked in self.parked if parked.deadline <= now]
-        for parked in late:
-            if len(self.view.copies.of(parked.unit.layer, parked.expert)):
-                self.parked.remove(parked)
-                assert parked.unit.have is not None
-                self._plan(parked.unit, parked.pairs[~parked.unit.have[parked.pairs]], now, direct=True)
-            else:
-                parked.deadline = now + self.config.retry_after
-                self._report(parked)
+        for parked in self.parking.take_served(self.view, now):
+            self._plan(parked.unit, parked.missing(), now, direct=True)
+        for parked in self.parking.overdue(now):
+            parked.deadline = now + self.config.retry_after
+            self._report(parked)
+        routes = (u.route_deadline for u in self.routing.values())
+        self._wake = min(self.parking.deadline, *routes, float("inf"))

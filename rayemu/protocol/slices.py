@@ -62,16 +62,6 @@ class HeldSlice:
             paths[unit.layer, unit.low : unit.high].reshape(-1)[pairs] = path  # [t * K], a view
 
 
-@dataclass(slots=True, eq=False)
-class Parked:
-    """Pairs whose expert has no copy in our view, or none that will have them: kept until there is news."""
-
-    unit: Unit
-    expert: int
-    pairs: np.ndarray
-    deadline: float
-
-
 def hold(m: Slice, model: Model, config: ProtocolConfig, new_rows: NewRows) -> HeldSlice:
     """Make what a home keeps of a slice that it was given, its units not begun."""
     held = HeldSlice(

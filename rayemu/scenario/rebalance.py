@@ -45,7 +45,7 @@ class Rebalance(Section):
     window: Annotated[int, Field(ge=2, le=4096)] = 8
     gain: Annotated[float, Field(ge=0, lt=1)] | None = 0.2
     within: Annotated[float, Field(gt=0)] | None = None
-    rate: Rate = 500_000_000
+    rate: Rate = 100_000_000
 
     @model_validator(mode="after")
     def _one_trigger(self) -> Rebalance:

@@ -380,9 +380,9 @@ def test_pairs_that_came_late_are_asked_about_no_longer_nor_dropped_from_a_later
     table = Table(drop_lost_experts=True, layers=2)
     others, (request,), _ = lost(table)
     table.home.on_reply(table.answer(request), 0.02)
-    assert not table.home.parked
+    assert not table.home.parking.parked
     second = table.answer_all(others)  # the next layer begins, and parks its own
-    parked = sum(len(p.pairs) for p in table.home.parked)
+    parked = sum(len(p.pairs) for p in table.home.parking.parked)
     assert {d.layer for d in dispatches(second)} == {1}
     table.home.on_failure(Failure(0, 0, 1, 1, ME), 0.03)
     result = result_of(table.answer_all(second))
@@ -396,7 +396,7 @@ def test_a_lost_expert_that_comes_back_is_used() -> None:
     others, (request,), _ = lost(table)
     table.home.on_view(table.view([ALIVE] * 4, 3, (0, 1, 0, 0)), 0.02)
     again = table.sent()
-    assert [s.to for s in again] == [1] and not table.home.parked
+    assert [s.to for s in again] == [1] and not table.home.parking.parked
     assert pairs_of(dispatches(again)) == len(request.rows)
     result = result_of(table.answer_all(others + again))
     assert result.dispatch_paths is None
@@ -469,7 +469,7 @@ def test_a_refusal_by_one_module_leaves_what_others_were_asked_for() -> None:
     (both,) = [d for d in dispatches(sends) if {lot[0] for lot in d.lots} == {2, 3}]
     table.home.on_refusal(Refusal(ME, both.request, 0, 3, [3]), 0.1)
     assert [type(s.message) for s in table.sent()] == [Failure]
-    (parked,) = table.home.parked
+    (parked,) = table.home.parking.parked
     assert parked.expert == 3 and len(parked.pairs) == next(lot[2] for lot in both.lots if lot[1] == 3)
     assert table.home.requests.by_number[both.request].open().sum() == both.lots[0][2]
 
