@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from rayemu.balance.rebalancer import RebalancePolicy
-from rayemu.balance.triggers import TRIGGERS
+from rayemu.balance.triggers import TRIGGERS, Every
 from rayemu.placement import PLACEMENTS
 from rayemu.scenario.base import Rate, Section, Strategy
 
@@ -55,7 +55,11 @@ class Rebalance(Section):
 
     def policy(self) -> RebalancePolicy:
         """The section as the rebalancer takes it."""
-        trigger = self.trigger.build() if self.trigger is not None else TRIGGERS["every"](self.every)
+        if self.trigger is not None:
+            trigger = self.trigger.build()
+        else:
+            assert self.every is not None  # see `_one_trigger`
+            trigger = Every(self.every)
         return RebalancePolicy(
             trigger, self.planner.build(), self.window, self.gain, self.within, float(self.rate)
         )
