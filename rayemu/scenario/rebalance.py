@@ -56,7 +56,11 @@ class Rebalance(Section):
 
     def policy(self) -> RebalancePolicy:
         """The section as the rebalancer takes it."""
-        trigger = self.trigger.build() if self.trigger is not None else Every(self.every or 1)
+        if self.trigger is not None:
+            trigger = self.trigger.build()
+        else:
+            assert self.every is not None  # see `_one_trigger`
+            trigger = Every(self.every)
         return RebalancePolicy(
             trigger, self.planner.build(), self.window, self.gain, self.within, float(self.rate)
         )

@@ -182,14 +182,14 @@ class Told:
 def test_the_judged_plan_is_of_the_older_half_and_the_one_carried_out_of_the_newer() -> None:
     planner = Told()
     machine = told(rebalancer(planner=planner), 2 * EVEN, EVEN, UNEVEN, 3 * UNEVEN)
-    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE)
+    decision = machine.decide("because", recent(machine), SIDE_BY_SIDE, batch_s=3.0)
     older, newer = planner.problems
     assert older.loads.tolist() == (3 * EVEN).tolist() and newer.loads.tolist() == (4 * UNEVEN).tolist()
     assert older.present is SIDE_BY_SIDE and newer.present is SIDE_BY_SIDE
     # Shares are alike in both batches of a half.
     assert older.variances is not None and older.variances.tolist() == [[0.0] * 4]
     assert decision.plan is None and decision.gain == 0.0, "it would not have moved then"
-    assert decision.fitted == 1.0, "but what it would do now is told"
+    assert decision.fitted == 1.0 and decision.break_even == pytest.approx(10.0), "what it would do now"
 
 
 def test_a_plan_that_would_have_gained_nothing_is_not_carried_out_whatever_is_asked() -> None:

@@ -189,6 +189,9 @@ def test_near_modules_are_asked_first_and_not_the_same_by_all() -> None:
     others: Slots = {(1, 0): READY, (1, 1): READY, (1, 3): READY}
     assert Module([0], others, me=2).loader._sources((0, 1)) == [3, 0, 1]
     assert Module([0], {**others, (1, 2): READY}, me=3).loader._sources((0, 1)) == [2, 0, 1]
+    m = Module([0], {(1, 0): READY, (1, 1): READY, (1, 3): READY}, me=2)
+    m.loader.view = a_view(m.view.placement, [0, 0, 0, 0], 3)
+    assert m.loader._sources((0, 1)) == [3, 0, 1]
 
 
 def test_who_is_not_alive_or_loads_itself_is_no_source_but_one_that_lets_go_is() -> None:
