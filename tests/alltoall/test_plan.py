@@ -11,6 +11,9 @@ from rayemu.alltoall import (
     ALIVE,
     DEAD,
     EXCHANGES,
+    LEAVING,
+    LOADING,
+    READY,
     RELAYS,
     REPLICAS,
     SUSPECTED,
@@ -105,6 +108,17 @@ def test_suspected_only_where_nothing_else_lives(kind: str) -> None:
     view = make_view(states)
     slots = REPLICAS[kind]().choose(0, np.array([[0]]), view, 3, np.zeros(8, np.int64))
     assert view.slot_to_module[slots[0, 0]] == 0
+
+
+@pytest.mark.parametrize("kind", REPLICAS)
+def test_slots_that_load_or_leave_are_given_no_work(kind: str) -> None:
+    """Expert 0 is ready on a suspected module only, expert 1 on one live one, expert 2 nowhere."""
+    placed = placed_on([0, 0, 1, 1, 1, 2, 2], [0, 1, 0, 1, 2, 0, 3])
+    slots = [LOADING, READY, LEAVING, LOADING, READY, LEAVING, LOADING]
+    view = a_view(placed, [0, 0, 1, 1], 3, [ALIVE, SUSPECTED, ALIVE, ALIVE], slot_states=slots)
+    for home in range(4):
+        found = REPLICAS[kind]().choose(0, np.array([[0, 1, 2]] * 3), view, home, np.zeros(4))
+        assert found.tolist() == [[1, 4, -1]] * 3
 
 
 def test_nearest_prefers_home_then_node() -> None:
