@@ -39,6 +39,8 @@ TESTS = {
     "placement": ["tests/placement"],
     "compression": ["tests/compression"],
     "traces": ["tests/traces"],
+    "balance": ["tests/balance"],
+    "streams": ["tests/streams"],
     "scenario": ["tests/test_scenario.py", "tests/test_scenario_text.py"],
 }
 NOTICED = {"killed", "timeout", "segfault", "caught by type check"}

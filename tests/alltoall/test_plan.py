@@ -11,6 +11,9 @@ from rayemu.alltoall import (
     ALIVE,
     DEAD,
     EXCHANGES,
+    LEAVING,
+    LOADING,
+    READY,
     RELAYS,
     REPLICAS,
     SUSPECTED,
@@ -19,7 +22,7 @@ from rayemu.alltoall import (
     cut_slices,
     plan_parcels,
 )
-from rayemu.placement import PLACEMENTS, problem_of
+from rayemu.placement import PLACEMENTS, from_columns, problem_of
 from tests.views import a_view, placed_on
 
 
@@ -107,6 +110,17 @@ def test_suspected_only_where_nothing_else_lives(kind: str) -> None:
     assert view.slot_to_module[slots[0, 0]] == 0
 
 
+@pytest.mark.parametrize("kind", REPLICAS)
+def test_slots_that_load_or_leave_are_given_no_work(kind: str) -> None:
+    """Expert 0 is ready on a suspected module only, expert 1 on one live one, expert 2 nowhere."""
+    placed = placed_on([0, 0, 1, 1, 1, 2, 2], [0, 1, 0, 1, 2, 0, 3])
+    slots = [LOADING, READY, LEAVING, LOADING, READY, LEAVING, LOADING]
+    view = a_view(placed, [0, 0, 1, 1], 3, [ALIVE, SUSPECTED, ALIVE, ALIVE], slot_states=slots)
+    for home in range(4):
+        found = REPLICAS[kind]().choose(0, np.array([[0, 1, 2]] * 3), view, home, np.zeros(4))
+        assert found.tolist() == [[1, 4, -1]] * 3
+
+
 def test_nearest_prefers_home_then_node() -> None:
     placed = placed_on(np.array([0, 0, 1, 1], np.int32), np.array([1, 3, 0, 2], np.int32))
     view = a_view(placed, np.array([0, 0, 1, 1]), 2)
@@ -123,6 +137,40 @@ def test_nearest_takes_the_copy_at_home_before_its_neighbour_s() -> None:
     for home, wanted in enumerate((0, 1, 2, 2)):  # module 3 is the neighbour of 2 and holds nothing
         slots = REPLICAS["nearest"]().choose(0, experts[None], view, home, np.zeros(4))
         assert view.slot_to_module[slots].tolist() == [[wanted] * 5]
+
+
+@pytest.mark.parametrize("kind", REPLICAS)
+def test_every_layer_has_its_own_copies(kind: str) -> None:
+    """Three layers, in each of which the copies of an expert are one module further on."""
+    layer, expert, copy = (i.ravel() for i in np.indices((3, 4, 2)))
+    placed = from_columns(layer, expert, (layer + expert + 2 * copy) % 4)
+    view = a_view(placed, np.array([0, 0, 1, 1]), 4)
+    for of, home in itertools.product(range(3), range(4)):
+        rows = np.arange(4)[None].repeat(6, 0)
+        found = view.slot_to_module[REPLICAS[kind]().choose(of, rows, view, home, np.zeros(4))]
+        assert ((found - of - np.arange(4)) % 2 == 0).all()
+
+
+def test_nearest_takes_equals_in_turn_by_home_and_expert() -> None:
+    """Five experts on all modules of the other node: home h and expert e take number (h + e) of them."""
+    placed = placed_on(np.repeat(np.arange(5), 3), np.tile([3, 4, 5], 5))
+    view = a_view(placed, np.array([0, 0, 0, 1, 1, 1]), 5)
+    for home in range(3):
+        slots = REPLICAS["nearest"]().choose(0, np.arange(5)[None], view, home, np.zeros(6))
+        assert view.slot_to_module[slots].tolist() == [[3 + (home + e) % 3 for e in range(5)]]
+
+
+def test_even_cuts_the_rows_of_an_expert_into_one_run_for_each_copy() -> None:
+    """Experts with 1, 8, 5 and 7 rows on three modules each, and homes that begin with different copies."""
+    view = a_view(placed_on(np.repeat(np.arange(4), 3), np.tile(np.arange(3), 4)), np.zeros(3, int), 4)
+    experts = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [1, 8, 5, 7]))
+    begins = []
+    for home in range(3):
+        slots = REPLICAS["even"]().choose(0, experts[:, None], view, home, np.zeros(3))[:, 0]
+        runs = [[m for m, _ in itertools.groupby(view.slot_to_module[slots[experts == e]])] for e in range(4)]
+        assert [len(run) for run in runs] == [1, 3, 3, 3]
+        begins.append([run[0] for run in runs])
+    assert (np.sort(begins, axis=0) == np.arange(3)[:, None]).all()
 
 
 def test_hash_is_multiplicative_in_expert_and_home() -> None:

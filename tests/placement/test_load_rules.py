@@ -146,6 +146,14 @@ def test_cold_experts_are_kept_together() -> None:
     assert not cold & set(placed.module[placed.expert < 3].tolist())
 
 
+def test_an_expert_with_just_the_cold_share_of_the_mean_is_not_cold() -> None:
+    loads = np.array([[300.0, 25, 25, 25, 25]])  # mean 80, of which 0.3125 are 25
+    problem = problem_of(np.ones(5, int), 5, 1, loads, slots=25)
+    for cold, modules in ((0.3125, 5), (0.3126, 2)):
+        placed = Thresholds(share=1.0, over=1e6, cold=cold).place(problem)
+        assert len(set(placed.module.tolist())) == modules
+
+
 def test_cold_experts_do_not_make_a_module_the_fullest() -> None:
     loads = np.array([[100.0] * 4 + [40.0] * 4])
     problem = problem_of(np.ones(8, int), 8, 1, loads, slots=32)

@@ -88,6 +88,19 @@ def test_mended_plans_are_told(caplog: pytest.LogCaptureFixture) -> None:
     assert np.bincount(placed.module).tolist() == [3] * 8
 
 
+def test_reads_and_sweeps_reach_the_annealer(monkeypatch: pytest.MonkeyPatch) -> None:
+    samplers = pytest.importorskip("dwave.samplers")
+    sample, asked = samplers.SimulatedAnnealingSampler.sample, []
+
+    def noted(self: object, *bits: object, **how: int) -> object:
+        asked.append((how["num_reads"], how["num_sweeps"]))
+        return sample(self, *bits, **how)
+
+    monkeypatch.setattr(samplers.SimulatedAnnealingSampler, "sample", noted)
+    Qubo(reads=3, sweeps=70).place(problem_of(np.ones(4, int), 2))
+    assert asked == [(3, 70)] * 3, "at half, once and twice the penalty"
+
+
 def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="up to 4096 experts x modules, and there are 256 x 32"):
         Qubo().place(problem_of(np.ones(256, int), 32))
