@@ -27,12 +27,14 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".mutants"
-# What judges a change to a package: quick tests without a Ray cluster, and the first 60 of the chaos seeds.
+SEEDS = "--deselect=tests/drivers/test_simulation.py::test_"
+# What judges a change to a package: quick tests without a Ray cluster, and the first seeds of each kind.
 TESTS = {
     "protocol": [
         "tests/protocol",
         "tests/drivers",
-        *(f"--deselect=tests/drivers/test_simulation.py::test_seeds[{n}]" for n in range(60, 360, 60)),
+        *(f"{SEEDS}seeds[{n}]" for n in range(60, 360, 60)),
+        *(f"{SEEDS}experts_move_through_every_fault[{n}]" for n in range(50, 200, 50)),
     ],
     "alltoall": ["tests/alltoall"],
     "routing": ["tests/routing"],
@@ -62,7 +64,7 @@ def lay_out(package: str) -> Path:
         "also_copy": ["rayemu"],
         "pytest_add_cli_args_test_selection": TESTS[package],
         # A change that makes a test wait for ever is noticed by this, and by mutmut's own limit beyond it.
-        "pytest_add_cli_args": ["--timeout=30", "-p", "no:cacheprovider"],
+        "pytest_add_cli_args": ["--timeout=60", "-p", "no:cacheprovider"],
         "timeout_constant": 10.0,
         "timeout_multiplier": 4.0,
         "use_git_change_detection": False,
