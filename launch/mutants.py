@@ -3,7 +3,7 @@
 Run by launch/mutants.sh. mutmut changes and judges: for each change it runs the tests that pass through the
 changed function, the quickest first, and stops at the first that fails. This file gives it what it needs: a
 copy of the tree in the layout of the wheel (mutmut does not know the folder mapping), the tests that concern
-each package, and a seeded sample of its mutants, since there are 24,000.
+each package, and a seeded sample of its mutants, since there are 25,000.
 
 mutmut leaves decorated functions (properties, validators) and values outside of functions as they are.
 """
