@@ -3,7 +3,7 @@
 Run by launch/mutants.sh. mutmut changes and judges: for each change it runs the tests that pass through the
 changed function, the quickest first, and stops at the first that fails. This file gives it what it needs: a
 copy of the tree in the layout of the wheel (mutmut does not know the folder mapping), the tests that concern
-each package, and a seeded sample of its mutants, since there are eleven thousand.
+each package, and a seeded sample of its mutants, since there are 25,000.
 
 mutmut leaves decorated functions (properties, validators) and values outside of functions as they are.
 """
@@ -27,12 +27,14 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".mutants"
-# What judges a change to a package: quick tests without a Ray cluster, and the first 60 of the chaos seeds.
+SEEDS = "--deselect=tests/drivers/test_simulation.py::test_"
+# What judges a change to a package: quick tests without a Ray cluster, and the first seeds of each kind.
 TESTS = {
     "protocol": [
         "tests/protocol",
         "tests/drivers",
-        *(f"--deselect=tests/drivers/test_simulation.py::test_seeds[{n}]" for n in range(60, 360, 60)),
+        *(f"{SEEDS}seeds[{n}]" for n in range(60, 360, 60)),
+        *(f"{SEEDS}experts_move_through_every_fault[{n}]" for n in range(50, 200, 50)),
     ],
     "alltoall": ["tests/alltoall"],
     "routing": ["tests/routing"],
@@ -62,7 +64,7 @@ def lay_out(package: str) -> Path:
         "also_copy": ["rayemu"],
         "pytest_add_cli_args_test_selection": TESTS[package],
         # A change that makes a test wait for ever is noticed by this, and by mutmut's own limit beyond it.
-        "pytest_add_cli_args": ["--timeout=30", "-p", "no:cacheprovider"],
+        "pytest_add_cli_args": ["--timeout=60", "-p", "no:cacheprovider"],
         "timeout_constant": 10.0,
         "timeout_multiplier": 4.0,
         "use_git_change_detection": False,

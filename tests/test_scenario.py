@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import pickle
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from rayemu.balance.rebalancer import RebalancePolicy
+from rayemu.balance.triggers import TRIGGERS
+from rayemu.placement import PLACEMENTS
 from rayemu.scenario import FAULTS, Scenario, ScenarioError
 from rayemu.scenario.errors import problem_of, show
 
@@ -339,7 +343,7 @@ REFUSED = [
     (["stream.path=&anchor # all"], ["stream.path: '# all' would be a comment"]),
     (["faults.0={kind: drop} # all"], ["faults.0: '# all' would be a comment"]),
     (["faults.x.rate=1"], ["'x' is not a position in a list of 1"]),
-    (["x." * 3000 + "y=1"], ["x.x.x", " ...: is not an assignment"]),
+    (["x." * 3000 + "y=1"], ["x." * 38 + " ...: is not an assignment"]),
     (["stream.path=''"], ["stream.path: '' does not exist"]),
     (["model={checkpoint: ''}"], ["model.checkpoint: '' is not allowed"]),
     (["model.d_model.x=1"], ["model.d_model: {'x': 1} is not allowed"]),
@@ -449,6 +453,40 @@ def test_directions_are_shown_once_where_they_are_alike() -> None:
     )
     assert str(scenario.exchange.codec.node) == "int8 out, bf16 back"
     assert str(scenario.exchange.codec.module) == "fp16"
+
+
+def test_a_rebalance_becomes_the_policy_that_it_says() -> None:
+    every, imbalance = TRIGGERS["every"](7), TRIGGERS["imbalance"](over=1.5)
+    balanced, replicator = PLACEMENTS["balanced"](), PLACEMENTS["replicator"](most=2)
+    for given, policy in (
+        ({"every": 7}, RebalancePolicy(every, balanced, 8, 0.2, None, 500e6)),
+        (
+            {
+                "trigger": {"kind": "imbalance", "over": 1.5},
+                "planner": {"kind": "replicator", "most": 2},
+                "window": 4,
+                "gain": None,
+                "within": 90.0,
+                "rate": "3 MB/s",
+            },
+            RebalancePolicy(imbalance, replicator, 4, None, 90.0, 3e6),
+        ),
+    ):
+        rebalance = Scenario.from_dict(TINY | {"rebalance": given}).rebalance
+        assert rebalance is not None and rebalance.policy() == policy
+
+
+def test_a_run_has_no_more_batches_than_arrive(tmp_path: Path) -> None:
+    (tmp_path / "times").write_text("0.1\n0.2\n0.5\n", encoding="utf-8")
+    given = TINY | {"arrivals": {"kind": "file", "path": str(tmp_path / "times")}}
+    Scenario.from_dict(given | {"run": {"batches": 3}})
+    with pytest.raises(ScenarioError, match=r"^run\.batches: 4 is not allowed; allowed: 1 to 3, the times"):
+        Scenario.from_dict(given | {"run": {"batches": 4}})
+
+
+def test_a_written_scenario_has_letters_as_people_write_them() -> None:
+    text = Scenario.from_dict(TINY | {"cluster": {"address": "größe"}}).to_yaml()
+    assert "address: größe" in text
 
 
 def test_copies_of_each_expert_are_whole_numbers() -> None:

@@ -82,6 +82,12 @@ def test_dense_layers_are_left_out_but_not_by_sglang() -> None:
     assert trtllm_load_statistics(loads)["mean"] == 2.0
 
 
+def test_one_device_does_not_deviate() -> None:
+    """A sample of one has no deviation (ddof 1 would divide by 0)."""
+    found = trtllm_load_statistics([[5.0], [3.0]])
+    assert found == {"mean": 4.0, "std": 0.0, "imbalance-ratio": 0.0}
+
+
 def test_no_load_is_balanced() -> None:
     report = balance_report(np.zeros((3, 2, 4)))
     ones = ("max_over_mean", "mean_over_max", "max_over_min", "parallel_efficiency", "p99_over_mean")

@@ -154,6 +154,20 @@ def test_wrong_parameters_are_named(kind: str, wrong: dict[str, object], said: s
 
 
 @pytest.mark.parametrize(
+    ("kind", "least"),
+    [
+        ("every", {"batches": 1}),
+        ("imbalance", {"over": 1.0, "window": 1}),
+        ("trend", {"worse": 1, "of": 1}),
+        ("trend", {"worse": 10, "of": 10, "least": 1.0}),
+        ("predicted", {"windows": 1, "over": 1.0}),
+    ],
+)
+def test_the_least_that_is_allowed_is_allowed(kind: str, least: dict[str, float]) -> None:
+    assert {name: getattr(TRIGGERS[kind](**least), name) for name in least} == least
+
+
+@pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda: window_average(np.ones((2, 1, 1)), 0), "window: 0"),

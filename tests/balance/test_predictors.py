@@ -198,6 +198,15 @@ def test_the_network_learns_what_the_last_window_cannot_know() -> None:
     assert scores[0].against_naive < 0.1
 
 
+def test_a_network_begins_as_the_naive_forecast_in_torch_s_shapes() -> None:
+    """Those of torch's documentation of GRU (three gates, one input) and Linear (one output)."""
+    shapes = {"weight_ih_l0": (15, 1), "weight_hh_l0": (15, 5), "bias_ih_l0": (15,), "bias_hh_l0": (15,)}
+    parameters = initial(5, 1)
+    assert {k: v.shape for k, v in parameters.items()} == {**shapes, "weight_out": (1, 5), "bias_out": (1,)}
+    assert not parameters["weight_out"].any() and not parameters["bias_out"].any()
+    assert all(0.3 < np.abs(parameters[name]).max() <= 5**-0.5 for name in shapes)
+
+
 def test_the_gru_is_torch_s_own_module() -> None:
     torch = pytest.importorskip("torch")
     from rayemu.balance.predictors.recurrent import _network

@@ -100,6 +100,24 @@ def test_the_plan_that_there_is_is_no_plan() -> None:
     assert decision.plan is None and decision.moves == 0 and "what there is" in decision.why
 
 
+def test_planners_are_told_loads_variances_and_the_present_plan_of_each_half() -> None:
+    problems: list[PlacementProblem] = []
+
+    class Noting(Swapped):
+        def place(self, problem: PlacementProblem) -> Placement:
+            problems.append(problem)
+            return super().place(problem)
+
+    loads = np.array([[[1.0, 0, 0, 0]], [[0, 2, 0, 0]], [[0, 0, 3, 1]], [[0, 0, 0, 0]]])
+    rebalancer(planner=Noting()).decide("because", loads, SIDE_BY_SIDE)
+    older, newer = problems
+    assert older.present is newer.present is SIDE_BY_SIDE and older.expert_bytes == 100
+    assert older.loads.tolist() == [[1, 2, 0, 0]] and newer.loads.tolist() == [[0, 0, 3, 1]]
+    assert older.variances is not None and newer.variances is not None
+    assert older.variances.tolist() == [[1 / 4, 1 / 4, 0, 0]]  # shares 1 and 0, 0 and 1
+    assert newer.variances.tolist() == [[0, 0, (3 / 8) ** 2, (1 / 8) ** 2]]  # 3/4 and 0, 1/4 and 0
+
+
 def test_modules_are_named_so_that_little_moves() -> None:
     """The same plan with both modules the other way round moves nothing."""
     machine = told(rebalancer(gain=None), *[UNEVEN] * 4)

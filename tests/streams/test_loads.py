@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from itertools import islice
@@ -216,6 +217,20 @@ def test_a_skewed_trace_of_many_experts_is_followed(tmp_path: Path) -> None:
     noise = np.sqrt(wanted / chosen.size).sum() / 2
     assert apart(load, wanted) < 0.01 + noise
     assert fit(first_choices(model, candidates(4096, 128, 3)), wanted, np.zeros(128))[1] > 0.1
+
+
+def test_candidates_lean_alike_whatever_the_scale_of_the_gate(tmp_path: Path) -> None:
+    """Choices do not depend on it; a sixty-fourth is exact in floating point."""
+    stream = Trace(saved(tmp_path / "t.npy", [[range(1, E + 1)]]))
+    rows = []
+    for scale in (1, 64):
+        model = Model(SPEC)
+        gate = model.layers[0].gate
+        assert gate is not None
+        model.layers[0].gate = dataclasses.replace(gate, weight=gate.weight / scale)
+        rows.append(stream.aimed(model, placed(Linear()), 3).rows)
+    np.testing.assert_array_equal(*rows)
+    assert (rows[0] != candidates(stream.vocabulary, D, 3)).any(axis=1).tolist() == [False, True] * 2048
 
 
 def test_the_fit_reaches_what_linear_programming_says_can_be_reached() -> None:

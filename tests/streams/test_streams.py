@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,29 @@ def test_parameters_are_frozen_and_checked(made: Any, kind: str) -> None:
         (name,) = wrong
         with pytest.raises(ValueError, match=f"^{name}: "):
             STREAMS[kind](**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "name", "wrong", "allowed"),
+    [
+        ("adversarial hot_switch", "hot", (0, -1), "1 to .* ids"),
+        ("adversarial bursty hot_switch", "share", (0.0, 1.5, np.nan), "more than 0, up to 1"),
+        ("bursty drift zipf", "alpha", (-0.1, 21.0, np.nan), "0 to 20"),
+        ("bursty", "topic", (0,), "1 to .* ids"),
+        ("bursty", "length", (0,), "1 to .* tokens"),
+        ("drift hot_switch trace", "every", (0,), "1 to .* batches"),
+        ("neighbour", "topics", (0,), "1 to .* topics"),
+        ("neighbour", "repeat", (-0.1, 1.1, np.nan), "0 to 1"),
+        ("neighbour", "likeness", (-0.1, 1.1, np.nan), "0 to 1"),
+        ("trace", "tolerance", (-0.1, 1.1, np.nan), "0 to 1"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_by_name_and_value(
+    kinds: str, name: str, wrong: tuple[float, ...], allowed: str
+) -> None:
+    for kind, value in itertools.product(kinds.split(), wrong):
+        with pytest.raises(ValueError, match=f"^{name}: {value!r} is not allowed; allowed: {allowed}$"):
+            STREAMS[kind](**{name: value})
 
 
 def test_docstrings_say_what_a_stream_is_for(kind: str) -> None:
