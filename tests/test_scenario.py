@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from rayemu.balance.rebalancer import RebalancePolicy
 from rayemu.balance.triggers import TRIGGERS
-from rayemu.placement import PLACEMENTS
+from rayemu.placement import PLACEMENTS, Placement, PlacementProblem
 from rayemu.scenario import FAULTS, Scenario, ScenarioError
 from rayemu.scenario.errors import problem_of, show
 
@@ -134,6 +135,7 @@ def test_overrides_change_a_copy() -> None:
     assert (changed.faults[1].kind, changed.faults[1].rate) == ("drop", 0.001)
     assert changed.placement.copies_per_expert(8).tolist() == [3, 1, 4, 1, 1, 1, 1, 1]
     assert changed.cluster.heartbeat == 0.005
+    assert len(changed.faults) == 2, "the first was changed, not put before what was there"
     assert scenario == Scenario.load("laptop")
     assert scenario.with_overrides([]) == scenario
 
@@ -325,6 +327,10 @@ REFUSED = [
         ["run.batch_tokens=1100000"],
         ["run.batch_tokens: 1100000 is not allowed; allowed: 1 to 1039939", "what a frame holds"],
     ),
+    (
+        ["stream.vocabulary=" + "9" * 20],
+        ["stream.vocabulary: 999", "is not allowed; allowed: less than 2**63"],
+    ),
     (["run.seed=" + "9" * 30], ["run.seed: 999", "less than 9223372036854775808"]),
     (["model.norm_eps=1e-320"], ["model.norm_eps: 1e-320 is not allowed"]),  # 0 in float32
     (["cluster.nodes=5000"], ["cluster: nodes x modules_per_node = 20000", "allowed: up to 4096"]),
@@ -432,6 +438,20 @@ def test_a_planner_that_needs_what_a_run_does_not_tell_is_refused() -> None:
     (line,) = problems("rebalance={every: 4, planner: graph}")
     assert line.startswith("rebalance.planner: graph placement needs which experts tokens choose together")
     Scenario.from_dict(TINY | {"rebalance": {"every": 4, "planner": "variance"}})  # it has the windows' loads
+
+
+def test_a_planner_is_tried_on_the_plan_that_the_run_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Noting:
+        def place(self, problem: PlacementProblem) -> Placement:
+            problems.append(problem)
+            return PLACEMENTS["linear"]().place(problem)  # type: ignore[no-any-return]
+
+    monkeypatch.setitem(PLACEMENTS, "noting", Noting)
+    scenario = Scenario.from_dict(TINY | {"rebalance": {"every": 4, "planner": "noting"}})
+    assert problems[-1].present is scenario.placed()
 
 
 def test_a_placement_is_made_once() -> None:

@@ -166,11 +166,13 @@ def test_a_flow_plan_balances_with_few_moves_and_keeps_every_promise() -> None:
     assert len(moves_between(present, after, node)) < 4 * 64 / 5
 
 
-def test_a_flow_plan_puts_no_two_copies_on_one_device() -> None:
+def test_a_flow_plan_puts_no_two_copies_on_one_device_and_fills_none_further() -> None:
     rng = np.random.default_rng(3)
     present = as_placement(np.array([[0, 1, 0, 2, 0, 3, 4, 5]]), 4)
     for _ in range(20):
-        after = flow_plan(rng.integers(1, 100, (1, 6)).astype(float), present, 1 - np.eye(4))
+        loads = rng.integers(1, 100, (1, 6)).astype(float)
+        after = flow_plan(loads, present, 1 - np.eye(4))
+        assert after.module_loads(loads, 4).max() <= present.module_loads(loads, 4).max()
         assert len(set(zip(after.expert.tolist(), after.module.tolist(), strict=True))) == 8
 
 

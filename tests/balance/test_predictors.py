@@ -312,6 +312,12 @@ def test_what_is_worse_than_naive_is_said_to_be() -> None:
     assert score.verdict == "200% worse than naive"
 
 
+def test_against_a_naive_forecast_without_error_all_errors_are_infinitely_worse() -> None:
+    loads = np.array([[[1.0]]] + [[[4.0]]] * 5)  # the mean of all windows still has the first in it
+    scores = score_predictors(loads, 3, {"mean": MovingAverage(9), "last": LastWindow()})
+    assert [score.against_naive for score in scores] == [1.0, np.inf]
+
+
 def test_the_balance_is_that_of_plans_on_the_window_they_had_not_seen() -> None:
     """Expert 0 is hot with 1 and with 2 in turn; the planner parts the two that it takes for hottest."""
     a, b = [6.0, 6.0, 0.0, 0.0], [6.0, 0.0, 6.0, 0.0]
@@ -327,6 +333,14 @@ def test_the_balance_is_that_of_plans_on_the_window_they_had_not_seen() -> None:
     pattern, naive = scores
     assert naive.balance == naive.naive_balance == 2.0
     assert pattern.balance == pattern.hindsight_balance == 1.0
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Federated])
+@pytest.mark.parametrize(("name", "least"), [("context", 1), ("hidden", 1), ("steps", 0), ("batch", 1)])
+def test_the_least_that_is_allowed_is_allowed(kind: type, name: str, least: int) -> None:
+    assert getattr(kind(**{name: least}), name) == least
+    with pytest.raises(ValueError, match=f"^{name}: {least - 1} is not allowed; allowed: {least} and above"):
+        kind(**{name: least - 1})
 
 
 def test_scores_need_windows_to_learn_from_and_devices_for_plans() -> None:
