@@ -479,7 +479,7 @@ def test_a_rebalance_becomes_the_policy_that_it_says() -> None:
     every, imbalance = TRIGGERS["every"](7), TRIGGERS["imbalance"](over=1.5)
     balanced, replicator = PLACEMENTS["balanced"](), PLACEMENTS["replicator"](most=2)
     for given, policy in (
-        ({"every": 7}, RebalancePolicy(every, balanced, 8, 0.2, None, 500e6)),
+        ({"every": 7}, RebalancePolicy(every, balanced, 8, 0.2, None, 100e6)),
         (
             {
                 "trigger": {"kind": "imbalance", "over": 1.5},

@@ -166,7 +166,7 @@ class ModuleMachine:
             assert job.result is not None
             self.home.on_shared(job.parts[0].tag, job.result, now)  # type: ignore[arg-type]
         else:
-            self._out += self.server.finish(job)
+            self._out += self.server.finish(job, now)
         return self._settle(now)
 
     def combined(self) -> list[Combined]:
@@ -193,7 +193,7 @@ class ModuleMachine:
         elif isinstance(message, Epoch):
             self._on_epoch(message, now)
         elif isinstance(message, Probe):
-            self._on_probe(message)
+            self._on_probe(message, now)
         elif isinstance(message, Status):
             home.on_status(message, now)
         elif isinstance(message, Refusal):
@@ -220,9 +220,9 @@ class ModuleMachine:
         self.home.on_view(self.view, now)
         self._out += self.loader.on_view(self.view, now)
 
-    def _on_probe(self, message: Probe) -> None:
+    def _on_probe(self, message: Probe, now: float) -> None:
         relayed = self.relay.probe(message)
-        known = relayed is not None or self.server.knows(message.home, message.request)
+        known = relayed is not None or self.server.knows(message.home, message.request, now)
         self._out += (relayed or []) + [Send(message.home, Status(message.request, self.me, known))]
 
     def _settle(self, now: float) -> list[Send]:

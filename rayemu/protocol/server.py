@@ -93,6 +93,8 @@ class ExpertServer:
         self.linger = min(config.linger, stream_time * (1 + OTHERS_WORK * others))
         self.groups: dict[tuple[int, int], _Group] = {}
         self.works: dict[tuple[int, int, int], Work] = {}
+        self.grace = config.retry_after / 2  # an answer is on its way for this long at most
+        self._answered: dict[tuple[int, int], float] = {}  # (home, request) -> when, oldest first
 
     def accept(self, dispatch: Dispatch, now: float) -> list[Send]:
         """Queue a request whose lots are all for this module; a repeated one is ignored.
@@ -126,8 +128,13 @@ class ExpertServer:
         """Tell whether rows wait for this (layer, expert)."""
         return key in self.groups
 
-    def knows(self, home: int, request: int) -> bool:
-        """Tell whether some part of the request is still queued or being computed."""
+    def knows(self, home: int, request: int, now: float) -> bool:
+        """Tell whether some part of the request is still queued or being computed, or was answered just now.
+
+        A probe may cross the answer: without the last, what is on its way would be computed once more.
+        """
+        if self._answered.get((home, request), float("-inf")) > now - self.grace:
+            return True
         return any(key[0] == home and key[1] == request for key in self.works)
 
     def next_job(self, now: float) -> Job | None:
@@ -168,9 +175,11 @@ class ExpertServer:
         """When the earliest group becomes worth starting."""
         return min((self._ready_at(g) for g in self.groups.values()), default=float("inf"))
 
-    def finish(self, job: Job) -> list[Send]:
+    def finish(self, job: Job, now: float) -> list[Send]:
         """Answer the requests that the finished job completed."""
         sends = []
+        while self._answered and next(iter(self._answered.values())) <= now - self.grace:
+            del self._answered[next(iter(self._answered))]
         for part in job.parts:
             work = part.work
             if work is None:
@@ -182,6 +191,8 @@ class ExpertServer:
             assert work.rows is not None
             if self.works.pop((d.home, d.request, d.start), None) is None:
                 continue
+            self._answered.pop((d.home, d.request), None)
+            self._answered[d.home, d.request] = now
             spans = [[d.start, len(work.rows), d.path, 0]]
             reply = Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, work.rows, spans)
             sends.append(Send(d.via if d.via >= 0 else d.home, reply))

@@ -192,7 +192,7 @@ def test_a_start_that_hangs_can_be_interrupted(temporary: Path, tmp_path: Path) 
         assert process.stdout is not None
         shown += process.stdout.readlines()
         assert process.wait(30) == 130, "".join(shown)
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < 60, "Ray waits half a minute for its first process on some machines"
     assert shown[-1] == "rayemu: interrupted\n"
     assert nothing_is_left(temporary)
 

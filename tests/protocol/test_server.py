@@ -95,7 +95,7 @@ def test_answers_keep_their_bits_while_anyone_holds_them() -> None:
         job = s.next_job(0.0)
         assert job is not None
         run_job(MODEL, job)
-        (send,) = s.finish(job)
+        (send,) = s.finish(job, 0.0)
         answer = send.message.rows[5:]  # type: ignore[union-attr]
         held.append((given.rows, answer))
     for x, answer in held:
@@ -108,9 +108,11 @@ def test_a_request_for_what_is_not_held_is_refused_as_a_whole_and_leaves_nothing
     both = replace(dispatch(7, 10), lots=[[0, 0, 4], [0, 1, 6]], start=3)
     assert s.accept(both, 0.0) == [Send(1, Refusal(1, 7, 3, 0, [1]))]
     assert s.accept(replace(both, via=2), 0.0) == [Send(2, Refusal(1, 7, 3, 0, [1]))]
-    assert not s.works and not s.groups and not s.knows(1, 7)
+    assert not s.works and not s.groups
+    assert s.knows(1, 7, s.grace / 2), "the answer may still be on its way"
+    assert not s.knows(1, 7, s.grace) and not s.knows(1, 8, 0.0)
     s.holdings.load(0, 1)
-    assert s.accept(both, 0.0) == [] and s.knows(1, 7)
+    assert s.accept(both, 0.0) == [] and s.knows(1, 7, 99.0)
 
 
 def test_an_expert_is_awaited_while_rows_wait_for_it() -> None:
