@@ -102,15 +102,31 @@ def test_answers_keep_their_bits_while_anyone_holds_them() -> None:
         assert np.array_equal(expert_forward(MODEL.layers[0].experts[0], x)[5:], answer)
 
 
+def test_an_answered_request_is_known_until_its_answer_must_have_come() -> None:
+    s = server()
+    s.accept(dispatch(7, 10), 0.0)
+    job = s.next_job(0.0)
+    assert job is not None
+    run_job(MODEL, job)
+    s.finish(job, 3.0)
+    assert s.knows(1, 7, 3.0) and s.knows(1, 7, 3.0 + 0.9 * s.grace) and not s.knows(1, 8, 3.0)
+    assert not s.knows(1, 7, 3.0 + s.grace)
+    for request in (8, 9):  # what is past is forgotten
+        s.accept(dispatch(request, 10), 9.0)
+        job = s.next_job(9.0)
+        assert job is not None
+        run_job(MODEL, job)
+        s.finish(job, 9.0)
+    assert list(s._answered) == [(1, 8), (1, 9)]
+
+
 def test_a_request_for_what_is_not_held_is_refused_as_a_whole_and_leaves_nothing() -> None:
     s = server()
     s.holdings.drop((0, 1))
     both = replace(dispatch(7, 10), lots=[[0, 0, 4], [0, 1, 6]], start=3)
     assert s.accept(both, 0.0) == [Send(1, Refusal(1, 7, 3, 0, [1]))]
     assert s.accept(replace(both, via=2), 0.0) == [Send(2, Refusal(1, 7, 3, 0, [1]))]
-    assert not s.works and not s.groups
-    assert s.knows(1, 7, s.grace / 2), "the answer may still be on its way"
-    assert not s.knows(1, 7, s.grace) and not s.knows(1, 8, 0.0)
+    assert not s.works and not s.groups and not s.knows(1, 7, 0.0)
     s.holdings.load(0, 1)
     assert s.accept(both, 0.0) == [] and s.knows(1, 7, 99.0)
 
