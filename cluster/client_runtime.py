@@ -19,7 +19,8 @@ from rayemu.placement import Placement
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.client import CLOSED, BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Epoch, Message, Notice, Send, endpoints_of
+from rayemu.protocol.epochs import endpoints_of
+from rayemu.protocol.messages import Epoch, Message, Notice, Send
 from rayemu.protocol.wire import Wire
 
 LOOK_EVERY_S = 0.5  # whoever waits looks this often whether anything still goes on

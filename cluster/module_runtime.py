@@ -28,9 +28,10 @@ from rayemu.machine import cores
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
+from rayemu.protocol.epochs import endpoints_of, view_of
 from rayemu.protocol.faults import MessageFaults
-from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join, endpoints_of
-from rayemu.protocol.module import ModuleMachine, view_of
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join
+from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
 

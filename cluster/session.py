@@ -34,17 +34,9 @@ from rayemu.numerics.blas import NEEDS, coretype, runnable
 from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.epochs import endpoints_of, slots_of
 from rayemu.protocol.faults import MESSAGE_FAULTS
-from rayemu.protocol.messages import (
-    COORDINATOR,
-    Epoch,
-    Inject,
-    Moved,
-    Notice,
-    Send,
-    endpoints_of,
-    slots_of,
-)
+from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Moved, Notice, Send
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import rayemu
+from rayemu.cli_errors import FAILED, plain_errors, refuse
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
 BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams")
 
 app = typer.Typer(
@@ -83,7 +81,7 @@ def run(
     changes = list(settings or [])
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address)}")
-    with _plain_errors():
+    with plain_errors():
         from rayemu.report.live import ViewConsole, make_view
         from rayemu.report.table import one_line, print_summary
         from rayemu.running.run import run_scenario
@@ -117,7 +115,7 @@ def list_strategies(
 
     tables = families()
     if family is not None and family not in tables:
-        _refuse([f"{family} is not a family; known: {', '.join(tables)}"])
+        refuse([f"{family} is not a family; known: {', '.join(tables)}"])
     console = Console()
     for name, members in tables.items():
         if family in (None, name):
@@ -142,7 +140,7 @@ def doctor(
     console = Console(soft_wrap=True)
     colours = {"ok": "green", "warning": "yellow", "wrong": "red"}
     wrong = 0
-    with _plain_errors():
+    with plain_errors():
         from rayemu.doctor import WRONG, examine
 
         for finding in examine(fix, ray):
@@ -181,7 +179,7 @@ def codecs(
     Bytes and speed, relative error of rows and of the layer's output when rows are coded on the way to the
     experts and back, and the link speed under which coding is quicker than sending float32.
     """
-    with _plain_errors():
+    with plain_errors():
         from rayemu.scenario import Scenario
         from rayemu.study.codecs import report
 
@@ -202,7 +200,7 @@ def bench(context: typer.Context) -> None:
     name, *options = (
         context.args if context.args[:1] and context.args[0] in BENCHMARKS else ["step", *context.args]
     )
-    with _plain_errors():
+    with plain_errors():
         code = import_module(f"rayemu.benchmarks.{name}").main(options)
     if code:
         raise typer.Exit(int(code))
@@ -247,7 +245,7 @@ def trace_import(
     window: _Window = 65536,
 ) -> None:
     """Read what another system or a run recorded, loads or a plan, and keep it in rayemu's own format."""
-    with _plain_errors():
+    with plain_errors():
         from rayemu.study.traces import convert, target
 
         known = dict(plan=plan, experts=experts, devices=devices, shared=shared, tokens=tokens, window=window)
@@ -270,7 +268,7 @@ def trace_export(
     window: _Window = 65536,
 ) -> None:
     """Write a trace or a plan for another system; FILE is anything that import reads."""
-    with _plain_errors():
+    with plain_errors():
         from rayemu.study.traces import convert
 
         known = dict(plan=plan, experts=experts, devices=devices, shared=shared, tokens=tokens, window=window)
@@ -290,7 +288,7 @@ def trace_stats(
     window: _Window = 65536,
 ) -> None:
     """How skewed and how steady experts are, how soon used again, and how alike neighbours choose."""
-    with _plain_errors():
+    with plain_errors():
         from rayemu.study.traces import statistics
 
         known = dict(plan=plan, experts=experts, devices=devices, shared=shared, tokens=tokens, window=window)
@@ -332,70 +330,16 @@ def plan(
 
     With --keep, moves are counted from that plan, and planners may start from it.
     """
-    with _plain_errors():
+    with plain_errors():
         from rayemu.study.plan import Machine, plan
         from rayemu.units import parse_bytes
 
         try:
             size = 0 if expert_bytes is None else parse_bytes(expert_bytes)
         except ValueError as error:
-            _refuse([f"--expert-bytes: {expert_bytes} {error}"])
+            refuse([f"--expert-bytes: {expert_bytes} {error}"])
         known = dict(experts=experts, tokens=tokens, window=window)
         plan(file, Machine(modules, nodes, slots, groups, size), keep, planners, out, format, json, known)
-
-
-def _refuse(lines: list[str]) -> None:
-    for line in lines:
-        typer.secho(f"rayemu: {line}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(REFUSED)
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """What can go wrong without a bug of ours, as one line each instead of a traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.secho("rayemu: interrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        lines = _expected(error)
-        if lines is None:
-            raise
-        _refuse(lines)
-
-
-def _expected(error: Exception) -> list[str] | None:
-    """The lines that say what went wrong, or None for an error that nobody expects."""
-    from rayemu.cluster.client_runtime import ClusterError
-    from rayemu.cluster.local_ray import RayUnavailable
-    from rayemu.compression import CodecError
-    from rayemu.emulator import LostExpertError
-    from rayemu.model.tensor_files import CheckpointError
-    from rayemu.numerics import DenormalsFlushed
-    from rayemu.protocol.client import StalledError
-    from rayemu.running.folder import RunError
-    from rayemu.scenario import ScenarioError
-    from rayemu.study.plan import PlanError
-    from rayemu.traces.errors import TraceError
-
-    if isinstance(error, ScenarioError):
-        return list(error.problems)
-    ours = (
-        RunError,
-        RayUnavailable,
-        ClusterError,
-        LostExpertError,
-        CheckpointError,
-        CodecError,
-        StalledError,
-        DenormalsFlushed,
-        TraceError,
-        PlanError,
-    )
-    if isinstance(error, (*ours, OSError)):
-        return [" ".join(str(error).split())]
-    return [f"out of memory: {error}"] if isinstance(error, MemoryError) else None
 
 
 def main() -> None:

@@ -44,10 +44,12 @@ ROOMS = (
     "emulator",
     "running",
     "doctor",
+    "cli_errors",
     "cli",
     "benchmarks",
 )
-PUBLIC_FACE = {"rayemu/emulator.py", "rayemu/cli.py", "rayemu/doctor.py"}  # the only ones above `cluster`
+# The only ones above `cluster`.
+PUBLIC_FACE = {"rayemu/emulator.py", "rayemu/cli.py", "rayemu/cli_errors.py", "rayemu/doctor.py"}
 
 
 def python_files(folder: str) -> list[Path]:

@@ -25,10 +25,10 @@ from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
+from rayemu.protocol.epochs import view_of
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
 from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import CLIENT, COORDINATOR, Join, Moved, Notice, Send
-from rayemu.protocol.module import view_of
 from rayemu.protocol.wire import Wire
 
 

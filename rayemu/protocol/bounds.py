@@ -10,6 +10,7 @@ import numpy as np
 from rayemu.compression import WireError
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.config import TOTALS
+from rayemu.protocol.epochs import endpoints_of
 from rayemu.protocol.messages import (
     Dispatch,
     Epoch,
@@ -23,7 +24,6 @@ from rayemu.protocol.messages import (
     Slice,
     Totals,
     Weights,
-    endpoints_of,
 )
 
 _KINDS: tuple[Any, ...] = get_args(Message)

@@ -13,6 +13,7 @@ from rayemu.compression.wire import MAX_FRAME_BYTES
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS
+from rayemu.protocol.epochs import placement_of, slots_of
 from rayemu.protocol.messages import (
     COORDINATOR,
     Accepted,
@@ -27,7 +28,6 @@ from rayemu.protocol.messages import (
     Send,
     Submit,
     Totals,
-    slots_of,
 )
 
 CLOSED = "the emulator was closed"
@@ -170,7 +170,7 @@ class ClientMachine:
     @property
     def placement(self) -> Placement | None:
         """Where the experts are, also those that are on their way there or leave; None before it is told."""
-        return None if self.epoch is None else Placement(*self.epoch.slots[:4])
+        return None if self.epoch is None else placement_of(self.epoch.slots)
 
     def tick(self, now: float) -> list[Send]:
         """Submit again what the coordinator has not accepted, and ask after a move."""

@@ -12,6 +12,7 @@ from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS, ProtocolConfig
+from rayemu.protocol.epochs import placement_of, slots_of, text_of
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import MemberChange, Membership
 from rayemu.protocol.messages import (
@@ -34,8 +35,6 @@ from rayemu.protocol.messages import (
     Submit,
     Suspect,
     Totals,
-    slots_of,
-    text_of,
 )
 from rayemu.protocol.mover import Mover
 
@@ -138,7 +137,7 @@ class CoordinatorMachine:
         """Begin with a move, or say how far it is."""
         mover = self.mover
         if mover is None or m.number > mover.number:
-            mover = self.mover = Mover(m.number, Placement(*m.slots), self.membership.view, now)
+            mover = self.mover = Mover(m.number, placement_of(m.slots), self.membership.view, now)
             facts: dict[str, object] = {"move": m.number, "epoch": self.membership.view.epoch}
             return [Send(CLIENT, Notice("moving", now, facts)), *self._go_on(now)]
         return [Send(CLIENT, mover.status(now))] if m.number == mover.number else []

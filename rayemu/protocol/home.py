@@ -14,12 +14,10 @@ from rayemu.compression import WireError
 from rayemu.model.model import Model
 from rayemu.model.reference import combine, drop_choices, expert_input, finish, prepare, route
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.memory import rows_at
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
     DROPPED,
-    Dispatch,
     Failure,
     Probe,
     Refusal,
@@ -37,7 +35,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.parked import Parked, ParkingLot
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
-from rayemu.protocol.slices import HeldSlice, Unit, hold
+from rayemu.protocol.slices import HeldSlice, Unit, dispatch_of, hold
 
 SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere
@@ -236,32 +234,10 @@ class Home:
 
     # -- requests -------------------------------------------------------------------------------------
     def _open(self, unit: Unit, parcel: Parcel, now: float) -> None:
-        assert unit.x is not None and unit.experts is not None
         number = self.requests.number()
-        tokens = parcel.pairs // unit.experts.shape[1]
-        row_of_pair = None
-        if len(parcel.lots) > 1:
-            unique, index = np.unique(tokens, return_inverse=True)
-            if len(unique) < len(tokens):
-                tokens, row_of_pair = unique, index.astype(np.int32)
-        held, count = unit.slice, len(parcel.pairs)
-        message = Dispatch(
-            home=self.me,
-            request=number,
-            via=-1,
-            start=0,
-            batch=held.batch,
-            slice=held.slice,
-            micro=unit.micro,
-            layer=unit.layer,
-            epoch=self.view.epoch,
-            slices=held.slices * len(held.units),
-            path=0,
-            rows=rows_at(unit.x, tokens, self.new_rows),
-            row_of_pair=row_of_pair,
-            lots=parcel.lots,
-        )
-        request = Request(unit, parcel, self.view, message.rows.nbytes, np.ones(count, bool), message)
+        message = dispatch_of(unit, parcel, self.me, number, self.view.epoch, self.new_rows)
+        active = np.ones(len(parcel.pairs), bool)
+        request = Request(unit, parcel, self.view, message.rows.nbytes, active, message)
         self.requests.add(number, request, now)
 
     def on_reply(self, m: Reply, now: float) -> None:

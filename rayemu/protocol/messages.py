@@ -6,13 +6,10 @@ of these, `rows` is what codecs may compress on dispatch and reply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-
-from rayemu.placement import Placement
 
 COORDINATOR = -1
 CLIENT = -2
@@ -393,19 +390,3 @@ class Send:
     message: Message
     codec: int = 0
     timed: bool = False  # whether the receiver is to learn when it was sent
-
-
-def slots_of(placement: Placement, *slot_state: np.ndarray) -> np.ndarray:
-    """Write a table of slots, and if given their states [S], as one array [4 or 5, S]."""
-    columns = placement.layer, placement.expert, placement.part, placement.module, *slot_state
-    return np.array(columns, np.uint16)
-
-
-def text_of(endpoints: Sequence[str]) -> np.ndarray:
-    """Write the endpoints of all modules as one array (uint8): a line each."""
-    return np.frombuffer("\n".join(endpoints).encode(), np.uint8)
-
-
-def endpoints_of(epoch: Epoch) -> list[str]:
-    """Return the endpoint of each module [M], "" where it has none; an empty list if the epoch has none."""
-    return [] if epoch.endpoints is None else epoch.endpoints.tobytes().decode().split("\n")

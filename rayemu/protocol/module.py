@@ -16,8 +16,8 @@ from rayemu.compression import CodecChange, Coders, Gauge
 from rayemu.model.expert import Expert
 from rayemu.model.holdings import Holdings
 from rayemu.model.model import Model
-from rayemu.placement import Placement
 from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
+from rayemu.protocol.epochs import view_of
 from rayemu.protocol.home import Home
 from rayemu.protocol.loader import Loader
 from rayemu.protocol.memory import NewRows, fresh_rows
@@ -57,13 +57,6 @@ class Combined:
     micro: int
     layer: int
     rows: int
-
-
-def view_of(epoch: Epoch, module_to_node: np.ndarray, size: tuple[int, int]) -> View:
-    """Build the view that an epoch message describes; `size` is (L, E)."""
-    placement, slot_state = Placement(*epoch.slots[:4]), epoch.slots[4].astype(np.uint8)
-    states = epoch.state, epoch.incarnations
-    return View(epoch.epoch, module_to_node, *states, placement, slot_state, *size)
 
 
 class ModuleMachine:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayemu.alltoall import cut_micro_batches
+from rayemu.alltoall import Parcel, cut_micro_batches
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.memory import NewRows
-from rayemu.protocol.messages import Result, Slice
+from rayemu.protocol.memory import NewRows, rows_at
+from rayemu.protocol.messages import Dispatch, Result, Slice
 
 
 @dataclass(slots=True, eq=False)
@@ -76,3 +76,33 @@ def hold(m: Slice, model: Model, config: ProtocolConfig, new_rows: NewRows) -> H
     held.units = [Unit(held, n, low, high, m.rows[low:high]) for n, (low, high) in enumerate(cuts)]
     held.units_left = len(held.units)
     return held
+
+
+def dispatch_of(
+    unit: Unit, parcel: Parcel, home: int, request: int, epoch: int, new_rows: NewRows
+) -> Dispatch:
+    """Gather the rows of a parcel, each once however many of its pairs need it."""
+    assert unit.x is not None and unit.experts is not None
+    tokens = parcel.pairs // unit.experts.shape[1]
+    row_of_pair = None
+    if len(parcel.lots) > 1:
+        unique, index = np.unique(tokens, return_inverse=True)
+        if len(unique) < len(tokens):
+            tokens, row_of_pair = unique, index.astype(np.int32)
+    held = unit.slice
+    return Dispatch(
+        home=home,
+        request=request,
+        via=-1,
+        start=0,
+        batch=held.batch,
+        slice=held.slice,
+        micro=unit.micro,
+        layer=unit.layer,
+        epoch=epoch,
+        slices=held.slices * len(held.units),
+        path=0,
+        rows=rows_at(unit.x, tokens, new_rows),
+        row_of_pair=row_of_pair,
+        lots=parcel.lots,
+    )

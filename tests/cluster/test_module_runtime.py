@@ -20,7 +20,8 @@ from rayemu.cluster.pulse import Pulses
 from rayemu.cluster.setup import Setup
 from rayemu.model.agreement import own_arithmetic
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.messages import Epoch, Slice, slots_of, text_of
+from rayemu.protocol.epochs import slots_of, text_of
+from rayemu.protocol.messages import Epoch, Slice
 
 
 def module(directory: Path) -> ModuleRuntime:

@@ -12,6 +12,7 @@ from rayemu.alltoall import ALIVE
 from rayemu.compression import WireError, make_codec
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.config import TOTALS
+from rayemu.protocol.epochs import text_of
 from rayemu.protocol.messages import (
     Dispatch,
     Epoch,
@@ -29,7 +30,6 @@ from rayemu.protocol.messages import (
     Submit,
     Suspect,
     Totals,
-    text_of,
 )
 from rayemu.protocol.wire import Wire
 from tests.views import everything

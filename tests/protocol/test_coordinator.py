@@ -12,6 +12,7 @@ from rayemu.model.reference import prepare, route
 from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import ANNOUNCE_AGAIN, CoordinatorMachine
+from rayemu.protocol.epochs import endpoints_of, slots_of
 from rayemu.protocol.messages import (
     CLIENT,
     Accepted,
@@ -33,8 +34,6 @@ from rayemu.protocol.messages import (
     SliceStatus,
     Submit,
     Suspect,
-    endpoints_of,
-    slots_of,
 )
 from rayemu.scenario import Scenario
 from tests.views import everything, placed_on

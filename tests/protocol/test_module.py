@@ -7,8 +7,9 @@ import numpy as np
 from rayemu.alltoall import LOADING, READY
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.epochs import slots_of
 from rayemu.protocol.loader import MOST_WAIT
-from rayemu.protocol.messages import Dispatch, Epoch, Fetch, Send, slots_of
+from rayemu.protocol.messages import Dispatch, Epoch, Fetch, Send
 from rayemu.protocol.module import ModuleMachine
 from rayemu.scenario import Scenario
 from tests.views import a_view, placed_on

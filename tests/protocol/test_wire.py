@@ -13,17 +13,8 @@ from rayemu.compression.wire import pack, unpack
 from rayemu.drivers.record import totals_report
 from rayemu.protocol import messages
 from rayemu.protocol.config import TOTALS, ProtocolConfig
-from rayemu.protocol.messages import (
-    DROPPED,
-    Dispatch,
-    Epoch,
-    Heartbeat,
-    Reply,
-    Result,
-    Totals,
-    endpoints_of,
-    text_of,
-)
+from rayemu.protocol.epochs import endpoints_of, text_of
+from rayemu.protocol.messages import DROPPED, Dispatch, Epoch, Heartbeat, Reply, Result, Totals
 from rayemu.protocol.wire import Wire
 from rayemu.scenario import Scenario
 

@@ -1,0 +1,65 @@
+"""How a command ends that goes wrong: a line for people instead of a traceback, and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import typer
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
+
+
+def refuse(lines: list[str]) -> None:
+    """End the command: it could not be run, and these lines say why."""
+    for line in lines:
+        typer.secho(f"rayemu: {line}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(REFUSED)
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """What can go wrong without a bug of ours, as one line each instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho("rayemu: interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        lines = _expected(error)
+        if lines is None:
+            raise
+        refuse(lines)
+
+
+def _expected(error: Exception) -> list[str] | None:
+    """The lines that say what went wrong, or None for an error that nobody expects."""
+    from rayemu.cluster.client_runtime import ClusterError
+    from rayemu.cluster.local_ray import RayUnavailable
+    from rayemu.compression import CodecError
+    from rayemu.emulator import LostExpertError
+    from rayemu.model.tensor_files import CheckpointError
+    from rayemu.numerics import DenormalsFlushed
+    from rayemu.protocol.client import StalledError
+    from rayemu.running.folder import RunError
+    from rayemu.scenario import ScenarioError
+    from rayemu.study.plan import PlanError
+    from rayemu.traces.errors import TraceError
+
+    if isinstance(error, ScenarioError):
+        return list(error.problems)
+    ours = (
+        RunError,
+        RayUnavailable,
+        ClusterError,
+        LostExpertError,
+        CheckpointError,
+        CodecError,
+        StalledError,
+        DenormalsFlushed,
+        TraceError,
+        PlanError,
+    )
+    if isinstance(error, (*ours, OSError)):
+        return [" ".join(str(error).split())]
+    return [f"out of memory: {error}"] if isinstance(error, MemoryError) else None
