@@ -6,7 +6,6 @@ plan is due, and carries out what is decided; nothing here has a clock, a thread
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -87,7 +86,7 @@ class Rebalancer:
     def __init__(self, policy: RebalancePolicy, problem: PlacementProblem) -> None:
         self.policy, self.problem = policy, problem
         remembered = max(2, policy.window, policy.trigger.reach)
-        self._loads: deque[np.ndarray] = deque(maxlen=min(remembered, sys.maxsize))
+        self._loads: deque[np.ndarray] = deque(maxlen=remembered)
         self._observed = self._asked_at = 0  # batches; of them those up to when the trigger fired
 
     def observe(self, loads: np.ndarray) -> None:

@@ -38,7 +38,6 @@ from rayemu.protocol.messages import (
 )
 from rayemu.protocol.mover import Mover
 
-UNSEEN = ("replace", "replacement_failed")  # changes that are no other module's business
 MOST_WAITING = 8  # overdue slices that a report names
 ANNOUNCE_AGAIN = 0.5  # an epoch is repeated after this many retry times to members that lag behind
 

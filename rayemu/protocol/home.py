@@ -206,7 +206,12 @@ class Home:
         self.out.append(Send(COORDINATOR, Failure(held.batch, held.slice, layer, parked.expert, self.me)))
 
     def on_failure(self, m: Failure, now: float) -> None:
-        """The expert is lost and the scenario says to go on without it: drop its choices, and note it."""
+        """The expert is lost and the scenario says to go on without it: drop its choices, and note it.
+
+        That may be old news: what waits for a copy that we know of, which refused it, is not dropped.
+        """
+        if len(self.view.copies.of(m.layer, m.expert)):
+            return
         lost = self.parking.of(m.layer, m.expert)
         for parked in lost:
             nothing = np.zeros((len(parked.pairs), parked.unit.h.shape[1]), np.float32)

@@ -131,7 +131,6 @@ class Membership:
         member.heard_before, member.heard = member.heard, now
         if state != SUSPECTED:
             return []
-        member.suspected_at = float("inf")
         if now - member.heard_before < self.most_patient:  # it was merely late: the machine is busy
             self.suspect_after = min(1.25 * self.suspect_after, self.most_patient)
         self._set(module, ALIVE, incarnation)

@@ -9,13 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from rayemu.traces.errors import TraceError
 
 NO_EXPERT = -1  # in choices: this token has no such choice
 _UINT8_FILL = 255
-Ints = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,7 +142,6 @@ def test_as_many_batches_are_remembered_as_the_trigger_looks_back_on() -> None:
         machine.observe(UNEVEN)
         fired.append(machine.consider(*machine.recall(), SIDE_BY_SIDE) is not None)
     assert fired.index(True) == 299
-    rebalancer(trigger=Far(10**30))
     assert [TRIGGERS[k]().reach for k in ("every", "imbalance", "trend", "predicted")] == [0, 10, 11, 320]
 
 

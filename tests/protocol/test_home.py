@@ -460,6 +460,21 @@ def test_without_a_newer_view_what_was_refused_is_asked_for_again_a_little_later
     assert [type(s.message) for s in table.answer_all(sends)] == [Result]
 
 
+def test_old_news_of_a_lost_expert_drops_nothing_that_has_a_copy() -> None:
+    """It was lost once, is back, and was refused by a module that does not hold it yet."""
+    table = Table(drop_lost_experts=True)
+    sends = table.begin()
+    first = next(d for d in dispatches(sends) if d.lots[0][0] == 1)
+    table.home.on_refusal(Refusal(ME, first.request, 0, 1, [1]), 0.1)
+    assert [p.expert for p in table.home.parking.parked] == [1]
+    table.home.on_failure(Failure(0, 0, 0, 1, ME), 0.2)
+    assert [p.expert for p in table.home.parking.parked] == [1], "it has a copy in this view"
+    gone = [ALIVE, DEAD, ALIVE, ALIVE]
+    table.home.on_view(table.view(gone), 0.3)
+    table.home.on_failure(Failure(0, 0, 0, 1, ME), 0.4)
+    assert not table.home.parking.parked, "now it has none"
+
+
 def test_a_refusal_by_one_module_leaves_what_others_were_asked_for() -> None:
     """One request by way of a relay: module 3 lacks its expert, module 2 does not."""
     from rayemu.alltoall import EXCHANGES

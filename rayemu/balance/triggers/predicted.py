@@ -11,8 +11,6 @@ from rayemu.balance.monitor import in_windows
 from rayemu.balance.predictors import PREDICTORS
 from rayemu.balance.triggers.history import MOST_BATCHES, History
 
-TRAINED_ON = 256  # batches at most, where its windows need no more
-
 LEARNT = 64  # windows, where there are as many: a recurrent network learns nothing from eight
 _TRIED = np.ones((1, 1, 2))  # windows [W, L, E] that show whether a predictor has what it needs
 
