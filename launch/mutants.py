@@ -43,7 +43,7 @@ TESTS = {
     "traces": ["tests/traces"],
     "balance": ["tests/balance"],
     "streams": ["tests/streams"],
-    "scenario": ["tests/test_scenario.py", "tests/test_scenario_text.py"],
+    "scenario": ["tests/test_scenario.py", "tests/test_scenario_refused.py", "tests/test_scenario_text.py"],
 }
 NOTICED = {"killed", "timeout", "segfault", "caught by type check"}
 
