@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rayemu.traces import Trace, from_choices
+
 
 def history(path: Path, loads: np.ndarray) -> Path:
     """A load history in JSON, loads [W, L, E]."""
@@ -115,3 +117,12 @@ def pickled(path: Path, program: bytes) -> Path:
         archive.writestr("x/data.pkl", program)
         archive.writestr("x/data/0", struct.pack("<4q", 1, 2, 3, 4))
     return path
+
+
+LOADS = np.array([[[5, 0, 3], [1, 1, 6]], [[2, 2, 4], [8, 0, 0]]])  # [W 2, L 2, E 3]
+
+
+def small() -> Trace:
+    """Four tokens of two layers, two choices each but for one, in windows of three tokens and one."""
+    choices = np.array([[[0, 1], [2, 1]], [[2, 0], [0, 1]], [[1, -1], [2, 0]], [[2, 1], [1, 0]]])
+    return from_choices(choices, np.array([0, 3, 4]), 3, np.array([3, 4]))
