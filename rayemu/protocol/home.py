@@ -268,12 +268,12 @@ class Home:
 
     def _advance(self, unit: Unit, now: float) -> None:
         """Combine and go to the next layer, once everything of this layer is in."""
-        if unit.awaits_shared or unit.left or (unit.experts is None and self._has_experts(unit)):
+        layer = self.model.layers[unit.layer]
+        if unit.awaits_shared or unit.left or (unit.experts is None and layer.has_experts):
             return
         held = unit.slice
         if (held.batch, held.slice) not in self.slices:
             return
-        layer = self.model.layers[unit.layer]
         last = unit.layer + 1 == len(self.model.layers)
         out = held.y[unit.low : unit.high] if last else None
         self.requests.close(unit, now)
@@ -313,9 +313,6 @@ class Home:
                 held.combine_paths,
             )
             self.out.append(Send(CLIENT, held.result))
-
-    def _has_experts(self, unit: Unit) -> bool:
-        return self.model.layers[unit.layer].has_experts
 
     # -- what goes wrong ------------------------------------------------------------------------------
     def on_view(self, view: View, now: float) -> None:
