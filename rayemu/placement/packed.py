@@ -12,17 +12,15 @@ from rayemu.placement.packing import pack_rows, part_copies
 from rayemu.placement.pairs import all_ways, best_pairs, few_ways
 from rayemu.placement.swaps import even_out
 
-GOOD = 5e-4  # over the target: what is no better is planned again with other counts
+GOOD = 8e-4  # over the target: what is no better is planned again with other counts
 # Copies of the heaviest `first` experts are at least `share` of the target each, where that takes fewer of
 # them. The lightest copies possible are often many of a little over half a device, which pack badly.
-CAPS = (
-    *((0.8, 2), (0.93, 20), (0.7, 20), (0.96, 2), (0.85, 3), (0.7, 2), (0.96, 1)),
-    *((0.85, 2), (0.6, 20), (0.75, 4), (0.65, 10), (0.8, 6), (1.0, 10), (0.7, 3)),
-)
-MORE = 4  # and what is POOR even so: each count from the fewest on, for each of the three heaviest experts
-POOR = 5e-3
+CAPS = ((0.8, 2), (0.93, 20), (0.7, 20), (0.96, 2), (0.85, 3), (0.7, 2))
+MORE = 2  # and what is POOR even so: each count from the fewest on, for each of the three heaviest experts
+POOR = 1e-2
 FEW, MANY = 500, 10_000  # ways to share the slots that are all tried; with two slots per device
-FUNNEL = ((5, 6), (2, 70))  # of these tries the best so many get so many rounds of swaps
+FUNNEL = ((3, 3), (2, 10), (1, 70))  # of these tries the best so many get so many rounds of swaps
+WIDE = ((5, 6), (2, 70), (1, 0))  # and of all ways, where those are tried
 
 
 def pack_experts(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> np.ndarray:
@@ -42,17 +40,19 @@ def pack_experts(weight: np.ndarray, slots: int, devices: int, target: np.ndarra
     most = np.full(weight.shape, devices)
     expert, load = pack_rows(ranked, copy_counts(ranked, slots, most), devices)
     part_copies(expert, load)
-    expert, load = even_out(expert, load, target, rounds=40)
+    expert, load = even_out(expert, load, target, rounds=20)
     if slots == 2 * devices and few_ways(slots, experts, MANY):
         rows = _far(load, target, 1e-9)
         _keep_better(expert, load, rows, *best_pairs(ranked[rows], slots, _fullest(load)[rows]))
     else:
         few = few_ways(slots, experts, FEW)
+        funnel = WIDE if few else FUNNEL
         for far, limits in ((GOOD, _all),) if few else ((GOOD, _caps), (POOR, _steps)):
             rows = _far(load, target, far)
             if len(rows):
                 most = limits(ranked[rows], slots, devices, target[rows])
-                _keep_better(expert, load, rows, *_best(ranked[rows], slots, devices, target[rows], most))
+                best = _best(ranked[rows], slots, devices, target[rows], most, funnel)
+                _keep_better(expert, load, rows, *best)
     flat = np.take_along_axis(order, expert.transpose(1, 2, 0).reshape(problems, slots), 1)
     return flat.reshape(problems, devices, per_device)
 
@@ -86,20 +86,24 @@ def _fewest(weight: np.ndarray, lightest: np.ndarray, devices: int) -> np.ndarra
 
 
 def _best(
-    weight: np.ndarray, slots: int, devices: int, target: np.ndarray, most: np.ndarray
+    weight: np.ndarray,
+    slots: int,
+    devices: int,
+    target: np.ndarray,
+    most: np.ndarray,
+    funnel: tuple[tuple[int, int], ...],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best plan with one of the limits `most [B, X, E]`: expert and load [K, B, G] of every slot."""
     problems, tries, experts = most.shape
     most[most.sum(2) < slots] = devices  # too few for all slots: no limits
     many = np.repeat(weight, tries, 0)
     expert, load = pack_rows(many, copy_counts(many, slots, most.reshape(-1, experts)), devices)
-    for tries, rounds in (*FUNNEL, (1, 0)):
+    for tries, rounds in funnel:
         best = np.argsort(_fullest(load).reshape(problems, -1), axis=1, kind="stable")[:, :tries]
         best += np.arange(problems)[:, None] * (load.shape[1] // problems)
         expert, load = expert[:, best.ravel()], load[:, best.ravel()]
-        if rounds:
-            part_copies(expert, load)
-            expert, load = even_out(expert, load, np.repeat(target, best.shape[1]), rounds)
+        part_copies(expert, load)
+        expert, load = even_out(expert, load, np.repeat(target, best.shape[1]), rounds)
     return expert, load
 
 
