@@ -17,6 +17,7 @@ FOLDERS = {
     "cluster": "rayemu.cluster",
     "compression": "rayemu.compression",
     "launch/scenarios": "rayemu.scenarios",
+    "launch/hardware": "rayemu.hardware_presets",
     "benchmarks": "rayemu.benchmarks",
 }
 OURS = ("rayemu", "cluster", "compression", "benchmarks", "launch", "tests")
@@ -37,7 +38,9 @@ ROOMS = (
     "streams",
     "protocol",
     "scenario",
+    "hardware",
     "drivers",
+    "pricing",
     "report",
     "study",
     "cluster",
@@ -119,7 +122,11 @@ def test_files_are_named_as_they_are_imported() -> None:
 def in_rooms() -> list[Path]:
     """All files of ours but the package's own, through which one reaches the public face."""
     files = (file for folder in FOLDERS for file in python_files(folder))
-    return [file for file in files if module_name(file) not in ("rayemu", "rayemu.scenarios")]
+    return [
+        file
+        for file in files
+        if module_name(file) not in ("rayemu", "rayemu.scenarios", "rayemu.hardware_presets")
+    ]
 
 
 def reaching_up(room: str, names: set[str]) -> set[str]:

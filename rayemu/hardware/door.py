@@ -1,0 +1,130 @@
+"""The door to modelled hardware: load it by name, ask what work would take. Emulated time, never wall time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayemu.hardware import passes, transfers
+from rayemu.hardware.loading import Loaded, load
+from rayemu.hardware.spec import BITS, Level
+from rayemu.hardware.spec import Hardware as Spec
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A checked hardware: its numbers (`spec`, SI units), their sources, and what work would take on it.
+
+    Where a method takes an array of rows it returns an array of the same shape; for one number, a float.
+    """
+
+    spec: Spec
+    sources: dict[str, str]
+    remarks: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.spec.name
+
+    def expert_seconds(
+        self,
+        d_model: int,
+        d_ff: int,
+        rows: int | np.ndarray,
+        *,
+        gated: bool = True,
+        weight_bits: int | None = None,
+    ) -> float | np.ndarray:
+        """Seconds of one expert's pass over `rows`: D x F, gated is SwiGLU, weights in the module's memory.
+
+        `weight_bits` None: those of the hardware's precision. Raises ValueError for sizes below 1.
+        """
+        _check(d_model=d_model, d_ff=d_ff, rows=rows, weight_bits=weight_bits)
+        return _like(
+            passes.expert_seconds(self.spec, d_model, d_ff, np.asarray(rows), gated, weight_bits), rows
+        )
+
+    def expert_joules(
+        self,
+        d_model: int,
+        d_ff: int,
+        rows: int | np.ndarray,
+        *,
+        gated: bool = True,
+        weight_bits: int | None = None,
+    ) -> float | np.ndarray:
+        """Joules of the same pass, without what the module draws when idle."""
+        _check(d_model=d_model, d_ff=d_ff, rows=rows, weight_bits=weight_bits)
+        return _like(
+            passes.expert_joules(self.spec, d_model, d_ff, np.asarray(rows), gated, weight_bits), rows
+        )
+
+    def route_seconds(self, d_model: int, experts: int, rows: int | np.ndarray) -> float | np.ndarray:
+        """Seconds to score `rows` against `experts` and select: by the router, or by the host."""
+        _check(d_model=d_model, experts=experts, rows=rows)
+        count = np.asarray(rows, np.float64)
+        router, host = self.spec.router, self.spec.host
+        if router is not None:
+            cycles = count * (
+                np.ceil(d_model * experts / router.macs) + np.ceil(experts / router.comparators)
+            )
+            return _like(cycles / router.clock, rows)
+        operations = 2.0 * count * d_model * experts
+        size = (count * d_model + d_model * experts) * BITS["fp32"] / 8
+        time = np.maximum(operations / host.rate, size / host.bandwidth) + host.overhead
+        return _like(np.where(count > 0, time, 0.0), rows)
+
+    def combine_seconds(self, d_model: int, top_k: int, rows: int | np.ndarray) -> float | np.ndarray:
+        """Seconds to sum `top_k` weighted outputs of each row: memory-bound, in the module that owns them."""
+        _check(d_model=d_model, top_k=top_k, rows=rows)
+        banks, precision = self.spec.module.banks, self.spec.module.compute.precision
+        size = np.asarray(rows, np.float64) * (top_k + 1) * d_model * BITS[precision] / 8
+        return _like(size / (banks.count * banks.bandwidth * banks.share), rows)
+
+    def level(self, name: str) -> Level:
+        """The link of a level: bank, module, node or cluster."""
+        return transfers.level_of(self.spec, name)
+
+    def all_to_all_seconds(
+        self, bytes_between: np.ndarray, module_to_node: np.ndarray | None = None
+    ) -> float:
+        """Seconds of one exchange [M, M] of bytes, from row to column; the diagonal stays and is free.
+
+        `module_to_node` [M] None: consecutive modules fill nodes of `modules_per_node`. Raises ValueError.
+        """
+        sizes = np.asarray(bytes_between)
+        if sizes.ndim != 2 or not np.issubdtype(sizes.dtype, np.number):
+            raise ValueError(
+                f"bytes_between has shape {sizes.shape} of {sizes.dtype}; it must be numbers [M, M]"
+            )
+        if (sizes < 0).any() or not np.isfinite(sizes).all():
+            raise ValueError("bytes_between: every number of bytes must be 0 or more, and finite")
+        if module_to_node is None:
+            module_to_node = np.arange(len(sizes)) // self.spec.modules_per_node
+        return transfers.all_to_all_seconds(self.spec, sizes, np.asarray(module_to_node))
+
+
+def load_hardware(source: str | os.PathLike[str], *changes: str) -> Hardware:
+    """Load a hardware by name ("h100-sxm") or path; see `rayemu hardware` for names. Raises HardwareError.
+
+    `changes` are assignments such as "module.banks.count.value=32".
+    """
+    loaded: Loaded = load(source, changes)
+    return Hardware(loaded.spec, loaded.sources, loaded.remarks)
+
+
+def _like(result: np.ndarray, rows: int | np.ndarray) -> float | np.ndarray:
+    return np.asarray(result) if isinstance(rows, np.ndarray) else float(result)
+
+
+def _check(**given: int | np.ndarray | None) -> None:
+    for name, value in given.items():
+        if value is None:
+            continue
+        numbers = np.asarray(value)
+        least = 0 if name == "rows" else 1
+        if not np.issubdtype(numbers.dtype, np.integer) or (numbers < least).any():
+            raise ValueError(f"{name}: {value!r} is not allowed; allowed: whole numbers from {least} on")
