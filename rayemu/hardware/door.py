@@ -1,4 +1,4 @@
-"""The door to modelled hardware: load it by name, ask what work would take. Emulated time, never wall time."""
+"""The door to modelled hardware: load it by name, ask what work takes. Emulated time, never wall time."""
 
 from __future__ import annotations
 
