@@ -141,8 +141,8 @@ class Requests:
     def overdue(self, now: float) -> list[tuple[int, Request]]:
         """Return the requests whose deadline is past; the caller puts it off or asks elsewhere.
 
-        One of which another brought all the pairs meanwhile only gives its window back: what waits for that may
-        be what the unit still lacks, and nobody will answer it.
+        One of which another brought all the pairs meanwhile only gives its window back: what waits for that
+        may be what the unit still lacks, and nobody will answer it.
         """
         late = [(n, r) for n, r in self.by_number.items() if r.deadline <= now]
         for _, request in late:
