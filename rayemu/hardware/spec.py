@@ -62,14 +62,17 @@ class Fetch(Section):
     bandwidth: q.Rate
     latency: q.Time
     share: Share = 1.0
+    capacity: q.Size | None = None  # of what they come from, for each module
 
 
 class Compute(Section):
     """What a module computes with. `rates` are peaks by precision; `precision` is what experts use.
 
     `inputs` is how many input rows one pass over the weights serves, by registers or buffers: a PIM unit has
-    few, a GPU as many as there are (None). `launch` is the time that each of the `kernels` of an expert's
-    pass takes at least; `overhead` is added once per pass. `tile` rows are computed where fewer are wanted.
+    few, a GPU as many as there are (None). `tile` rows are computed where fewer are wanted. `overlap` p: memory
+    and arithmetic at once take the p-norm of their times, 1 being one after the other; None: the longer of the
+    two. `activations` says where rows are between products. A pass takes `overhead` beside that, and no less
+    than `launch` for each of its `kernels`.
     """
 
     rates: dict[Precision, q.Operations]
@@ -80,6 +83,8 @@ class Compute(Section):
     kernels: Count = 1
     launch: q.Time = 0.0
     overhead: q.Time = 0.0
+    overlap: Annotated[float, Field(ge=1, le=100)] | None = None
+    activations: Literal["buffer", "memory"] = "buffer"
 
 
 class Module(Section):
