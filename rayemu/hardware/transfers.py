@@ -87,27 +87,21 @@ def pairwise(sizes: Array) -> Iterator[Array]:
         yield phase
 
 
-def hierarchical(sizes: Array, module_to_node: Array) -> tuple[Array, Array, Array]:
-    """An exchange [M, M] through relays as three: to the node's relays, node to node, to the modules.
+def hierarchical(sizes: Array, module_to_node: Array) -> tuple[Array, Array]:
+    """An exchange [M, M] through relays as two: to a relay in every other node, then inside the nodes.
 
-    What node a has for node b is relayed on both sides by the modules of rank b and a in their nodes (modulo
-    their number), so that the work is spread. What stays in a node goes with the first phase.
+    As the emulator does it with relays spread: home h has in each node the member h modulo their number.
     """
     sizes, nodes = np.asarray(sizes, np.float64), np.asarray(module_to_node)
     modules = len(sizes)
-    inside, between, outside = np.zeros((3, modules, modules))
-    members = [np.flatnonzero(nodes == node) for node in range(int(nodes.max()) + 1)]
-    for a, mine in enumerate(members):
-        inside[np.ix_(mine, mine)] += sizes[np.ix_(mine, mine)]
-        for b, theirs in enumerate(members):
-            if a == b or not len(mine) or not len(theirs):
-                continue
-            out, back = mine[b % len(mine)], theirs[a % len(theirs)]
-            block = sizes[np.ix_(mine, theirs)]
-            inside[mine, out] += block.sum(1)
-            between[out, back] += block.sum()
-            outside[back, theirs] += block.sum(0)
-    return inside, between, outside
+    between, inside = np.zeros((2, modules, modules))
+    for node in np.unique(nodes):
+        members = np.flatnonzero(nodes == node)
+        relay = np.where(nodes == node, np.arange(modules), members[np.arange(modules) % len(members)])
+        between[np.arange(modules), relay] += sizes[:, members].sum(1)
+        for member in members:
+            inside[:, member] += np.bincount(relay, weights=sizes[:, member], minlength=modules)
+    return between * (nodes[:, None] != nodes[None, :]), inside
 
 
 def bandwidth_needed(
