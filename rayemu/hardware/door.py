@@ -55,12 +55,15 @@ class Hardware:
         *,
         gated: bool = True,
         weight_bits: int | None = None,
+        static: bool = True,
     ) -> float | np.ndarray:
-        """Joules of the same pass, without what the module draws when idle."""
+        """Joules that the module draws in the same pass: of its work, and its static power for so long.
+
+        `static` False: of its work alone, for whoever charges static power by the clock, idle time included.
+        """
         _check(d_model=d_model, d_ff=d_ff, rows=rows, weight_bits=weight_bits)
-        return _like(
-            passes.expert_joules(self.spec, d_model, d_ff, np.asarray(rows), gated, weight_bits), rows
-        )
+        count = np.asarray(rows)
+        return _like(passes.expert_joules(self.spec, d_model, d_ff, count, gated, weight_bits, static), rows)
 
     def route_seconds(self, d_model: int, experts: int, rows: int | np.ndarray) -> float | np.ndarray:
         """Seconds to score `rows` against `experts` and select: by the router, or by the host."""
@@ -80,9 +83,9 @@ class Hardware:
     def combine_seconds(self, d_model: int, top_k: int, rows: int | np.ndarray) -> float | np.ndarray:
         """Seconds to sum `top_k` weighted outputs of each row: memory-bound, in the module that owns them."""
         _check(d_model=d_model, top_k=top_k, rows=rows)
-        banks, precision = self.spec.module.banks, self.spec.module.compute.precision
+        precision = self.spec.module.compute.precision
         size = np.asarray(rows, np.float64) * (top_k + 1) * d_model * BITS[precision] / 8
-        return _like(size / (banks.count * banks.bandwidth * banks.share), rows)
+        return _like(size / passes.reached_bandwidth(self.spec), rows)
 
     def level(self, name: str) -> Level:
         """The link of a level: bank, module, node or cluster."""
@@ -117,7 +120,7 @@ def load_hardware(source: str | os.PathLike[str], *changes: str) -> Hardware:
 
 
 def _like(result: np.ndarray, rows: int | np.ndarray) -> float | np.ndarray:
-    return np.asarray(result) if isinstance(rows, np.ndarray) else float(result)
+    return float(result) if np.ndim(rows) == 0 and not isinstance(rows, np.ndarray) else np.asarray(result)
 
 
 def _check(**given: int | np.ndarray | None) -> None:

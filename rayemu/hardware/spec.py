@@ -62,14 +62,17 @@ class Fetch(Section):
     bandwidth: q.Rate
     latency: q.Time
     share: Share = 1.0
+    capacity: q.Size | None = None  # of what they come from, for each module
 
 
 class Compute(Section):
     """What a module computes with. `rates` are peaks by precision; `precision` is what experts use.
 
     `inputs` is how many input rows one pass over the weights serves, by registers or buffers: a PIM unit has
-    few, a GPU as many as there are (None). `launch` is the time that each of the `kernels` of an expert's
-    pass takes at least; `overhead` is added once per pass. `tile` rows are computed where fewer are wanted.
+    few, a GPU as many as there are (None). `tile` rows are computed where fewer are wanted. `overlap` p: memory
+    and arithmetic at once take the p-norm of their times, 1 being one after the other; None: the longer of the
+    two. `activations` says where rows are between products. A pass takes `overhead` beside that, and no less
+    than `launch` for each of its `kernels`.
     """
 
     rates: dict[Precision, q.Operations]
@@ -80,6 +83,8 @@ class Compute(Section):
     kernels: Count = 1
     launch: q.Time = 0.0
     overhead: q.Time = 0.0
+    overlap: Annotated[float, Field(ge=1, le=100)] | None = None
+    activations: Literal["buffer", "memory"] = "buffer"
 
 
 class Module(Section):
@@ -93,7 +98,10 @@ class Module(Section):
 
 
 class Topology(Section):
-    """How the ends of a level are joined. `dimensions` of a torus; `arity` of a fat tree's switches."""
+    """How the ends of a level are joined: full is a crossbar that never blocks. Routes: `topology.network`.
+
+    `dimensions` of a torus, None: the squarest; `arity` of a fat tree's switches, None: the smallest.
+    """
 
     kind: Literal["full", "ring", "torus", "fat_tree"]
     dimensions: tuple[Count, ...] | None = None
@@ -102,9 +110,13 @@ class Topology(Section):
 
 
 class Level(Section):
-    """A link of each end, each way. `shared`: one link of a node carries what all its modules send."""
+    """A link of each end, each way. `shared`: one link of a node carries what all its modules send.
+
+    `floor` is what the smallest message takes, where more than latency: launching a collective, for one.
+    """
 
     latency: q.Time
+    floor: q.Time = 0.0
     bandwidth: q.Rate
     share: Share = 1.0  # of the bandwidth that large messages reach
     overhead: q.Time = 0.0  # of each message, at its sender, beside the latency
