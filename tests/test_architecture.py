@@ -38,6 +38,7 @@ ROOMS = (
     "protocol",
     "scenario",
     "drivers",
+    "pricing",
     "report",
     "study",
     "cluster",
