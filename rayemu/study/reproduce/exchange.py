@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayemu.study.reproduce.row import Row
+from rayemu.study.reproduce.row import Input, Row
 
 _TIME = "11.1.4 All-to-All time"
 _LESS = "11.1.4 Fewer bytes"
@@ -16,8 +16,8 @@ _MORE = "11.4.6 Further ways"
 _HOPS = "11.4.6 Hops of 64 nodes"
 _SAVED = "11.4.7 Speed-up and overlap"
 _BATCH = {"batch": 64, "length": 2048, "d_model": 8192}
-_TOKEN = {"tokens": 1024, "token": "32 KiB"}
-_COST = {**_BATCH, "d_ff": 32768, "overlap": 0.3, "link": "100 GB/s"}
+_TOKEN: dict[str, Input] = {"tokens": 1024, "token": "32 KiB"}
+_COST: dict[str, Input] = {**_BATCH, "d_ff": 32768, "overlap": 0.3, "link": "100 GB/s"}
 # The text's function: remote tokens go out, and of two results per token 70 % of the time shows.
 _SECONDS = (
     "batch * length / nodes * ((nodes - 1) / nodes * d_model * 2 + 2 * d_ff * 2 * (1 - overlap)) / link"

@@ -79,7 +79,7 @@ class Row:
     @property
     def last_digit(self) -> float:
         """What one unit of the figure's last digit is worth, in `unit`."""
-        _, _, decimals = self.theirs.split("-")[0].partition(".")
+        _, _, decimals = self.theirs.split("-")[-1].partition(".")
         return self.step or 10.0 ** -len(decimals)
 
     @property

@@ -138,11 +138,11 @@ def _shown(value: Input) -> str:
 
 
 def figure(value: float) -> str:
-    """Four digits that count, thousands apart: 1,296,000, 0.0005325, 3e-10."""
+    """Four digits that count, or all before the point, thousands apart: 1,295,690, 0.0005325, 3e-10."""
     power = math.floor(math.log10(abs(value))) if value else 0
-    if not -5 < power < 9:
+    if not -5 < power < 7:
         return f"{value:.4g}"
-    text = f"{round(value, 3 - power):,.{max(3 - power, 0)}f}"
+    text = f"{value:,.{max(3 - power, 0)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
