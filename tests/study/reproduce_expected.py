@@ -1,4 +1,4 @@
-"""What each row of `rayemu reproduce` comes to, by hand and pocket calculator: id to figure in the row's unit."""
+"""What each row of `rayemu reproduce` comes to, by hand and pocket calculator: id to figure, in its unit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ AGREES = {
     "000-gpt4-total": 3.620, "000-ffn-matrix-bytes": 536.9, "000-ffn-layer-bytes": 1.074,
     "000-dense-read": 85.6, "000-moe-read": 171.2, "000-8x22b-expert": 34.24, "000-8x22b-experts": 273.6,
     "000-8x22b-router": 4.194, "000-8x22b-embedding": 524.3, "000-8x22b-total": 289.1,
-    "000-memory-fp32": 577.2, "000-memory-fp16": 288.6, "000-memory-int8": 144.3, "000-memory-int4": 72.15,
+    "000-8x22b-router-layer": 128, "000-expert-fp32": 68.4, "000-expert-int8": 17.1, "000-expert-int4": 8.55,
+    "000-experts-fp32": 547.2, "000-experts-int8": 136.8, "000-experts-int4": 68.4, "000-shared-fp32": 30,
+    "000-shared-int8": 7.5, "000-shared-int4": 3.75, "000-memory-fp32": 577.2, "000-memory-int8": 144.3,
+    "000-memory-int4": 72.15, "000-module-attention": 1.875, "000-module-cache": 8.5625,
+    "000-module-fits": 1.871, "000-module-all": 512,
     "000-input-bytes": 1.074, "000-hidden-bytes": 4.295, "000-score-bytes": 2.097, "000-choice-bytes": 524.3,
     "000-kv-layer": 1.074, "000-kv-cache": 68.48, "000-module-expert": 38.5, "000-module-total": 48.94,
     "000-module-share": 76.56, "000-sram": 64, "000-gpt5-active": 624, "000-gpt5-weights": 19.97,
@@ -18,13 +22,15 @@ AGREES = {
     "000-gate-ops": 262144, "000-gate-total": 262240, "000-ffn-matrix-ops": 268.4, "000-expert-ops": 536.1,
     "000-top2-ops": 1.072, "000-combine-ops": 32.77, "000-energy-saved": 75, "000-moe-flop": 2.147,
     "000-dense-flop": 8.590, "000-l2-share": 0.1170, "000-cache-gain": 4.41, "000-moved-saved": 75,
-    "000-gpu-energy": 218.9, "000-vector-bytes": 16, "000-gpu-intensity": 0.06262, "000-intensity-gain": 33238,
+    "000-gpu-energy": 218.9, "000-vector-bytes": 16, "000-gpu-intensity": 0.06262,
+    "000-intensity-gain": 33238,
     "000-units": 128, "000-pcie-time": 334.4, "000-no-move-gain": 6.7, "000-module-bandwidth": 256,
     "000-system-bandwidth": 2.048, "000-premium": 33.33, "000-power-saved": 67, "000-tco-hbm": 10400,
     "000-tco-pim": 5840, "000-tco-saved": 43.85, "000-send-time": 0.01026, "000-expert-time": 0.5369,
     "000-return-time": 0.01102, "000-token-time": 0.658, "000-batch-send": 0.016, "000-batch-return": 0.064,
     "000-batch-mean": 0.01120, "000-predict-sum": 50.58,
     # balance
+    "000-use-spread": 3.22, "000-use-hottest": 1.48,
     "000-use-ratio": 2.256, "000-use-delay": 48, "000-even-load": 512, "000-most-load": 757.8,
     "000-efficiency": 0.6755, "000-copy-inside": 34.2, "000-copy-across": 342, "000-spare-shared": 12.5,
     "000-spare-coded": 33.33, "000-recovery": 65, "000-chip-free": 19.8, "000-layers-weights": 34.24,
@@ -45,7 +51,8 @@ AGREES = {
     # routing
     "000-decide-gpu": 15, "000-decide-saved": 20, "000-groups-ops": 2064, "000-groups-saved": 87.40,
     "000-tree-serial": 32, "000-scores-all": 128, "000-scores-chosen": 16, "000-scores-saved": 87.5,
-    "000-scores-banks": 32, "000-unit-cycles": 32, "000-unit-delay": 32, "000-unit-density": 1.25, "000-simd": 8,
+    "000-scores-banks": 32, "000-unit-cycles": 32, "000-unit-delay": 32, "000-unit-density": 1.25,
+    "000-simd": 8,
     "000-route-ops": 16.78, "000-softmax-ops": 6.144, "000-route-time": 65.63, "000-groups-half": 50,
     "000-copy-before": 35, "000-copy-after": 7, "000-copy-gain": 5,
     # texts 001 and 002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_row_says_all_that_it_must(row: Row) -> None:
 def test_texts_and_sections_come_in_order_and_in_one_piece() -> None:
     assert [r.text for r in ROWS] == sorted(r.text for r in ROWS)
     seen = list(dict.fromkeys((r.text, r.section) for r in ROWS))
-    changes = [(a.text, a.section) != (b.text, b.section) for a, b in zip(ROWS[:-1], ROWS[1:], strict=True)]
+    changes = [(a.text, a.section) != (b.text, b.section) for a, b in itertools.pairwise(ROWS)]
     assert sum(changes) == len(seen) - 1
     numbers = [r.section.split()[0] for r in ROWS if r.text == "000"]
     assert numbers == sorted(numbers, key=lambda n: [int(part) for part in n.split(".")])

@@ -30,6 +30,12 @@ ROWS = (
         _LOADS, "sqrt(sum((x - sum(loads) / 8)**2 for x in loads) / 8)", "35.8", "ktokens",
         reading="of these eight, dividing by 8; dividing by 7 gives 34.4",
         why="neither way of counting gives 35.8"),
+    Row("000-use-spread", _USE, "standard deviation as a part of all tokens",
+        {"deviation": "32.2 ktokens", "tokens": 1e6}, "deviation / tokens", "3-5", "%",
+        reading="the range is that of 11.1.2"),
+    Row("000-use-hottest", _USE, "fullest expert to the mean",
+        {"most": "185 ktokens", "mean": "125 ktokens"}, "most / mean", "1.5-2", "x", step=0.1,
+        reading="the range is that of 11.1.2; above 1.5 experts are copied (11.1.5), which none reaches"),
     Row("000-use-variation", _USE, "coefficient of variation",
         {"deviation": "35.8 ktokens", "mean": "125 ktokens"}, "deviation / mean", "0.358",
         why="divided by 100, not by the mean of 125"),
@@ -41,7 +47,7 @@ ROWS = (
             reading="6 of the chapter's 32 experts", why=why)
         for name, alpha, why in (
             ("flat", 0.5, "so flat a law gives the fullest fifth 45 % at most, of however many experts"),
-            ("steep", 0.8, "51 % of 32 experts; it takes some 200 experts to come to 60 %"),
+            ("steep", 0.8, "51 % of 32 experts; it takes some 170 experts to come to 60 %"),
         )
     ),
     Row("000-even-load", _PARALLEL, "visits to each of 8 experts, 2,048 tokens, top 2",

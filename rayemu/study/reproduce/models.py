@@ -76,6 +76,8 @@ ROWS = (
         {"expert_layer": "1.07 GB", "layers": 32}, "expert_layer * layers", "34.2", "GB"),
     Row("000-8x22b-experts", _STATIC, "bytes of eight experts",
         {"expert": "34.2 GB", "experts": 8}, "expert * experts", "273.6", "GB"),
+    Row("000-8x22b-router-layer", _STATIC, "bytes of a layer's router",
+        {"d_model": 8192, "experts": 8}, "d_model * experts * 2", "128", "KiB"),
     Row("000-8x22b-router", _STATIC, "bytes of all routers",
         {"layers": 32, "router": "128 KiB"}, "layers * router", "4.1", "MB"),
     Row("000-8x22b-attention", _STATIC, "bytes of the attention, as 11.1.1 counts it",
@@ -90,11 +92,15 @@ ROWS = (
         {"size": "141 B params"}, "size * 2", "289", "GB",
         why="near by chance: Mixtral-8x22B is narrower (6,144, 16,384), deeper (56) and has three matrices"),
     *(
-        Row(f"000-memory-{name}", _STATIC, f"bytes in all at {name.upper()}",
-            {"experts": 8, "expert_fp16": "34.2 GB", "shared_fp16": "15 GB", "bits": bits},
-            "(experts * expert_fp16 + shared_fp16) * bits / 16", total, "GB")
-        for name, bits, total in (("fp32", 32, "577"), ("fp16", 16, "289"), ("int8", 8, "144"), ("int4", 4,
-        "72"))
+        Row(f"000-{column}-{name}", _STATIC, f"bytes of {what} at {name.upper()}",
+            {"fp16": fp16, "bits": bits}, "fp16 * bits / 16", theirs, "GB")
+        for column, what, fp16, figures in (
+            ("expert", "an expert", "34.2 GB", ("68.4", "17.1", "8.55")),
+            ("experts", "eight experts", "273.6 GB", ("547.2", "136.8", "68.4")),
+            ("shared", "what is shared", "15 GB", ("30", "7.5", "3.75")),
+            ("memory", "all", "288.6 GB", ("577", "144", "72")),
+        )
+        for name, bits, theirs in zip(("fp32", "int8", "int4"), (32, 8, 4), figures, strict=True)
     ),
     Row("000-input-bytes", _ACTIVE, "input activations of 32 x 2,048 tokens",
         {**_TOKENS, "d_model": 8192}, "batch * length * d_model * 2", "1.07", "GB"),
@@ -120,11 +126,20 @@ ROWS = (
         {"hidden": "4.3 GB", "top_k": 2, "experts": 8}, "hidden * top_k / experts", "4.3", "GB",
         corrected=True,
         why="each module is given room for all tokens, and gets a quarter of them"),
+    Row("000-module-attention", _MAP, "attention weights in a module",
+        {"attention": "15 GB", "modules": 8}, "attention / modules", "1.9", "GB"),
+    Row("000-module-cache", _MAP, "keys and values in a module",
+        {"cache": "68.5 GB", "modules": 8}, "cache / modules", "8.6", "GB"),
     Row("000-module-total", _MAP, "memory used in a module",
         {"expert": "38.5 GB", "attention": "15 GB", "cache": "68.5 GB", "modules": 8},
         "expert + (attention + cache) / modules", "49", "GB"),
     Row("000-module-share", _MAP, "part of a module's memory used",
         {"used": "49 GB", "module": "64 GB"}, "used / module", "76", "%"),
+    Row("000-module-fits", "11.1.5 Caches against PIM", "experts that a module holds",
+        {"module": "64 GB", "expert": "34.2 GB"}, "module / expert", "1-2", "experts",
+        reading="one whole expert"),
+    Row("000-module-all", "11.1.5 Caches against PIM", "memory of eight modules",
+        {"modules": 8, "each": "64 GB"}, "modules * each", "512", "GB"),
     Row("000-sram", _MAP, "SRAM in a module", {"banks": 16, "each": "4 MB"}, "banks * each", "64", "MB"),
     Row("000-gpt5-active", _GPT5, "parameters active, top 4",
         {"top_k": 4, "expert": "156 B params"}, "top_k * expert", "624", "B params"),

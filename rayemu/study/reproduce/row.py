@@ -17,17 +17,17 @@ TEXTS = {
 Input = int | float | str | tuple[float, ...]
 
 _PREFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12}
-_PREFIXED = ("B", "B/s", "bit", "s", "J", "J/bit", "ops", "ops/s", "tokens", "tokens/s", "Hz")
-_ALONE = ("x", "USD", "params", "cycles", "hops", "banks", "units", "copies", "chips", "experts", "modules")
-_ALONE += ("calls", "slots", "entries", "batches/s", "ops/bit", "tokens/s/mm2", "mm2")
-UNITS = {
+_PREFIXED = "B B/s s J J/bit ops ops/s tokens tokens/s Hz".split()
+_PLAIN = "x USD mm2 cycles hops units copies chips experts modules slots entries batches/s ops/bit".split()
+UNITS: dict[str, float] = {
     **{f"{prefix}{unit}": scale for unit in _PREFIXED for prefix, scale in _PREFIXES.items()},
-    **{f"{letter}i{unit}": 1024.0**n for unit in ("B", "B/s") for n, letter in enumerate("KMGT", 1)},
-    **dict.fromkeys(("", *_ALONE), 1),
+    **dict.fromkeys(["", *_PLAIN], 1),
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
     "%": 0.01,
     "M params": 1e6,
     "B params": 1e9,
-    "T params": 1e12,
     "M/s/mm2": 1e6,
 }
 _FUNCTIONS = {name: getattr(math, name) for name in ("ceil", "erfc", "log2", "sqrt")}
