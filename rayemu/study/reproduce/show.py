@@ -47,8 +47,7 @@ def report(rows: list[Row], as_json: bool = False, as_markdown: bool = False) ->
         print(markdown(rows), end="")
     else:
         console = Console(highlight=False)
-        for line in lines(rows, console.width):
-            console.print(line, soft_wrap=True)
+        console.print(Text("\n").join(lines(rows, console.width)), soft_wrap=True)
 
 
 def count(rows: Iterable[Row]) -> dict[str, int]:
