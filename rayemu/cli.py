@@ -342,6 +342,26 @@ def plan(
         plan(file, Machine(modules, nodes, slots, groups, size), keep, planners, out, format, json, known)
 
 
+@app.command()
+def reproduce(
+    only: Annotated[
+        str | None, typer.Option(metavar="TEXT|ID", help="One text (000, 001, 002), or one row in full.")
+    ] = None,
+    differs: Annotated[bool, typer.Option("--differs", help="Without the rows that agree.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with inputs and formulas.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/reproduce.md.")] = False,
+) -> None:
+    """The figures of the texts that the project comes from, worked out again: theirs, ours, and why not."""
+    with plain_errors():
+        from rayemu.study.reproduce.show import report, select, unknown
+
+        if json and markdown:
+            refuse(["--json and --markdown exclude each other; give one"])
+        if only is not None and (problem := unknown(only)):
+            refuse([problem])
+        report(select(only, differs), json, markdown)
+
+
 def main() -> None:
     """The entry point of the `rayemu` command."""
     app()
