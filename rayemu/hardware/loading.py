@@ -86,6 +86,8 @@ def _data(source: str, below: int = 0) -> dict[str, Any]:
         raise HardwareError(
             [f"{source}: like: {show(base)} is the {LIKE + 1}th in a row; write one of them out"]
         )
+    if base not in packaged():
+        base = os.path.join(os.path.dirname(source), os.path.expanduser(base))
     merged: dict[str, Any] = _laid_over(_data(base, below + 1), data)
     return merged
 

@@ -43,20 +43,23 @@ _RATE_ALSO = {f"{unit}/s": factor for unit, factor in _SIZE_ALSO.items()} | _uni
 _PER_S = {f"{unit}/s": factor for unit, factor in _SIZE.items()}
 _FLOPS = _units(_LARGE, "FLOP/s")
 _FLOPS_ALSO = _units(_LARGE, "OP/s") | _units(_LARGE, "FLOPS") | _units(_LARGE, "OPS")
+_PER_BIT, _PER_FLOP = ({f"pJ/{one}": 1e-12, f"J/{one}": 1.0} for one in ("bit", "FLOP"))
 KINDS: dict[str, Kind] = {
     "size": Kind(_SIZE, "16 GB", 1, 1e18, _SIZE_ALSO),
     "rate": Kind(_PER_S, "16 GB/s", 1, 1e18, _RATE_ALSO),
     "time": Kind(_units(_SMALL, "s"), "25 ns", 1e-15, 3600, {"min": 60.0, "h": 3600.0}),
     "operations": Kind(_FLOPS, "1 TFLOP/s", 1, 1e21, _FLOPS_ALSO),
     "frequency": Kind(_units(_LARGE, "Hz"), "300 MHz", 1, 1e13, {}),
-    "energy_per_bit": Kind(_units(_SMALL, "J/bit"), "3.9 pJ/bit", 1e-18, 1e-3, _units(_SMALL, "J/B", 1 / 8)),
+    "energy_per_bit": Kind(
+        _PER_BIT, "3.9 pJ/bit", 1e-18, 1e-3, _units(_SMALL, "J/bit") | _units(_SMALL, "J/B", 1 / 8)
+    ),
     "energy_per_operation": Kind(
-        _units(_SMALL, "J/FLOP"), "0.5 pJ/FLOP", 1e-18, 1e-3, _units(_SMALL, "J/OP")
+        _PER_FLOP, "0.5 pJ/FLOP", 1e-18, 1e-3, _units(_SMALL, "J/FLOP") | _units(_SMALL, "J/OP")
     ),
     "power": Kind(_units(_SMALL | _LARGE, "W"), "30 W", 1e-9, 1e9, {}),
     "money": Kind({"USD": 1.0}, "2000 USD", 1e-3, 1e12, {}),
-    "energy_price": Kind({"USD/kWh": 1 / 3.6e6}, "0.1 USD/kWh", 1e-6 / 3.6e6, 1e3 / 3.6e6, {}),
-    "area": Kind({"mm2": 1e-6}, "1.5 mm2", 1e-15, 1.0, {}),
+    "energy_price": Kind({"USD/kWh": 1 / 3.6e6, "USD/J": 1.0}, "0.1 USD/kWh", 1e-6 / 3.6e6, 1e3 / 3.6e6, {}),
+    "area": Kind({"mm2": 1e-6, "m2": 1.0}, "1.5 mm2", 1e-15, 1.0, {}),
 }
 
 
@@ -85,7 +88,8 @@ def write(number: float, kind: str) -> str:
         key=lambda item: item[1],
         default=min(by_size, key=lambda item: abs(item[1] - 1)) if number == 0 else by_size[0],
     )
-    return f"{number / factor:.4g} {unit}"
+    shown = f"{number / factor:.4g}"
+    return f"{number / factor:,.0f} {unit}" if "e+" in shown else f"{shown} {unit}"
 
 
 def _field(kind: str, above_zero: bool) -> Any:

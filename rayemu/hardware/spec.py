@@ -70,7 +70,7 @@ class Compute(Section):
 
     `inputs` is how many input rows one pass over the weights serves, by registers or buffers: a PIM unit has
     few, a GPU as many as there are (None). `tile` rows are computed where fewer are wanted. With an `overlap`
-    p, memory and arithmetic take the p-norm of their times (1: one after the other); None: the longer of both.
+    p, memory and arithmetic take the p-norm of their times (1: one after the other); None: the longer one.
     `activations` says where rows are between products. A pass takes `overhead` beside that, and no less than
     `launch` for each of its `kernels`.
     """
