@@ -42,9 +42,13 @@ def fit(spec: Spec, models: Iterable[Model]) -> Constants:
     def residuals(scaled: np.ndarray) -> np.ndarray:
         constants = (float(scaled[0]), float(scaled[1]) * 1e-6, float(scaled[2]) * 1e-6)
         found = np.concatenate([errors(spec, constants, model) for model in models])
-        return np.log1p(found[~np.isnan(found)])
+        unmoved = 1e-3 * (
+            scaled[1] - start[1]
+        )  # a model that is never launch-bound says nothing of launching
+        return np.append(np.log1p(found[~np.isnan(found)]), unmoved)
 
-    share, launch, overhead = least_squares(residuals, [0.7, 12.0, 8.0]).x
+    start = [0.7, spec.module.compute.launch * 1e6, 8.0]
+    share, launch, overhead = least_squares(residuals, start).x
     return float(share), float(launch) * 1e-6, float(overhead) * 1e-6
 
 

@@ -18,6 +18,10 @@ def _inside(hardware: Hardware) -> float:
     return min(banks.count * banks.bandwidth, banks.limit or float("inf"))
 
 
+def _ridge(hardware: Hardware) -> float:
+    return hardware.spec.module.compute.rates["fp16"] / _inside(hardware)
+
+
 def _bandwidths() -> Check:
     limited, unlimited = load_hardware("attacc-hbm3-pim"), load_hardware("attacc-hbm3-pim-16x")
     hbm2, aim, upmem = (load_hardware(name) for name in ("hbm2-pim", "gddr6-aim", "upmem"))
@@ -40,18 +44,15 @@ def _bandwidths() -> Check:
 
 
 def _rates() -> Check:
-    hbm2, aim, text = (load_hardware(name).spec.module for name in ("hbm2-pim", "gddr6-aim", "text-pim"))
-    attacc = load_hardware("attacc-hbm3-pim")
+    names = ("hbm2-pim", "gddr6-aim", "attacc-hbm3-pim", "text-pim")
+    hbm2, aim, attacc, text = (load_hardware(name) for name in names)
+    channel = aim.spec.module.compute.rates["bf16"] / aim.spec.module.banks.count * 16
     rows = (
-        Row("HBM2-PIM, TFLOPS", hbm2.compute.rates["fp16"] / 1e12, "1.2"),
-        Row("GDDR6-AiM, a channel, GFLOPS", aim.compute.rates["bf16"] / aim.banks.count * 16 / 1e9, "512"),
-        Row("AttAcc, operations a byte", attacc.spec.module.compute.rates["fp16"] / _inside(attacc), "1"),
-        Row(
-            "HBM2-PIM, operations a byte",
-            hbm2.compute.rates["fp16"] / _inside(load_hardware("hbm2-pim")),
-            "1",
-        ),
-        Row("the texts' module, operations a byte", text.compute.rates["fp16"] / (16 * 16e9), "3.9"),
+        Row("HBM2-PIM, TFLOPS", hbm2.spec.module.compute.rates["fp16"] / 1e12, "1.2"),
+        Row("GDDR6-AiM, a channel, GFLOPS", channel / 1e9, "512"),
+        Row("AttAcc, operations a byte", _ridge(attacc), "1"),
+        Row("HBM2-PIM, operations a byte", _ridge(hbm2), "1"),
+        Row("the texts' module, operations a byte", _ridge(text), "3.9"),
     )
     return Check("Arithmetic of PIM parts", "makers and papers, see the presets", "", rows)
 
@@ -73,12 +74,12 @@ def _energies() -> Check:
 
 
 def _links() -> Check:
-    """CENT's one hop there and back: four ports, twice the wire, one switch; and lanes for each device."""
+    """CENT's hop and back, 4 x 25 + 2 x (5 + 20 + 5) + 20 ns, and 144 lanes of 8 GB/s for 32 devices."""
     level = load_hardware("gddr6-aim").spec.links.module
     energy = load_hardware("gddr6-aim").spec.energy
     rows = (
-        Row("latency of a hop and back, ns", level.latency * 1e9, f"{4 * 25 + 2 * (5 + 20 + 5) + 20}"),
-        Row("bandwidth of a device, GB/s", level.bandwidth / 1e9, f"{144 * 8 // 32}"),
+        Row("latency of a hop and back, ns", level.latency * 1e9, "180"),
+        Row("bandwidth of a device, GB/s", level.bandwidth / 1e9, "36"),
         Row("PCIe, pJ/bit", energy.links["module"] * 1e12, "4.4"),
         Row("DQ, pJ/bit", (energy.activations or 0.0) * 1e12, "5.5"),
     )
