@@ -181,7 +181,7 @@ def account(
     """All figures as plain data; sizes in bytes. `memory` is a module's. Raises ModelError."""
     spec, attention, bits = model.spec, model.attention, PRECISIONS[precision]
     tokens = model.tokens if tokens is None else tokens
-    kept_bits = max(bits, 16)  # of activations and cache
+    kept = _kept_bits(precision)
     parts = parameters(spec, attention)
     one = spec.expert_parameters()
     facts: dict[str, Any] = {
@@ -201,8 +201,8 @@ def account(
         "tokens": tokens,
         "context": context,
         "static_bytes": _bytes(parts["total"], bits),
-        "cache_bytes": cache_bytes(spec, attention, context, kept_bits) if attention else 0,
-        "activation_bytes": activation_bytes(spec, tokens, kept_bits),
+        "cache_bytes": cache_bytes(spec, attention, context, kept) if attention else 0,
+        "activation_bytes": activation_bytes(spec, tokens, kept),
         "notes": list(model.notes),
     }
     facts["dynamic_bytes"] = facts["cache_bytes"] + facts["activation_bytes"]["total"]
@@ -250,8 +250,7 @@ def _beside(model: Counted, facts: dict[str, Any], modules: int) -> dict[str, in
     whole = {key: weights[key] for key in ("router", "shared", "dense", "norms")}
     spread = {key: weights[key] for key in SPREAD if key in weights} | {"cache": facts["cache_bytes"]}
     rows = -(-facts["tokens"] // modules)
-    kept_bits = max(PRECISIONS[facts["precision"]], 16)
-    buffers = activation_bytes(model.spec, rows, kept_bits)["total"]
+    buffers = activation_bytes(model.spec, rows, _kept_bits(facts["precision"]))["total"]
     return {**whole, **{key: -(-size // modules) for key, size in spread.items()}, "buffers": buffers}
 
 
@@ -275,6 +274,11 @@ def _needed(model: Counted, facts: dict[str, Any], expert: int, slots: int, memo
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high
+
+
+def _kept_bits(precision: str) -> int:
+    """Bits of activations and cache, which stay wider than INT8 and INT4 weights."""
+    return max(PRECISIONS[precision], 16)
 
 
 def _bytes(count: int, bits: int) -> int:

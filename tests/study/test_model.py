@@ -145,6 +145,8 @@ def test_the_map_by_hand() -> None:
     assert beside["cache"] == 2048 * 32 * 2 * 8 * 128 * 2 // 4
     assert beside["buffers"] == 100 * 2 * (5 * 4096 + 2 * 14336) + 100 * 4 * 12
     assert modules["total_bytes"] == [64 * modules["expert_bytes"] + sum(beside.values())] * 4
+    wide = facts("mixtral-8x7b", "--modules", 4, "--tokens", 400, "--precision", "fp32")["modules"]
+    assert wide["beside_experts_bytes"]["buffers"] == 100 * 4 * (5 * 4096 + 2 * 14336) + 100 * 4 * 12
     assert modules["fits"] and modules["modules_needed"] == 2
 
 
