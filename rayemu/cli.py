@@ -186,6 +186,34 @@ def codecs(
         report(Scenario.load(scenario).with_overrides(list(settings or [])), names, tokens, out)
 
 
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="A preset, a scenario, or the directory of a checkpoint.")],
+    modules: Annotated[
+        int | None, typer.Option(metavar="M", help="Modules; else the scenario's, or 8.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help='Of a module, like "64 GB": does it fit?')
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="T", help="Tokens under way at once; else the scenario's, or 512.")
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="C", help="Tokens in the key and value cache.")] = 2048,
+    precision: Annotated[
+        str, typer.Option(metavar="P", help="Of the weights: fp32, fp16, int8 or int4.")
+    ] = "fp16",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON, sizes in bytes.")] = False,
+) -> None:
+    """What a model takes: parameters, FLOPs, bytes, cache and activations, module by module; does it fit?
+
+    Counted at full width, with attention and embeddings, which rayemu does not run.
+    """
+    with plain_errors():
+        from rayemu.study.model import report
+
+        report(name, modules, memory, tokens, context, precision, json)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
