@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,11 +26,11 @@ _RADIX = 1 << 16  # NumPy sorts keys of 16 bits by radix, ten times as fast as w
 class Schedule:
     """When the N events of a graph happen, in seconds of the hardware's time (emulated, never wall time).
 
-    An event is ready when its last cause has ended; `end - start` is what it takes alone, `start - ready` what
-    it waited for modules and links, of a message all along its way. `busy` [R] is what each resource served,
-    by groups: "modules" (one each), "routing" (a router each, or a host of each node, and last that of the
-    coordinator), and the links by level, "module" and "node". `level` [N] says which links a message passes:
-    an index of `rayemu.hardware.spec.LEVELS`, FREE for work and for messages that pass none.
+    An event is ready when its last cause has ended; `end - start` is what it takes alone, `start - ready`
+    what it waited for modules and links, of a message all along its way. `busy` [R] is what each resource
+    served, by groups: "modules" (one each), "routing" (a router each, or a host of each node, and last that
+    of the coordinator), and the links by level, "module" and "node". `level` [N] says which links a message
+    passes: an index of `rayemu.hardware.spec.LEVELS`, FREE for work and for messages that pass none.
     """
 
     ready: Array  # [N] float64
@@ -224,7 +225,7 @@ def _scheduled(graph: EventGraph, depth: Array, hardware: Hardware, model: Model
         asked = _asked(graph, first, last, hardware, model, groups)
         queues = queues or _Queues(max(ids.stop for ids in groups.values()))
         queues.count(asked.resource, asked.seconds)
-        for low, high in zip(levels[:-1], levels[1:], strict=True):
+        for low, high in pairwise(levels):
             starts = graph.cause_start[low : high + 1]
             begun = end[graph.causes[starts[0] : starts[-1]]]
             ready[low:high] = at = _over_causes(np.maximum, starts - starts[0], begun, 0.0)
@@ -260,7 +261,7 @@ class _Queues:
         self.busy += np.bincount(resource, seconds, len(self.busy))
 
     def served(self, asked: _Asked, low: int, high: int, ready: Array) -> Array:
-        """Serve the events from `low` to before `high`, which are ready at `ready` [n]; returns their ends."""
+        """Serve the events from `low` to before `high`, ready at `ready` [n]; returns their ends."""
         first, last = asked.start[low], asked.start[high]
         if first == last:
             return ready

@@ -16,8 +16,8 @@ class Draft:
         self.causes: list[list[int]] = []
 
     def add(
-        self, kind: int, src: int, dst: int, after: list[int] | int | None = None, role: int = 0, batch: int = 0,
-        layer: int = 0, expert: int = -1, rows: int = 1, size: float = 0.0,
+        self, kind: int, src: int, dst: int, after: list[int] | int | None = None, role: int = 0,
+        batch: int = 0, layer: int = 0, expert: int = -1, rows: int = 1, size: float = 0.0,
     ) -> int:  # fmt: skip
         after = [] if after is None else [after] if isinstance(after, int) else after
         facts = dict(

@@ -25,7 +25,7 @@ def pim() -> Hardware:
 
 
 def asked(graph: EventGraph, event: int, hw: Hardware, model: ModelSpec) -> tuple[list[tuple], float]:
-    """What an event asks: (resource, seconds) each, and its latency. Only ports, and shared links of nodes."""
+    """What an event asks: (resource, seconds) each, and its latency. Only ports and links of nodes."""
     kind, src, dst = int(graph.kind[event]), int(graph.src[event]), int(graph.dst[event])
     rows, nodes = int(graph.rows[event]), graph.module_to_node.tolist()
     if kind == ROUTE:
