@@ -141,6 +141,19 @@ class Host(Section):
     overhead: q.Time  # of each batch that is routed
 
 
+class Processors(Section):
+    """Processors that do everything on a node: its modules, the host, and whoever handles messages, in turn.
+
+    Only of a machine that emulates modules by processes. Every message costs `frame` and its bytes over
+    `bandwidth` at either end, every piece of work `job` beside its arithmetic.
+    """
+
+    count: Count
+    frame: q.Time
+    bandwidth: q.Rate
+    job: q.Time
+
+
 class RouterAccelerator(Section):
     """Silicon that scores experts and selects: `macs` a cycle, a comparator tree of `comparators` inputs."""
 
@@ -185,4 +198,5 @@ class Hardware(Section):
     host: Host
     energy: Energy
     router: RouterAccelerator | None = None
+    processors: Processors | None = None
     price: Price | None = None
