@@ -202,3 +202,13 @@ def test_a_crossbar_has_nothing_to_share() -> None:
     full: Network = network(None, 4)
     with pytest.raises(ValueError, match="full has one route"):
         least_loads(full, np.ones((4, 4)))
+
+
+def test_on_a_fat_tree_a_destination_has_one_way_down_and_shifts_never_meet() -> None:
+    net = network(Topology(kind="fat_tree", arity=4), 16)
+    everyone = net.loads(single(16, *((src, 5, 1.0) for src in range(16) if src // 4 != 1)))
+    down = everyone.reshape(6, 16)[3:]
+    np.testing.assert_array_equal((down > 0).sum(1), [1, 1, 1])  # to the end, its edge switch, its pod
+    for shift in range(1, 16):
+        loads = net.loads(single(16, *((src, (src + shift) % 16, 1.0) for src in range(16))))
+        assert loads.max() == 1

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks import validation_links
-from benchmarks.checks import Check
+from rayemu.benchmarks import validation_links
+from rayemu.benchmarks.checks import Check
 from rayemu.hardware import Hardware, load_hardware, transfers
 from rayemu.hardware.transfers import FREE, HOST, Services, hierarchical, pairwise, phases_seconds, services
 
