@@ -186,6 +186,34 @@ def codecs(
         report(Scenario.load(scenario).with_overrides(list(settings or [])), names, tokens, out)
 
 
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="A preset, a scenario, or the directory of a checkpoint.")],
+    modules: Annotated[
+        int | None, typer.Option(metavar="M", help="Modules; else the scenario's, or 8.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help='Of a module, like "64 GB": does it fit?')
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="T", help="Tokens under way at once; else the scenario's, or 512.")
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="C", help="Tokens in the key and value cache.")] = 2048,
+    precision: Annotated[
+        str, typer.Option(metavar="P", help="Of the weights: fp32, fp16, int8 or int4.")
+    ] = "fp16",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON, sizes in bytes.")] = False,
+) -> None:
+    """What a model takes: parameters, FLOPs, bytes, cache and activations, module by module; does it fit?
+
+    Counted at full width, with attention and embeddings, which rayemu does not run.
+    """
+    with plain_errors():
+        from rayemu.study.model import report
+
+        report(name, modules, memory, tokens, context, precision, json)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
@@ -340,6 +368,60 @@ def plan(
             refuse([f"--expert-bytes: {expert_bytes} {error}"])
         known = dict(experts=experts, tokens=tokens, window=window)
         plan(file, Machine(modules, nodes, slots, groups, size), keep, planners, out, format, json, known)
+
+
+@app.command()
+def reproduce(
+    only: Annotated[
+        str | None, typer.Option(metavar="TEXT|ID", help="One text (000, 001, 002), or one row in full.")
+    ] = None,
+    differs: Annotated[bool, typer.Option("--differs", help="Without the rows that agree.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with inputs and formulas.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/reproduce.md.")] = False,
+) -> None:
+    """The figures of the texts that the project comes from, worked out again: theirs, ours, and why not."""
+    with plain_errors():
+        from rayemu.study.reproduce.show import report, select, unknown
+
+        if json and markdown:
+            refuse(["--json and --markdown exclude each other; give one"])
+        if only is not None and (problem := unknown(only)):
+            refuse([problem])
+        report(select(only, differs), json, markdown)
+
+
+@app.command()
+def hardware(
+    name: Annotated[
+        str | None, typer.Argument(help="One of those, or a YAML file; else all are listed.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like module.banks.count.value=32."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, in SI units.")] = False,
+) -> None:
+    """Modelled hardware: a line for each that there is, or every number of one and where it is from."""
+    with plain_errors():
+        from rich.console import Console
+
+        from rayemu.hardware import load_hardware, packaged
+        from rayemu.hardware.describe import as_data
+        from rayemu.report.hardware import print_list, print_one
+
+        if name is None and settings:
+            refuse(["--set: changes one hardware; name it"])
+        names = packaged() if name is None else [name]
+        chosen = [load_hardware(one, *(settings or [])) for one in names]
+        if json:
+            import json as text
+
+            data = [as_data(one) for one in chosen]
+            typer.echo(text.dumps(data if name is None else data[0], indent=1, ensure_ascii=False))
+        elif name is None:
+            print_list(chosen, Console())
+        else:
+            print_one(chosen[0], Console())
 
 
 def main() -> None:
