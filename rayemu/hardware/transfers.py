@@ -223,9 +223,9 @@ class _Plan:
             of = which[routes.of]
             latency[which] = link.latency + np.maximum(routes.hops - 1, 0) * _hop(link)
             floor[which] = link.floor
-            entries.append((of, base[src[of]] + routes.link, _held(link, sizes[of] * routes.part)))
             if name == "node" and self.shared and self.ported:
                 entries += self._ports(src, dst, sizes, which)
+            entries.append((of, base[src[of]] + routes.link, _held(link, sizes[of] * routes.part)))
         of, resource, seconds = (
             (np.concatenate(part) for part in zip(*entries, strict=True))
             if entries

@@ -74,6 +74,12 @@ def test_every_message_costs_its_sender_the_overhead() -> None:
     assert hw.all_to_all_seconds(fan_out.T) == pytest.approx(1e-6 + 3 * 1e-6)  # nobody receives for it
 
 
+def test_the_overhead_is_at_the_senders_own_port_where_its_nodes_link_is_shared() -> None:
+    hw = machine(node=f"{NODE}, shared: true, overhead: {{value: 50 us, SOURCE}}")
+    both = exchange(4, (0, 2, 1e4), (1, 3, 1e4))  # 5 us each on the link, and 50 us at ports of their own
+    assert hw.all_to_all_seconds(both) == pytest.approx(3e-6 + 51e-6)
+
+
 def test_the_smallest_message_takes_the_floor() -> None:
     hw = machine(module=f"{MODULE}, floor: {{value: 5 us, SOURCE}}")
     assert hw.all_to_all_seconds(exchange(2, (0, 1, 1.0))) == pytest.approx(5e-6)
