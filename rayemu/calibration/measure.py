@@ -17,7 +17,9 @@ from rayemu.compression import make_codec
 from rayemu.model.expert import Expert, expert_forward
 
 # Width D, F and rows of the passes that are measured: launch-bound, memory-bound, compute-bound.
-SHAPES = tuple((d, f, rows) for d, f in ((256, 512), (1024, 384), (1024, 2048)) for rows in (1, 8, 64, 256, 768))
+SHAPES = tuple(
+    (d, f, rows) for d, f in ((256, 512), (1024, 384), (1024, 2048)) for rows in (1, 8, 64, 256, 768)
+)
 FRAME = (256, 1024)  # rows and width of what codecs code
 CODECS = ("int8", "int8+zstd", "bf16", "fp16", "fp8", "planes+zstd", "zstd")
 CACHES = 64e6  # bytes of weights that are used in turn, so that no cache holds them all
