@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import validation_experts, validation_parts
+from . import validation_experts, validation_links, validation_parts
 from .checks import Check
 from .output import write
 
 PARTS: dict[str, Callable[[], list[Check]]] = {
     "experts": validation_experts.checks,
+    "links": validation_links.checks,
     "parts": validation_parts.checks,
 }
 

@@ -37,12 +37,14 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.cluster.client_runtime import ClusterError
     from rayemu.cluster.local_ray import RayUnavailable
     from rayemu.compression import CodecError
+    from rayemu.drivers.record import RecordError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
     from rayemu.numerics import DenormalsFlushed
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
+    from rayemu.study.model import ModelError
     from rayemu.study.plan import PlanError
     from rayemu.traces.errors import TraceError
 
@@ -58,7 +60,9 @@ def _expected(error: Exception) -> list[str] | None:
         StalledError,
         DenormalsFlushed,
         TraceError,
+        RecordError,
         PlanError,
+        ModelError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

@@ -215,8 +215,8 @@ def _impossible(spec: Spec) -> list[str]:
         if topology is None:
             continue
         where = f"links.{name}.topology"
-        if (topology.kind == "torus") != (topology.dimensions is not None):
-            found.append(f"{where}.dimensions: a torus needs them and nothing else has them")
-        if (topology.kind == "fat_tree") != (topology.arity is not None):
-            found.append(f"{where}.arity: a fat tree needs it and nothing else has it")
+        if topology.kind != "torus" and topology.dimensions is not None:
+            found.append(f"{where}.dimensions: only a torus has them, this is {topology.kind}")
+        if topology.kind != "fat_tree" and topology.arity is not None:
+            found.append(f"{where}.arity: only a fat tree has it, this is {topology.kind}")
     return found

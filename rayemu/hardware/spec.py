@@ -98,7 +98,10 @@ class Module(Section):
 
 
 class Topology(Section):
-    """How the ends of a level are joined. `dimensions` of a torus; `arity` of a fat tree's switches."""
+    """How the ends of a level are joined: full is a crossbar that never blocks. Routes: `topology.network`.
+
+    `dimensions` of a torus, None: the squarest; `arity` of a fat tree's switches, None: the smallest.
+    """
 
     kind: Literal["full", "ring", "torus", "fat_tree"]
     dimensions: tuple[Count, ...] | None = None
@@ -107,9 +110,13 @@ class Topology(Section):
 
 
 class Level(Section):
-    """A link of each end, each way. `shared`: one link of a node carries what all its modules send."""
+    """A link of each end, each way. `shared`: one link of a node carries what all its modules send.
+
+    `floor` is what the smallest message takes, where more than latency: launching a collective, for one.
+    """
 
     latency: q.Time
+    floor: q.Time = 0.0
     bandwidth: q.Rate
     share: Share = 1.0  # of the bandwidth that large messages reach
     overhead: q.Time = 0.0  # of each message, at its sender, beside the latency

@@ -139,12 +139,19 @@ class Requests:
         self.wake = min(self.wake, request.deadline)
 
     def overdue(self, now: float) -> list[tuple[int, Request]]:
-        """Return the requests whose deadline is past; the caller puts it off or asks elsewhere."""
+        """Return the requests whose deadline is past; the caller puts it off or asks elsewhere.
+
+        One of which another brought all the pairs meanwhile only gives its window back: what waits for that
+        may be what the unit still lacks, and nobody will answer it.
+        """
         late = [(n, r) for n, r in self.by_number.items() if r.deadline <= now]
+        for _, request in late:
+            if not request.open().any():
+                self._release(request, now)
         self.wake = min(
             (r.deadline for r in self.by_number.values() if r.deadline > now), default=float("inf")
         )
-        return late
+        return [(n, r) for n, r in late if r.stage is not Stage.SETTLED]
 
     def orphans(self, request: Request, view: View) -> np.ndarray:
         """Return which pairs [n] of a request nobody will answer any more, or better someone else."""

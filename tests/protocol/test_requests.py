@@ -185,6 +185,18 @@ def test_nobody_is_late_who_has_not_been_asked() -> None:
     assert table.requests.by_number[b].deadline == float("inf")
 
 
+def test_an_overdue_request_whose_pairs_another_brought_gives_its_window_back() -> None:
+    table = Table()
+    u = unit()
+    first, again, waiting = table.add(u, [[1, 1, 4]], 20), table.add(u, [[1, 1, 4]], 80), unit()
+    behind = table.add(waiting, [[1, 1, 2]], 30)
+    assert table.sent() == [first, again]
+    table.come(first)
+    assert table.sent() == [], "80 of the 100 bytes are still out"
+    assert table.requests.overdue(1e6) == [] and table.sent() == [behind]
+    assert table.requests.wake > 1e6, "what was sent just now has its own deadline"
+
+
 def test_answers_and_probes_reset_the_count_of_silent_probes() -> None:
     table = Table()
     u = unit()
