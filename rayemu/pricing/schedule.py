@@ -7,7 +7,7 @@ each level is a few operations on arrays. docs/pricing.md states the rule and it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -142,10 +142,11 @@ def _reordered(graph: EventGraph, order: Array) -> EventGraph:
     count = np.diff(graph.cause_start)[order]
     start = np.concatenate([[0], np.cumsum(count)])
     which = np.repeat(graph.cause_start[:-1][order] - start[:-1], count) + np.arange(start[-1])
-    columns = ("kind", "role", "src", "dst", "batch", "layer", "expert", "rows", "bytes")
+    apart = ("cause_start", "causes", "module_to_node")
+    columns = {f.name: getattr(graph, f.name) for f in fields(graph) if f.name not in apart}
     return replace(
         graph,
-        **{name: getattr(graph, name)[order] for name in columns},
+        **{name: column[order] for name, column in columns.items() if isinstance(column, np.ndarray)},
         cause_start=start,
         causes=place[graph.causes[which]],
     )
@@ -201,7 +202,7 @@ def _asked(
 def _worker(graph: EventGraph, work: Array, hardware: Hardware, groups: dict[str, range]) -> Array:
     """Return who does each piece of work [n]: its module, or for routing a router or a host."""
     where = graph.src[work].astype(np.int64)
-    place = where if hardware.spec.router is not None else graph.module_to_node[where].astype(np.int64)
+    place = where if _routes_itself(hardware) else graph.module_to_node[where].astype(np.int64)
     router = np.where(where < 0, groups["routing"].stop - 1, groups["routing"].start + place)
     mine = np.where(graph.kind[work] == ROUTE, router, where)
     if (mine < 0).any():
@@ -209,12 +210,17 @@ def _worker(graph: EventGraph, work: Array, hardware: Hardware, groups: dict[str
     return mine
 
 
+def _routes_itself(hardware: Hardware) -> bool:
+    """Whether each module has a router or host of its own, instead of one for each node."""
+    return hardware.spec.router is not None or hardware.spec.host.each
+
+
 # -- the schedule -----------------------------------------------------------------------------------------
 def _scheduled(graph: EventGraph, depth: Array, hardware: Hardware, model: ModelSpec) -> Schedule:
     """Schedule events that are sorted by level."""
     size, modules = len(graph), len(graph.module_to_node)
     nodes = int(graph.module_to_node.max(initial=0)) + 1
-    routers = (modules if hardware.spec.router is not None else nodes) + 1
+    routers = (modules if _routes_itself(hardware) else nodes) + 1
     groups = {"modules": range(modules), "routing": range(modules, modules + routers)}
     ready, end, alone = np.zeros((3, size))
     level = np.full(size, FREE, np.int8)
