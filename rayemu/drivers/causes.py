@@ -181,7 +181,8 @@ class _Joins:
         self._add(cause[in_time], effect[in_time])
         size, rows = len(record), record["rows"]
         routed = record["request"][own_cause] >= 0
-        have = np.bincount(own_effect[routed], rows[own_cause[routed]], size)
+        have = np.zeros(size)  # a bincount of nothing has no weights: integers
+        have += np.bincount(own_effect[routed], rows[own_cause[routed]], size)
         have += np.bincount(effect[in_time], rows[cause[in_time]], size)
         routing = np.concatenate([self._of(DISPATCH), gemms[record["request"][gemms] >= 0]])
         experts = combines[np.isin(record["layer"][combines], np.unique(record["layer"][routing]))]
