@@ -45,7 +45,7 @@ class EventGraph:
     `src` and `dst` [N] are modules, -1 the coordinator and -2 the client, equal for work. `expert` is -1 of
     what is for several or none, and of the shared expert or dense FFN. A merged GEMM is one event; its batch
     is that of its first part. `bytes` [N] is what a message carries at the model's full width, 0 of work;
-    `flops` [N] likewise, 0 of messages. `request` [N] tells the messages of a home's request apart, -1
+    `flops` [N] likewise, 0 of messages. `request` [N] is one number for all messages of a request, -1
     elsewhere. `causes[cause_start[n] : cause_start[n + 1]]` are the events that event n waited for.
     `gaps` counts causes that must have been and are not in the record, as of a process that died with it.
     """
@@ -79,10 +79,10 @@ def graph_of(
 ) -> EventGraph:
     """Make the graph of a record (as `collected` or `load_columns` give it) of a run of this model.
 
-    `spec` may be the model as run or at its full widths. With `in_flight` a batch's submission waits for the
-    results of the batch so many before it, otherwise for those of the batch finished last before it, see
-    `causes_of`. Bytes at full width: a frame that went raw has its rows at full width and the rest as it
-    was; of one that a codec coded, all is as much more as the rows are wider.
+    `spec` may be the model as run or at its full widths. A batch's submission waits for the results of the
+    batch `in_flight` before it (by default as many as ever were under way at once). Bytes at full width: a
+    frame that went raw has its rows at full width and the rest as it was; of one that a codec coded, all is
+    as much more as the rows are wider.
     Raises ValueError where the record is not one of this model.
     """
     full = spec.full()
@@ -125,7 +125,7 @@ def graph_of(
         rows=total,
         bytes=np.where(kind == MESSAGE, _bytes(lead, full, scale), 0.0),
         flops=_flops(kind, lead, total, full),
-        request=np.where(kind == MESSAGE, lead["request"], -1),
+        request=np.where(kind == MESSAGE, _requests(lead), -1),
         cause_start=np.concatenate([[0], np.cumsum(np.bincount(effect, minlength=size))]),
         causes=cause[by_effect],
         module_to_node=np.asarray(module_to_node, np.int32),
@@ -166,6 +166,13 @@ def _events(rows: np.ndarray) -> np.ndarray:
     lead, job = np.unique(keys, axis=1, return_index=True, return_inverse=True)[1:]
     event[gemms] = gemms[lead][job.reshape(-1)]
     return np.unique(event, return_inverse=True)[1].reshape(-1)
+
+
+def _requests(rows: np.ndarray) -> np.ndarray:
+    """Number the requests of all homes; -1 where there is none."""
+    keys = np.stack([rows["home"].astype(np.int64), rows["request"]])
+    number = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+    return np.where(rows["request"] >= 0, number, -1)
 
 
 def _bytes(rows: np.ndarray, full: ModelSpec, scale: int) -> np.ndarray:
