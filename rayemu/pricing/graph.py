@@ -75,7 +75,10 @@ class EventGraph:
 
 
 def graph_of(
-    record: np.ndarray, spec: ModelSpec, module_to_node: np.ndarray, in_flight: int | None = None
+    record: np.ndarray,
+    spec: ModelSpec,
+    in_flight: int | None = None,
+    module_to_node: np.ndarray | None = None,
 ) -> EventGraph:
     """Make the graph of a record (as `collected` or `load_columns` give it) of a run of this model.
 
@@ -83,8 +86,11 @@ def graph_of(
     batch `in_flight` before it (by default as many as ever were under way at once). Bytes at full width: a
     frame that went raw has its rows at full width and the rest as it was; of one that a codec coded, all is
     as much more as the rows are wider.
+    `module_to_node` [M] is the run's; without it all modules of the record are on one node.
     Raises ValueError where the record is not one of this model.
     """
+    if module_to_node is None:
+        module_to_node = np.zeros(max(int(record[end].max(initial=-1)) for end in ("src", "dst")) + 1)
     full = spec.full()
     scale = _scale(record, full)
     found = causes_of(record, in_flight)
