@@ -134,11 +134,15 @@ class Links(Section):
 
 
 class Host(Section):
-    """What routes tokens where the hardware has no router: a processor with its memory."""
+    """What routes tokens where the hardware has no router: a processor with its memory.
+
+    One for each node, or with `each` one for each module, as a GPU that routes its own tokens.
+    """
 
     rate: q.Operations
     bandwidth: q.Rate
     overhead: q.Time  # of each batch that is routed
+    each: bool = False
 
 
 class RouterAccelerator(Section):
