@@ -14,7 +14,8 @@ from scipy.optimize import least_squares
 from rayemu.drivers.record import load_columns
 from rayemu.hardware import Hardware
 from rayemu.model.spec import ModelSpec
-from rayemu.pricing import EventGraph, graph_of, schedule
+from rayemu.pricing import EventGraph, schedule
+from rayemu.pricing.graph import graph_of
 from rayemu.running.run import run_scenario
 from rayemu.scenario import Scenario
 
@@ -47,7 +48,7 @@ def ran(scenario: Scenario) -> Ran:
         record = load_columns(Path(folder) / "run" / "record.npz")
     spec = replace(scenario.spec, scale=1)
     nodes = np.repeat(np.arange(scenario.cluster.nodes, dtype=np.int32), scenario.cluster.modules_per_node)
-    graph = graph_of(record, spec, nodes, scenario.run.in_flight)
+    graph = graph_of(record, spec, scenario.run.in_flight, nodes)
     tokens = int(summary["tokens_out"])
     return Ran(scenario.name, graph, spec, tokens, tokens / summary["tokens_per_wall_s"])
 

@@ -171,5 +171,6 @@ def _check(**given: int | np.ndarray | None) -> None:
             continue
         numbers = np.asarray(value)
         least = 0 if name == "rows" else 1
-        if not np.issubdtype(numbers.dtype, np.integer) or (numbers < least).any():
+        whole = np.issubdtype(numbers.dtype, np.integer) and (name == "rows" or not numbers.ndim)
+        if not whole or (numbers < least).any():
             raise ValueError(f"{name}: {value!r} is not allowed; allowed: whole numbers from {least} on")

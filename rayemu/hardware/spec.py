@@ -134,15 +134,19 @@ class Links(Section):
 
 
 class Host(Section):
-    """What routes tokens where the hardware has no router: a processor with its memory."""
+    """What routes tokens where the hardware has no router: a processor with its memory.
+
+    One for each node, or with `each` one for each module, as a GPU that routes its own tokens.
+    """
 
     rate: q.Operations
     bandwidth: q.Rate
     overhead: q.Time  # of each batch that is routed
+    each: bool = False
 
 
 class Processors(Section):
-    """Processors that do everything on a node: its modules, the host, and whoever handles messages, in turn.
+    """Processors of one machine that do everything in turn: the modules of all nodes, the host, the messages.
 
     Only of a machine that emulates modules by processes. Every message costs `frame` and its bytes over
     `bandwidth` at either end, every piece of work `job` beside its arithmetic.

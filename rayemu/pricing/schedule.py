@@ -7,7 +7,7 @@ each level is a few operations on arrays. docs/pricing.md states the rule and it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -143,10 +143,11 @@ def _reordered(graph: EventGraph, order: Array) -> EventGraph:
     count = np.diff(graph.cause_start)[order]
     start = np.concatenate([[0], np.cumsum(count)])
     which = np.repeat(graph.cause_start[:-1][order] - start[:-1], count) + np.arange(start[-1])
-    columns = ("kind", "role", "src", "dst", "batch", "layer", "expert", "rows", "bytes")
+    apart = ("cause_start", "causes", "module_to_node")
+    columns = {f.name: getattr(graph, f.name) for f in fields(graph) if f.name not in apart}
     return replace(
         graph,
-        **{name: getattr(graph, name)[order] for name in columns},
+        **{name: column[order] for name, column in columns.items() if isinstance(column, np.ndarray)},
         cause_start=start,
         causes=place[graph.causes[which]],
     )
@@ -197,7 +198,7 @@ def _asked(
     level[message], latency[message], floor[message] = links.level, links.latency, links.floor
     if hardware.spec.processors is not None:
         start, resource, seconds, more = _on_processors(
-            graph, events, message, took, hardware.spec.processors, start, resource, seconds, groups
+            graph.bytes[events], message, took, hardware.spec.processors, start, resource, seconds, groups
         )
         latency += more
     alone = np.maximum(_over_causes(np.maximum, start, seconds, 0.0) + latency, floor)
@@ -205,8 +206,7 @@ def _asked(
 
 
 def _on_processors(
-    graph: EventGraph,
-    events: Array,
+    sizes: Array,
     message: Array,
     took: Array,
     processors: Processors,
@@ -215,26 +215,23 @@ def _on_processors(
     seconds: Array,
     groups: dict[str, range],
 ) -> tuple[Array, Array, Array, Array]:
-    """What n events ask of the nodes' processors too, at both ends of a message; and the latency [n] of it.
+    """What n events ask of the processors too, at both ends of a message; and the latency [n] of it.
 
-    The processors of a node are one resource that is as quick as all together; that one of them is slower
-    than all is latency.
+    They are one resource that is as quick as all together; that one of them is slower than all is latency.
     """
-    own = processors.frame + graph.bytes[events] / processors.bandwidth  # [n] at each end
+    own = processors.frame + sizes / processors.bandwidth  # [n] at each end
     own[~message] = took + processors.job
-    nodes = np.append(graph.module_to_node, 0)  # -1: the coordinator's, on node 0
-    first = groups["processors"].start
-    ends = [first + nodes[np.maximum(end, -1)] for end in (graph.src[events], graph.dst[events])]  # [n] each
     count = np.diff(start)
     place = np.cumsum(np.where(message, 2, 1) + count)
     place = np.concatenate([[0], place])
-    new_resource, new_seconds = np.empty(place[-1], np.int64), np.empty(place[-1])
+    new_resource = np.full(place[-1], groups["processors"].start)
+    new_seconds = np.empty(place[-1])
     kept = np.ones(place[-1], bool)
     at = place[1:] - 1
-    new_resource[at], new_seconds[at] = ends[0], own / processors.count
+    new_seconds[at] = own / processors.count
     kept[at] = False
     at = at[message] - 1
-    new_resource[at], new_seconds[at] = ends[1][message], own[message] / processors.count
+    new_seconds[at] = own[message] / processors.count
     kept[at] = False
     new_resource[kept], new_seconds[kept] = resource, seconds
     late = own * (1 - 1 / processors.count)
@@ -244,7 +241,7 @@ def _on_processors(
 def _worker(graph: EventGraph, work: Array, hardware: Hardware, groups: dict[str, range]) -> Array:
     """Return who does each piece of work [n]: its module, or for routing a router or a host."""
     where = graph.src[work].astype(np.int64)
-    place = where if hardware.spec.router is not None else graph.module_to_node[where].astype(np.int64)
+    place = where if _routes_itself(hardware) else graph.module_to_node[where].astype(np.int64)
     router = np.where(where < 0, groups["routing"].stop - 1, groups["routing"].start + place)
     mine = np.where(graph.kind[work] == ROUTE, router, where)
     if (mine < 0).any():
@@ -252,15 +249,20 @@ def _worker(graph: EventGraph, work: Array, hardware: Hardware, groups: dict[str
     return mine
 
 
+def _routes_itself(hardware: Hardware) -> bool:
+    """Whether each module has a router or host of its own, instead of one for each node."""
+    return hardware.spec.router is not None or hardware.spec.host.each
+
+
 # -- the schedule -----------------------------------------------------------------------------------------
 def _scheduled(graph: EventGraph, depth: Array, hardware: Hardware, model: ModelSpec) -> Schedule:
     """Schedule events that are sorted by level."""
     size, modules = len(graph), len(graph.module_to_node)
     nodes = int(graph.module_to_node.max(initial=0)) + 1
-    routers = (modules if hardware.spec.router is not None else nodes) + 1
+    routers = (modules if _routes_itself(hardware) else nodes) + 1
     groups = {"modules": range(modules), "routing": range(modules, modules + routers)}
     if hardware.spec.processors is not None:
-        groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + nodes)
+        groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + 1)
     ready, end, alone = np.zeros((3, size))
     level = np.full(size, FREE, np.int8)
     borders = np.concatenate([[0], np.flatnonzero(np.diff(depth)) + 1, [size]])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 
 from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, OTHER, REPLY, ROUTE, EventGraph
+
+TOY = Path(__file__).parent / "toy.yaml"
 
 
 class Draft:
@@ -43,16 +48,15 @@ class Draft:
         def column(name: str, dtype: type) -> np.ndarray:
             return np.array([event[name] for event in self.events], dtype)
 
+        columns = {
+            "kind": np.uint8, "role": np.uint8, "src": np.int16, "dst": np.int16, "batch": np.int32,
+            "layer": np.int16, "expert": np.int32, "rows": np.int64, "bytes": np.float64,
+        }  # fmt: skip
+        rest = {"flops": np.zeros(len(self.events)), "request": np.full(len(self.events), -1)}
+        known = {field.name for field in fields(EventGraph)}
         return EventGraph(
-            kind=column("kind", np.uint8),
-            role=column("role", np.uint8),
-            src=column("src", np.int16),
-            dst=column("dst", np.int16),
-            batch=column("batch", np.int32),
-            layer=column("layer", np.int16),
-            expert=column("expert", np.int32),
-            rows=column("rows", np.int64),
-            bytes=column("bytes", np.float64),
+            **{name: column(name, dtype) for name, dtype in columns.items()},
+            **{name: value for name, value in rest.items() if name in known},
             cause_start=np.cumsum([0, *map(len, self.causes)]).astype(np.int64),
             causes=np.array([c for causes in self.causes for c in causes], np.int64),
             module_to_node=np.array(self.nodes, np.int32),

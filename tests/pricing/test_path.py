@@ -10,10 +10,10 @@ from rayemu.model.spec import ModelSpec
 from rayemu.pricing import EventGraph, Schedule, schedule
 from rayemu.pricing.graph import OTHER, REPLY
 from rayemu.pricing.path import PARTS, critical_paths
-from tests.pricing.graphs import Draft, drawn, step
+from tests.pricing.graphs import TOY, Draft, drawn, step
 
 MODEL = ModelSpec("m", 512, 256, 8, 2, layers=2, shared_d_ff=128)
-PIM = load_hardware("text-pim")
+PIM = load_hardware(TOY)
 
 
 def test_a_chain_by_hand() -> None:

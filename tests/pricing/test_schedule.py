@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +13,15 @@ import pytest
 from rayemu.hardware import Hardware, load_hardware
 from rayemu.model.spec import ModelSpec
 from rayemu.pricing import schedule
-from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
-from tests.pricing.graphs import Draft, drawn, step
+from rayemu.pricing.graph import COMBINE, EXPERT, ROUTE, EventGraph
+from tests.pricing.graphs import TOY, Draft, drawn, step
 
 MODEL = ModelSpec("m", 512, 256, 8, 2, layers=2, shared_d_ff=128)
-NEXT_DOOR = 2  # modules of a node in these tests
 
 
 @pytest.fixture(scope="module")
 def pim() -> Hardware:
-    return load_hardware("text-pim")
+    return load_hardware(TOY)
 
 
 def asked(graph: EventGraph, event: int, hw: Hardware, model: ModelSpec) -> tuple[list[tuple], float]:
@@ -151,9 +151,9 @@ def test_a_node_s_shared_link_carries_what_its_modules_send_one_after_the_other(
     assert schedule(draft.graph(), pim, MODEL).end.tolist() == pytest.approx([1e-3 + 2e-6, 2e-3 + 2e-6])
 
 
-@pytest.mark.parametrize("name", ["text-pim"])
-@pytest.mark.parametrize("seed", range(3))
-def test_an_exchange_takes_what_the_hardware_says_of_one(name: str, seed: int) -> None:
+@pytest.mark.parametrize("name", [TOY, "text-pim", "h100-sxm", "hbm2-pim"])
+@pytest.mark.parametrize("seed", range(2))
+def test_an_exchange_takes_what_the_hardware_says_of_one(name: str | Path, seed: int) -> None:
     hw = load_hardware(name)
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, 1 << 20, (6, 6)) * (rng.random((6, 6)) < 0.7)
@@ -211,24 +211,18 @@ def test_a_shared_pass_of_a_model_without_one_is_refused(pim: Hardware) -> None:
 
 def test_a_million_messages_in_a_few_seconds(pim: Hardware) -> None:
     """The target is one second on one core; the bound here only catches a loop over events."""
-    modules, count = 256, 1 << 17
+    modules, count, half = 256, 1 << 17, 1 << 16
     rng = np.random.default_rng(0)
     src, dst = rng.integers(modules, size=(2, count))
-    zeros = np.zeros(count, np.int64)
-    graph = EventGraph(
-        kind=np.full(count, MESSAGE, np.uint8),
-        role=zeros.astype(np.uint8),
-        src=src.astype(np.int16),
-        dst=dst.astype(np.int16),
-        batch=zeros.astype(np.int32),
-        layer=zeros.astype(np.int16),
-        expert=zeros.astype(np.int32),
-        rows=zeros,
-        bytes=rng.random(count) * 1e6,
-        cause_start=np.concatenate([zeros[: count // 2], np.arange(count - count // 2 + 1)]),
-        causes=np.arange(count - count // 2),
-        module_to_node=(np.arange(modules) // 8).astype(np.int32),
-    )
+    draft = Draft([module // 8 for module in range(modules)])
+    for number in range(2):
+        draft.send(0, 1, 1.0, after=[0] * number)
+    two = draft.graph()
+    columns = {f.name: getattr(two, f.name) for f in fields(two)}
+    columns = {n: np.repeat(c, half) for n, c in columns.items() if isinstance(c, np.ndarray) and len(c) == 2}
+    columns |= {"src": src.astype(np.int16), "dst": dst.astype(np.int16), "bytes": rng.random(count) * 1e6}
+    starts = np.concatenate([np.zeros(half, np.int64), np.arange(half + 1)])
+    graph = replace(two, **columns, cause_start=starts, causes=np.arange(half))
     began = time.process_time()
     schedule(graph, pim, MODEL)
     assert time.process_time() - began < 8 * count / 1e6
