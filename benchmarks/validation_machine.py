@@ -1,4 +1,4 @@
-"""How near the calibrated model of this machine comes to rayemu's own wall time, in runs that it has not seen.
+"""How near the calibrated model of this machine comes to rayemu's wall time, in runs that it has not seen.
 
 Not among the parts that are checked unless named: `python -m benchmarks.validation machine` measures for two
 minutes, on an otherwise quiet machine.

@@ -12,7 +12,8 @@ def fit_passes(measured: Mapping[tuple[int, int, int], float], tile: int) -> tup
     """Return the overhead (s), bandwidth (B/s) and rate (FLOP/s) of expert passes (D, F, rows) -> seconds.
 
     A pass takes overhead + bytes / bandwidth + operations / rate, one after the other: weights and
-    activations in float32, as `rayemu.hardware.passes` counts them. Least squares of the relative errors, none below 0.
+    activations in float32, as `rayemu.hardware.passes` counts them. Least squares of the relative errors,
+    none below 0.
     """
     features, wanted = [], []
     for (d_model, d_ff, rows), seconds in measured.items():
