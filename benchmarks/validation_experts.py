@@ -16,12 +16,13 @@ MEASURED = {
     ("DeepSeek-V3", 7168, 2048): "48-80 50 49 50 50 57 79 140 278 544",
 }
 SOURCE = "measured on an H100 SXM (80 GB), bf16, PyTorch 2.11"
-# Measured on another such card after the constants had been fitted, which did not change them. Of small experts
-# only passes that are longer than their launch: that depends on the processor beside the card.
+# Measured on another such card after the constants had been fitted, which did not change them. Of small
+# experts only passes that are longer than their launch: that depends on the processor beside the card.
 UNSEEN = {
     ("Mixtral-8x22B", 6144, 16384): {
-        1: "213.7", 8: "217.5", 32: "219.9", 64: "227.4", 96: "236.3", 128: "240.6", 192: "262.5", 256: "270.6",
-        384: "376.6", 512: "517.6", 768: "755.6", 1024: "1013.6", 1536: "1502.2", 2048: "2016.8", 4096: "4035.5",
+        1: "213.7", 8: "217.5", 32: "219.9", 64: "227.4", 96: "236.3", 128: "240.6", 192: "262.5",
+        256: "270.6", 384: "376.6", 512: "517.6", 768: "755.6", 1024: "1013.6", 1536: "1502.2",
+        2048: "2016.8", 4096: "4035.5",
     },
     ("Qwen3-235B", 4096, 1536): {1536: "98.2", 2048: "128.0", 4096: "243.0"},
     ("Qwen3-30B", 2048, 768): {4096: "80.2"},

@@ -44,7 +44,8 @@ def test_the_file_is_a_hardware_with_a_source_for_every_number(tmp_path: Path) -
     hardware = this_machine(tmp_path, frame=3e-4)
     assert hardware.spec.processors is not None
     assert hardware.spec.processors.frame == pytest.approx(3e-4)
-    assert all("calibrate" in hardware.sources[f"processors.{name}"] for name in ("frame", "job", "bandwidth"))
+    fitted = ("frame", "job", "bandwidth")
+    assert all("calibrate" in hardware.sources[f"processors.{name}"] for name in fitted)
     assert [file.name for file in tmp_path.iterdir()] == ["this-machine.yaml"]
 
 
