@@ -45,7 +45,7 @@ _STATED = {"16x110b": (110e9, 1.81e12), "64x156b": (156e9, 10.2e12)}
 NOTES = {
     "gpt-oss-20b": "Every other layer looks back over 128 tokens only; the cache is counted as if none did.",
     "gpt-oss-120b": "Every other layer looks back over 128 tokens only; the cache is counted as if none did.",
-    "llama-4-scout": "Three layers of four look back over 8192 tokens only; the cache is counted as if none did.",
+    "llama-4-scout": "Three layers of four look back over 8192 tokens only; the cache counts all tokens in all.",
     "switch-c-2048": "An encoder and a decoder: the cache is counted for the attention of both.",
 }
 
@@ -338,8 +338,9 @@ def _map(facts: dict[str, Any]) -> Table:
     for number in np.unique(held)[::-1].tolist():  # modules that hold as many are alike
         which = np.flatnonzero(held == number)
         total = found["total_bytes"][which[0]]
-        together = which[-1] - which[0] == len(which) - 1
-        name = f"{which[0]} to {which[-1]}" if together else f"{len(which)}, the first is {which[0]}"
+        name = f"{len(which)}, the first is {which[0]}"
+        if which[-1] - which[0] == len(which) - 1:
+            name = f"{which[0]} to {which[-1]}" if len(which) > 1 else f"{which[0]}"
         size = format_bytes(number * found["expert_bytes"])
         shown.add_row(name, str(number), size, *beside, format_bytes(total))
     return shown
