@@ -45,7 +45,7 @@ _STATED = {"16x110b": (110e9, 1.81e12), "64x156b": (156e9, 10.2e12)}
 NOTES = {
     "gpt-oss-20b": "Every other layer looks back over 128 tokens only; the cache is counted as if none did.",
     "gpt-oss-120b": "Every other layer looks back over 128 tokens only; the cache is counted as if none did.",
-    "llama-4-scout": "Three layers of four look back over 8192 tokens only; the cache counts all tokens in all.",
+    "llama-4-scout": "Of four layers three look back over 8192 tokens only; the cache counts them all.",
     "switch-c-2048": "An encoder and a decoder: the cache is counted for the attention of both.",
 }
 
