@@ -43,6 +43,15 @@ from rayemu.protocol.slices import Unit
 _BYTES_PER_CHOICE = 8  # expert and weight
 
 
+_CARRYING = {
+    Submit: SUBMIT,
+    Slice: SLICE,
+    RouteRequest: ROUTE_REQUEST,
+    RouteReply: ROUTE_REPLY,
+    Result: RESULT,
+}
+
+
 class ActorRecord:
     """Notes what one actor sends.
 
@@ -61,39 +70,39 @@ class ActorRecord:
         """Note that a frame of `size` bytes was sent; that of a dispatch or reply is `ModuleRecord.sent`."""
         if not self._on:
             return
+        kind = _CARRYING.get(type(message), CONTROL)
+        if kind == CONTROL:
+            self.control(to, size, queued_s, start_s, self._clock(), level)
+            return
         me = self._me
         home = me if me >= 0 else to
-        batch = slice = micro = layer = -1
-        rows = size_raw = 0
-        kind = CONTROL
-        if isinstance(message, (Slice, Result)):
-            kind = SLICE if isinstance(message, Slice) else RESULT
-            batch, slice, rows, size_raw = (
-                message.batch,
-                message.slice,
-                len(message.rows),
-                message.rows.nbytes,
-            )
-            if isinstance(message, Slice) and message.experts is not None:
-                size_raw += message.experts.size * _BYTES_PER_CHOICE
-        elif isinstance(message, (RouteRequest, RouteReply)):
-            batch, slice, micro, layer = message.batch, message.slice, message.micro, message.layer
-            if isinstance(message, RouteRequest):
-                kind, rows, size_raw = ROUTE_REQUEST, len(message.rows), message.rows.nbytes
-            else:
-                kind, rows = ROUTE_REPLY, len(message.experts)
-                size_raw = message.experts.size * _BYTES_PER_CHOICE
-        else:
+        batch: int = message.batch  # type: ignore[union-attr]
+        slice = micro = layer = -1
+        if isinstance(message, Submit):
             home = -1
-            if isinstance(message, Submit):
-                kind, batch, rows, size_raw = SUBMIT, message.batch, len(message.rows), message.rows.nbytes
+        else:
+            slice = message.slice  # type: ignore[union-attr]
+        if isinstance(message, (RouteRequest, RouteReply)):
+            micro, layer = message.micro, message.layer
+        if isinstance(message, RouteReply):
+            rows, carried = len(message.experts), message.experts.size * _BYTES_PER_CHOICE
+        else:
+            rows, carried = len(message.rows), message.rows.nbytes  # type: ignore[union-attr]
+            if isinstance(message, Slice) and message.experts is not None:
+                carried += message.experts.size * _BYTES_PER_CHOICE
         where = (kind, level, 0, me, to, self._incarnation, home, layer, micro, batch, slice, -1, -1)
-        self._write((*where, rows, -1, -1, -1, -1, 0.0, size_raw, size, queued_s, start_s, self._clock()))
+        self._write((*where, rows, -1, -1, -1, -1, 0.0, carried, size, queued_s, start_s, self._clock()))
 
-    def control(self, to: int, size: int, start_s: float, end_s: float) -> None:
-        """Note a frame of the protocol's own that another thread sent."""
-        where = (CONTROL, 0, 0, self._me, to, self._incarnation, -1, -1, -1, -1, -1, -1, -1)
-        self._write((*where, 0, -1, -1, -1, -1, 0.0, 0, size, start_s, start_s, end_s))
+    def control(
+        self, to: int, size: int, queued_s: float, start_s: float, end_s: float, level: int = 0
+    ) -> None:
+        """Note a frame of the protocol's own."""
+        # fmt: off
+        self._write((
+            CONTROL, level, 0, self._me, to, self._incarnation, -1, -1, -1, -1, -1, -1, -1,
+            0, -1, -1, -1, -1, 0.0, 0, size, queued_s, start_s, end_s,
+        ))
+        # fmt: on
 
     def routed(self, sends: list[Send], start_s: float) -> None:
         """Note the routing of what the coordinator is about to send, which took it from `start_s` to now."""
@@ -188,10 +197,10 @@ class ModuleRecord(ActorRecord):
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self._me else FORWARD
             expert = message.lots[0][1] if len(message.lots) == 1 else -1
-            told = message.slice, message.epoch, expert
+            slice, epoch = message.slice, message.epoch
         else:
-            kind, told = REPLY, (-1, -1, -1)
-        self._rows(kind, level, codec, self._me, to, message, queued_s, start_s, size, told)
+            kind, slice, epoch, expert = REPLY, -1, -1, -1
+        self._rows(kind, level, codec, self._me, to, message, queued_s, start_s, size, slice, epoch, expert)
 
     def computed(self, job: Job, start_s: float, end_s: float, ahead_s: float = 0.0) -> None:
         """Note a GEMM: a row for each part of it, with the share of the time that its rows have.
@@ -219,9 +228,13 @@ class ModuleRecord(ActorRecord):
                 assert isinstance(unit, Unit)
                 home, request, micro = me, -1, unit.micro
                 batch, slice = unit.slice.batch, unit.slice.slice
-            where = (GEMM, 0, 0, me, me, self._incarnation, home, layer, micro, batch, slice, -1, expert)
-            cost = (rows, -1, -1, request, number, flops * rows, rows * width, 0)
-            self._write((*where, *cost, min(part.since + ahead_s, began_s), began_s, ended_s))
+            # fmt: off
+            self._write((
+                GEMM, 0, 0, me, me, self._incarnation, home, layer, micro, batch, slice, -1, expert,
+                rows, -1, -1, request, number, flops * rows, rows * width, 0,
+                min(part.since + ahead_s, began_s), began_s, ended_s,
+            ))
+            # fmt: on
             began_s = ended_s
 
     def _rows(
@@ -235,14 +248,18 @@ class ModuleRecord(ActorRecord):
         queued_s: float,
         start_s: float,
         size: int = 0,
-        told: tuple[int, int, int] = (-1, -1, -1),
+        slice: int = -1,
+        epoch: int = -1,
+        expert: int = -1,
     ) -> None:
-        """Note a frame's rows; `told` are the slice, the epoch and the expert, as far as it names them."""
-        slice, epoch, expert = told
         rows = m.rows
-        where = (kind, level, codec, src, dst, self._incarnation, m.home, m.layer, m.micro, m.batch)
-        cost = (len(rows), -1, -1, m.request, -1, 0.0, rows.nbytes, size)
-        self._write((*where, slice, epoch, expert, *cost, queued_s, start_s, self._clock()))
+        # fmt: off
+        self._write((
+            kind, level, codec, src, dst, self._incarnation, m.home, m.layer, m.micro, m.batch, slice,
+            epoch, expert, len(rows), -1, -1, m.request, -1, 0.0, rows.nbytes, size,
+            queued_s, start_s, self._clock(),
+        ))
+        # fmt: on
 
 
 def sender_of(message: Dispatch | Reply) -> int:

@@ -72,7 +72,7 @@ def _record(clock: str) -> np.dtype:
 RECORD = _record("wall")  # Unix time
 VIRTUAL_RECORD = _record("virtual")
 _LETTERS = {"u1": "B", "u2": "H", "i2": "h", "i4": "i", "i8": "q", "f8": "d"}  # of fields, in structs
-_ROW = struct.Struct("<" + "".join(_LETTERS[RECORD[n].str[1:]] for n in range(len(RECORD))))
+_ROW = struct.Struct("<" + "".join(_LETTERS[RECORD[n].str[1:]] for n in range(len(RECORD.names or ()))))
 _GROW = 1 << 14  # rows
 
 
