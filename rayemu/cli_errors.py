@@ -41,6 +41,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
     from rayemu.numerics import DenormalsFlushed
+    from rayemu.pricing.memory import PricingError
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
@@ -61,6 +62,7 @@ def _expected(error: Exception) -> list[str] | None:
         TraceError,
         RecordError,
         PlanError,
+        PricingError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]
