@@ -28,6 +28,11 @@ trace_app = typer.Typer(
 )
 app.add_typer(trace_app, name="trace")
 
+_Hardware = Annotated[
+    list[str] | None,
+    typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or a YAML file; repeatable."),
+]
+
 
 def _folder(path: Path | None) -> Path | None:
     """The path with a ~ expanded, which no shell does in --out=~/x."""
@@ -70,6 +75,7 @@ def run(
         str | None, typer.Option(metavar="RAY", help="A Ray cluster to use; else one is started here.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view; one line at the end.")] = False,
+    hardware: _Hardware = None,
 ) -> None:
     """Run a scenario, check its output, and keep what happened in a run folder.
 
@@ -82,16 +88,18 @@ def run(
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address)}")
     with plain_errors():
+        from rayemu.hardware import load_hardware
         from rayemu.report.live import ViewConsole, make_view
         from rayemu.report.table import one_line, print_summary
         from rayemu.running.run import run_scenario
         from rayemu.scenario import Scenario
 
         chosen = Scenario.load(scenario).with_overrides(changes)
+        modelled = [load_hardware(name) for name in hardware or []]
         console = ViewConsole()
         folder = out or Path("runs") / chosen.name
-        with make_view(chosen, console, quiet) as view:
-            summary = run_scenario(chosen, folder, view, trace, overwrite)
+        with make_view(chosen, console, quiet, [one.name for one in modelled]) as view:
+            summary = run_scenario(chosen, folder, view, trace, overwrite, modelled)
         if quiet:
             typer.echo(one_line(summary, folder))
         else:
@@ -376,15 +384,11 @@ def hardware(
             print_one(chosen[0], Console())
 
 
-_Hardware = Annotated[
-    list[str] | None,
-    typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or a YAML file; repeatable."),
-]
-
-
 @app.command()
 def price(
-    run: Annotated[Path, typer.Argument(metavar="RUN", callback=_folder, help="The folder of a finished run.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", callback=_folder, help="The folder of a finished run.")
+    ],
     hardware: _Hardware = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
     overfull: Annotated[
