@@ -45,6 +45,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
+    from rayemu.study.model import ModelError
     from rayemu.study.plan import PlanError
     from rayemu.traces.errors import TraceError
 
@@ -63,6 +64,7 @@ def _expected(error: Exception) -> list[str] | None:
         RecordError,
         PlanError,
         PricingError,
+        ModelError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

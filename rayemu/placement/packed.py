@@ -19,8 +19,9 @@ CAPS = ((0.8, 2), (0.93, 20), (0.7, 20), (0.96, 2), (0.85, 3), (0.7, 2))
 MORE = 2  # and what is POOR even so: each count from the fewest on, for each of the three heaviest experts
 POOR = 1e-2
 FEW, MANY = 500, 10_000  # ways to share the slots that are all tried; with two slots per device
-FUNNEL = ((3, 3), (2, 10), (1, 70))  # of these tries the best so many get so many rounds of swaps
+FUNNEL = ((3, 3), (2, 7), (1, 0))  # of these tries the best so many get so many rounds of swaps
 WIDE = ((5, 6), (2, 70), (1, 0))  # and of all ways, where those are tried
+FIRST, LAST = 20, 70  # rounds before other counts are tried, and for what is not GOOD after it
 
 
 def pack_experts(weight: np.ndarray, slots: int, devices: int, target: np.ndarray) -> np.ndarray:
@@ -40,19 +41,21 @@ def pack_experts(weight: np.ndarray, slots: int, devices: int, target: np.ndarra
     most = np.full(weight.shape, devices)
     expert, load = pack_rows(ranked, copy_counts(ranked, slots, most), devices)
     part_copies(expert, load)
-    expert, load = even_out(expert, load, target, rounds=20)
+    expert, load = even_out(expert, load, target, rounds=FIRST)
     if slots == 2 * devices and few_ways(slots, experts, MANY):
         rows = _far(load, target, 1e-9)
         _keep_better(expert, load, rows, *best_pairs(ranked[rows], slots, _fullest(load)[rows]))
     else:
         few = few_ways(slots, experts, FEW)
-        funnel = WIDE if few else FUNNEL
         for far, limits in ((GOOD, _all),) if few else ((GOOD, _caps), (POOR, _steps)):
             rows = _far(load, target, far)
             if len(rows):
                 most = limits(ranked[rows], slots, devices, target[rows])
-                best = _best(ranked[rows], slots, devices, target[rows], most, funnel)
+                best = _best(ranked[rows], slots, devices, target[rows], most, WIDE if few else FUNNEL)
                 _keep_better(expert, load, rows, *best)
+        rows = _far(load, target, GOOD)
+        last = even_out(expert[:, rows], load[:, rows], target[rows], rounds=LAST)
+        _keep_better(expert, load, rows, *last)
     flat = np.take_along_axis(order, expert.transpose(1, 2, 0).reshape(problems, slots), 1)
     return flat.reshape(problems, devices, per_device)
 
