@@ -477,6 +477,21 @@ def calibrate(
         typer.echo(f"{out}: price runs with it: rayemu price RUN --hardware {out}")
 
 
+@app.command()
+def crossover(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A preset, a checkpoint or a scenario.")],
+    hardware: _Hardware = None,
+    modules: Annotated[int | None, typer.Option(metavar="M", help="Modules of each; else 8.")] = None,
+    zipf: Annotated[float, typer.Option(metavar="S", help="Exponent of the experts' popularity.")] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+) -> None:
+    """One layer on hardwares side by side, 1 to 4096 tokens: time, energy, and where they change places."""
+    with plain_errors():
+        from rayemu.study.crossover import report
+
+        report(model, hardware or [], modules, zipf, json)
+
+
 def main() -> None:
     """The entry point of the `rayemu` command."""
     app()
