@@ -81,6 +81,8 @@ def _energy(
             )
         )
     found, unknown = {"experts": passes}, []
+    if passes and spec.module.fetch is not None and energy.fetch is None:
+        unknown.append("fetch")
     rows = int(graph.rows[graph.kind == COMBINE].sum(dtype=np.int64))
     if energy.activations is not None:
         bits = BITS[spec.module.compute.precision]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayemu import calibration
 from rayemu.calibration.fit import fit_passes
 from rayemu.calibration.hardware import description, written
 from rayemu.calibration.measure import CODECS, SHAPES, _measured
 from rayemu.calibration.runs import FIRST, Ran, fit_costs, predicted, with_costs
-from rayemu.hardware import Hardware
+from rayemu.hardware import Hardware, HardwareError
 from rayemu.model.spec import ModelSpec
 from tests.pricing.graphs import Draft
 
@@ -47,6 +48,29 @@ def test_the_file_is_a_hardware_with_a_source_for_every_number(tmp_path: Path) -
     fitted = ("frame", "job", "bandwidth")
     assert all("calibrate" in hardware.sources[f"processors.{name}"] for name in fitted)
     assert [file.name for file in tmp_path.iterdir()] == ["this-machine.yaml"]
+
+
+def test_an_unfinished_calibration_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it would claim to be fitted."""
+
+    def interrupted(*_: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "on_every_core", lambda *_: made())
+    monkeypatch.setattr(calibration, "ran", lambda *_: None)
+    monkeypatch.setattr(calibration, "fit_costs", interrupted)
+    file = tmp_path / "this-machine.yaml"
+    for before in (None, "of last week"):
+        if before is not None:
+            file.write_text(before)
+        with pytest.raises(KeyboardInterrupt):
+            calibration.calibrate(file, print)
+        assert [path.read_text() for path in tmp_path.iterdir()] == [before] * (before is not None)
+    with pytest.raises(HardwareError):
+        written(description(made(), {**FIRST, "job": -1.0}, "a processor"), file)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of last week"]
 
 
 def a_graph(size: float, batches: int) -> Draft:

@@ -79,6 +79,16 @@ def test_cost_over_three_years_by_hand() -> None:
     assert cost["usd_per_million_tokens"] == pytest.approx(cost["total_usd"] / tokens * 1e6)
 
 
+def test_a_fetch_whose_energy_is_not_told_is_said_to_be_missing() -> None:
+    graph = step(batches=1)
+    fetch = "module.fetch={bandwidth: {value: 50 GB/s, source: t}, latency: {value: 1 us, source: t}}"
+    for told, unknown in (("", True), ("energy.fetch={value: 10 pJ/bit, source: t}", False)):
+        hardware = load_hardware(TOY, *filter(None, (fetch, told)))
+        found = price(graph, schedule(graph, hardware, MODEL), hardware, MODEL, 16)
+        assert ("fetch" in found["energy_not_known"]) == unknown
+    assert "fetch" not in price(graph, schedule(graph, PIM, MODEL), PIM, MODEL, 16)["energy_not_known"]
+
+
 def test_hardware_without_a_price_has_no_cost() -> None:
     graph = step(batches=1)
     hardware = load_hardware("hbm2-pim")
