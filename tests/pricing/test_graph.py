@@ -206,6 +206,30 @@ def test_what_must_hold_of_layers_relays_and_micro_batches(place: str, codec: st
     assert graph.flops[own & (graph.layer > 0)].sum() == 2 * 200 * 3 * 2 * D * 16  # shared
 
 
+def test_what_is_decoded_is_what_its_sender_coded() -> None:
+    """A relay's forwards too: who sent, to whom, for which request, over which link, how many rows."""
+    scenario = Scenario.from_dict(
+        {
+            "model": {"d_model": D, "d_ff": 16, "experts": 8, "top_k": 2, "layers": 1},
+            "cluster": {"nodes": 2, "modules_per_node": 4, "transport": "memory"},
+            "placement": {"copies": 1},
+            "exchange": {"kind": "hierarchical", "min_slice_rows": 8}
+            | {"codec": {"module": "int8", "node": "int8"}},
+        }
+    )
+    with Emulator(scenario) as emulator:
+        emulator.forward(np.random.default_rng(0).standard_normal((64, D), dtype=np.float32))
+        record = emulator.record()
+    names = ["src", "dst", "home", "request", "level", "rows", "codec", "raw_bytes"]
+    frames = np.isin(record["kind"], (rec.DISPATCH, rec.FORWARD, rec.REPLY)) & (record["codec"] > 0)
+    assert (record["kind"][frames] == rec.FORWARD).any()
+    sent = sorted(record[frames][names].tolist())
+    for kind in (rec.ENCODE, rec.DECODE):
+        assert sorted(record[record["kind"] == kind][names].tolist()) == sent
+    decoded = np.flatnonzero(record["kind"] == rec.DECODE)
+    assert (record[record["cause"][decoded]][names] == record[decoded][names]).all()
+
+
 def test_bytes_at_full_width() -> None:
     """Raw rows grow with the width and the rest of a frame does not; coded frames grow as a whole."""
     scenario = Scenario.from_dict(
