@@ -79,6 +79,20 @@ def test_cost_over_three_years_by_hand() -> None:
     assert cost["usd_per_million_tokens"] == pytest.approx(cost["total_usd"] / tokens * 1e6)
 
 
+def test_a_dense_layer_s_combine_adds_one_output_only() -> None:
+    """Of five rows: two values in and one out of D in layer 1, one in and one out in layer 0; fp16."""
+    model = ModelSpec("m", 512, 256, 8, 2, layers=2, dense_layers=1, dense_d_ff=128)
+    hardware = load_hardware(TOY, "energy.activations={value: 3 pJ/bit, source: t}")
+    draft = Draft([0])
+    first = draft.combine(0, 5, layer=0)
+    draft.combine(0, 5, layer=1, after=first)
+    plan = schedule(draft.graph(), hardware, model)
+    each = 5 * 512 * 2 / (16 * 16e9)
+    assert (plan.end - plan.start).tolist() == pytest.approx([2 * each, 3 * each])
+    found = price(draft.graph(), plan, hardware, model, 5)
+    assert found["energy_joules"]["combine"] == pytest.approx((2 + 3) * 5 * 512 * 16 * 3e-12)
+
+
 def test_a_fetch_whose_energy_is_not_told_is_said_to_be_missing() -> None:
     graph = step(batches=1)
     fetch = "module.fetch={bandwidth: {value: 50 GB/s, source: t}, latency: {value: 1 us, source: t}}"
