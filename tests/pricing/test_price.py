@@ -64,16 +64,19 @@ def test_no_figure_of_time_hides_its_clock() -> None:
     assert times and all(key.endswith("_emu_s") for key in times)
 
 
-def test_cost_over_three_years_by_hand() -> None:
+@pytest.mark.parametrize("drawn", [1.0, 1.25])
+def test_cost_over_three_years_by_hand(drawn: float) -> None:
+    """`drawn` watts for each that the modules use."""
     graph = step(batches=1, modules=4, per_node=2)
-    plan = schedule(graph, PIM, MODEL)
-    found = price(graph, plan, PIM, MODEL, tokens=16)
+    hardware = load_hardware(TOY, f"price.overhead={{value: {drawn}, source: t}}")
+    plan = schedule(graph, hardware, MODEL)
+    found = price(graph, plan, hardware, MODEL, tokens=16)
     watts = found["joules_per_token"] * 16 / plan.span
     hours = 3 * 365 * 24
     cost = found["cost"]
     assert cost["bought_usd"] == 4 * 1000 + 2 * 5000
     assert cost["mean_watts"] == pytest.approx(watts)
-    assert cost["power_usd"] == pytest.approx(watts / 1000 * hours * 0.1)
+    assert cost["power_usd"] == pytest.approx(drawn * watts / 1000 * hours * 0.1)
     assert cost["total_usd"] == pytest.approx(cost["bought_usd"] + cost["power_usd"])
     tokens = found["tokens_per_emu_s"] * hours * 3600
     assert cost["usd_per_million_tokens"] == pytest.approx(cost["total_usd"] / tokens * 1e6)
