@@ -45,6 +45,17 @@ def test_the_figures_of_a_small_step_by_hand() -> None:
     assert found["utilisation"]["node_links"]["max"] == pytest.approx(1e-6 / took)
 
 
+def test_what_was_before_the_first_submission_is_in_no_figure_of_batches() -> None:
+    draft = Draft([0])
+    before = draft.route(0, 5, batch=-1)
+    submit = draft.send(-2, -1, 1.0, OTHER, after=before)
+    draft.send(0, -2, 1.0, OTHER, after=draft.combine(0, 4, after=submit))
+    found = price(draft.graph(), schedule(draft.graph(), PIM, MODEL), PIM, MODEL, tokens=4)
+    took = PIM.combine_seconds(512, 2, 4)
+    assert found["step_emu_s"] == pytest.approx(took) == found["stream_emu_s"]
+    assert found["tokens_per_emu_s"] == pytest.approx(4 / took)
+
+
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_the_critical_path_sums_to_the_step(in_flight: int) -> None:
     graph = step(batches=5, in_flight=in_flight)
@@ -134,6 +145,15 @@ def test_a_memory_map_counts_the_full_width_at_the_hardware_s_precision() -> Non
     assert found.activations == model.activation_bytes(10) // 2
     assert found.total.tolist() == [held + found.common + found.activations for held in found.experts]
     assert found.fits is True
+
+
+def test_activations_have_sixteen_bits_where_weights_have_fewer() -> None:
+    model = ModelSpec("m", 512, 256, 8, 2, layers=2)
+    rates = "{int8: {value: 1 TOP/s, source: t}}"
+    hardware = load_hardware(TOY, "module.compute.precision=int8", f"module.compute.rates={rates}")
+    found = memory_map(hardware, model, np.array([1]), rows=10)
+    assert found.experts.tolist() == [3 * 512 * 256]
+    assert found.activations == model.activation_bytes(10) // 2  # which counts four bytes a value
 
 
 def test_a_module_that_cannot_hold_its_experts_is_refused_with_sizes_and_remedy() -> None:
