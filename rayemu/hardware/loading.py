@@ -239,4 +239,8 @@ def _impossible(spec: Spec) -> list[str]:
             found.append(f"{where}.dimensions: only a torus has them, this is {topology.kind}")
         if topology.kind != "fat_tree" and topology.arity is not None:
             found.append(f"{where}.arity: only a fat tree has it, this is {topology.kind}")
+        elif topology.arity is not None and topology.arity % 2:
+            found.append(
+                f"{where}.arity: {topology.arity} is not allowed; half of a switch's ports go up: even"
+            )
     return found

@@ -73,6 +73,10 @@ def test_values_apart_from_their_sources(tmp_path: Path) -> None:
             "links.module.topology={kind: ring, arity: {value: 4, source: made up}}",
             "links.module.topology.arity: only a fat tree has it, this is ring",
         ),
+        (
+            "links.module.topology={kind: fat_tree, arity: {value: 5, source: made up}}",
+            "links.module.topology.arity: 5 is not allowed; half of a switch's ports go up: even",
+        ),
     ],
 )
 def test_one_line_with_field_value_and_remedy(tmp_path: Path, change: str, line: str) -> None:

@@ -163,6 +163,8 @@ def test_copies_of_a_scenario_are_counted_where_they_are() -> None:
     assert found["tokens"] == 4 * 512, "four batches are under way"
     assert any("width/8" in note for note in found["notes"])
     assert facts("laptop", "--modules", 5)["modules"]["count"] == 5
+    roomy = facts("laptop", "--memory", "9000 GB")["modules"]
+    assert roomy["fits"] and roomy["modules_needed"] == 2, "copies are on different modules"
     code, text = run("laptop", "--modules", 1)
     assert code == 2 and "--modules 1 is not allowed; allowed: 2 and above" in text
 
