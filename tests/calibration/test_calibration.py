@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rayemu import calibration
+from rayemu.calibration import measure
 from rayemu.calibration.fit import fit_passes
 from rayemu.calibration.hardware import description, written
-from rayemu.calibration.measure import CODECS, SHAPES, _measured
+from rayemu.calibration.measure import CODECS, SHAPES, _best, _measured
 from rayemu.calibration.runs import FIRST, Ran, fit_costs, predicted, with_costs
 from rayemu.hardware import Hardware, HardwareError
 from rayemu.model.spec import ModelSpec
@@ -121,3 +122,15 @@ def test_the_costs_of_runs_come_back(tmp_path: Path) -> None:
 def test_every_rate_is_measured() -> None:
     found = _measured(0.3)
     assert set(found) == set(made()) and all(0 < seconds < 5 for seconds in found.values())
+
+
+def test_a_call_takes_the_median_of_its_times_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, turns = [0.0], []
+
+    def call(turn: int) -> None:
+        turns.append(turn)
+        now[0] += [100.0, 3.0, 50.0, 1.0, 2.0, 4.0][turn]
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert _best(call, 58.0) == 3.0
+    assert turns == [0, 1, 2, 3, 4, 5]  # five that count, which take 60 seconds
