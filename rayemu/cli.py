@@ -376,6 +376,35 @@ def hardware(
             print_one(chosen[0], Console())
 
 
+_Hardware = Annotated[
+    str, typer.Option("--hardware", metavar="NAME", help="One of `rayemu hardware`, or a YAML file.")
+]
+_HardwareSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one of its values, like module.banks.count.value=32."
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="As JSON, in SI units.")]
+
+
+@app.command()
+def banks(
+    hardware: _Hardware = "text-pim",
+    lookahead: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Accesses of a bank that are sorted by row before served.")
+    ] = 1,
+    settings: _HardwareSettings = None,
+    json: _Json = False,
+) -> None:
+    """Mappings of experts to a module's banks side by side: row-buffer hits, banks at work, bandwidth."""
+    with plain_errors():
+        from rayemu.hardware import load_hardware
+        from rayemu.study.banks import report
+
+        report(load_hardware(hardware, *(settings or [])), lookahead, json)
+
+
 def main() -> None:
     """The entry point of the `rayemu` command."""
     app()
