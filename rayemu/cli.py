@@ -405,6 +405,49 @@ def banks(
         report(load_hardware(hardware, *(settings or [])), lookahead, json)
 
 
+@app.command()
+def tiers(
+    file: _TraceFile,
+    hardware: _Hardware = "text-pim",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A preset, for the bytes of an expert at full width.")
+    ] = None,
+    expert_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of an expert's weights, like 352 MB.")
+    ] = None,
+    bits: Annotated[int, typer.Option(min=1, max=64, help="Of a weight, with --model.")] = 16,
+    capacity: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=N", help="Experts (or a size) that a tier holds instead; repeatable."),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only these of lru, lfu, predicted, belady; repeatable."),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="T", help="Tokens of a step, where FILE has their choices.")
+    ] = 1,
+    settings: _HardwareSettings = None,
+    json: _Json = False,
+    format: _TraceFormat = None,
+    experts: _Experts = None,
+    tokens: _Tokens = None,
+    window: _Window = 65536,
+) -> None:
+    """An expert cache over a hardware's tiers on a routing trace: who is served from where, time and energy.
+
+    Policies side by side, Belady's optimum among them as the bound.
+    """
+    with plain_errors():
+        from rayemu.hardware import load_hardware
+        from rayemu.study.tiers import expert_size, report
+
+        known = dict(format=format, experts=experts, tokens=tokens, window=window)
+        size = expert_size(model, expert_bytes, bits)
+        chosen = load_hardware(hardware, *(settings or []))
+        report(file, chosen, size, capacity or [], policy or [], batch, json, known)
+
+
 def main() -> None:
     """The entry point of the `rayemu` command."""
     app()

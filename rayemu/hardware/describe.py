@@ -115,6 +115,9 @@ def _leaves(section: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[str, An
         at = (*path, name)
         if isinstance(value, BaseModel):
             yield from _leaves(value, at)
+        elif isinstance(value, dict) and any(isinstance(inner, BaseModel) for inner in value.values()):
+            for key, inner in value.items():
+                yield from _leaves(inner, (*at, key))
         elif isinstance(value, dict):
             yield from ((".".join((*at, key)), number, kind) for key, number in value.items())
         else:

@@ -212,7 +212,7 @@ def test_the_texts_mapping_by_its_own_batch() -> None:
 
 
 def test_study_finds_the_texts_row_hits_where_half_the_experts_are_at_work() -> None:
-    """45 % under its mapping, 70 to 81 % interleaved its way (rows of 2 and 4 KiB), but 18 % by plain rows."""
+    """45 % under its mapping, 70 to 81 % interleaved its way (rows of 2 and 4 KiB), 18 % by plain rows."""
     found = {}
     for size in ("2 KiB", "4 KiB"):
         hardware = load_hardware("text-pim", f"module.banks.rows.row.value={size}")
