@@ -448,6 +448,30 @@ def tiers(
         report(file, chosen, size, capacity or [], policy or [], batch, json, known)
 
 
+@app.command()
+def router(
+    model: Annotated[str, typer.Argument(help="A preset, like deepseek-v3.")] = "mixtral-8x7b",
+    hardware: _Hardware = "text-pim",
+    tokens: Annotated[int, typer.Option(min=1, metavar="T", help="Tokens that are routed at once.")] = 64,
+    modules: Annotated[int, typer.Option(min=1, max=1024, metavar="M", help="Modules that hold them.")] = 8,
+    d_model: Annotated[int | None, typer.Option(min=1, metavar="D", help="Instead of the model's.")] = None,
+    experts: Annotated[int | None, typer.Option(min=1, metavar="E", help="Instead of the model's.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, metavar="K", help="Instead of the model's.")] = None,
+    settings: _HardwareSettings = None,
+    json: _Json = False,
+) -> None:
+    """Where routing is computed, and at which precision: bytes on links, emulated time, energy.
+
+    Then the router's silicon, where the hardware has it, and comparator trees, beside the texts' figures.
+    """
+    with plain_errors():
+        from rayemu.hardware import load_hardware
+        from rayemu.study.router import report, work_of
+
+        work = work_of(model, tokens, modules, d_model, experts, top_k)
+        report(load_hardware(hardware, *(settings or [])), work, json)
+
+
 def main() -> None:
     """The entry point of the `rayemu` command."""
     app()
