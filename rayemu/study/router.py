@@ -125,8 +125,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"{trees['comparators']} comparators, {trees['serial']} one by one, {trees['grouped']} in "
         f"{GROUPS} groups",
         f"for the text's {TEXT_TOP_K} of {TEXT_EXPERTS}: {text['tree']}, {text['serial']} and "
-        f"{text['grouped']}; its tree of pair winners takes {text['pair_winners']} and loses the second best in "
-        f"{text['pair_winners_lose']:.1%} of cases (text: 4 against 32)",
+        f"{text['grouped']}; its tree of pair winners takes {text['pair_winners']} and loses the "
+        f"second best in {text['pair_winners_lose']:.1%} of cases (text: 4 against 32)",
     ]
     if (silicon := facts["silicon"]) is not None:
         rate = silicon["tokens_per_emu_s"]
