@@ -28,6 +28,11 @@ trace_app = typer.Typer(
 )
 app.add_typer(trace_app, name="trace")
 
+_Hardware = Annotated[
+    list[str] | None,
+    typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or a YAML file; repeatable."),
+]
+
 
 def _folder(path: Path | None) -> Path | None:
     """The path with a ~ expanded, which no shell does in --out=~/x."""
@@ -70,6 +75,7 @@ def run(
         str | None, typer.Option(metavar="RAY", help="A Ray cluster to use; else one is started here.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view; one line at the end.")] = False,
+    hardware: _Hardware = None,
 ) -> None:
     """Run a scenario, check its output, and keep what happened in a run folder.
 
@@ -82,16 +88,18 @@ def run(
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address)}")
     with plain_errors():
+        from rayemu.hardware import load_hardware
         from rayemu.report.live import ViewConsole, make_view
         from rayemu.report.table import one_line, print_summary
         from rayemu.running.run import run_scenario
         from rayemu.scenario import Scenario
 
         chosen = Scenario.load(scenario).with_overrides(changes)
+        modelled = [load_hardware(name) for name in hardware or []]
         console = ViewConsole()
         folder = out or Path("runs") / chosen.name
-        with make_view(chosen, console, quiet) as view:
-            summary = run_scenario(chosen, folder, view, trace, overwrite)
+        with make_view(chosen, console, quiet, [one.name for one in modelled]) as view:
+            summary = run_scenario(chosen, folder, view, trace, overwrite, modelled)
         if quiet:
             typer.echo(one_line(summary, folder))
         else:
@@ -184,6 +192,34 @@ def codecs(
         from rayemu.study.codecs import report
 
         report(Scenario.load(scenario).with_overrides(list(settings or [])), names, tokens, out)
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="A preset, a scenario, or the directory of a checkpoint.")],
+    modules: Annotated[
+        int | None, typer.Option(metavar="M", help="Modules; else the scenario's, or 8.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help='Of a module, like "64 GB": does it fit?')
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="T", help="Tokens under way at once; else the scenario's, or 512.")
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="C", help="Tokens in the key and value cache.")] = 2048,
+    precision: Annotated[
+        str, typer.Option(metavar="P", help="Of the weights: fp32, fp16, int8 or int4.")
+    ] = "fp16",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON, sizes in bytes.")] = False,
+) -> None:
+    """What a model takes: parameters, FLOPs, bytes, cache and activations, module by module; does it fit?
+
+    Counted at full width, with attention and embeddings, which rayemu does not run.
+    """
+    with plain_errors():
+        from rayemu.study.model import report
+
+        report(name, modules, memory, tokens, context, precision, json)
 
 
 @app.command(
@@ -343,6 +379,26 @@ def plan(
 
 
 @app.command()
+def reproduce(
+    only: Annotated[
+        str | None, typer.Option(metavar="TEXT|ID", help="One text (000, 001, 002), or one row in full.")
+    ] = None,
+    differs: Annotated[bool, typer.Option("--differs", help="Without the rows that agree.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with inputs and formulas.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/reproduce.md.")] = False,
+) -> None:
+    """The figures of the texts that the project comes from, worked out again: theirs, ours, and why not."""
+    with plain_errors():
+        from rayemu.study.reproduce.show import report, select, unknown
+
+        if json and markdown:
+            refuse(["--json and --markdown exclude each other; give one"])
+        if only is not None and (problem := unknown(only)):
+            refuse([problem])
+        report(select(only, differs), json, markdown)
+
+
+@app.command()
 def hardware(
     name: Annotated[
         str | None, typer.Argument(help="One of those, or a YAML file; else all are listed.")
@@ -376,7 +432,67 @@ def hardware(
             print_one(chosen[0], Console())
 
 
-_Hardware = Annotated[
+@app.command()
+def price(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", callback=_folder, help="The folder of a finished run.")
+    ],
+    hardware: _Hardware = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    overfull: Annotated[
+        bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
+    ] = False,
+) -> None:
+    """What a run would have taken on modelled hardware, at the model's full width, side by side.
+
+    Emulated step time with its critical path, tokens per emulated second, utilisation, energy, memory, cost.
+    """
+    with plain_errors():
+        from rayemu.hardware import packaged
+        from rayemu.study.price import report
+
+        if not hardware:
+            refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
+        report(run, hardware or [], json, overfull)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
+        "this-machine.yaml"
+    ),
+) -> None:
+    """Measure this machine (a minute, best when it is quiet) and write it as a hardware to price runs on."""
+    with plain_errors():
+        from rich.console import Console
+
+        from rayemu.calibration import calibrate as measured
+        from rayemu.report.calibration import print_calibration
+
+        if out.is_dir() or out.suffix not in (".yaml", ".yml"):
+            refuse([f"{out}: is not the name of a YAML file; name one, like this-machine.yaml"])
+        typer.echo("measuring; best with nothing else running")
+        hardware, rates, runs = measured(out, typer.echo)
+        print_calibration(hardware, rates, runs, Console())
+        typer.echo(f"{out}: price runs with it: rayemu price RUN --hardware {out}")
+
+
+@app.command()
+def crossover(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A preset, a checkpoint or a scenario.")],
+    hardware: _Hardware = None,
+    modules: Annotated[int | None, typer.Option(metavar="M", help="Modules of each; else 8.")] = None,
+    zipf: Annotated[float, typer.Option(metavar="S", help="Exponent of the experts' popularity.")] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+) -> None:
+    """One layer on hardwares side by side, 1 to 4096 tokens: time, energy, and where they change places."""
+    with plain_errors():
+        from rayemu.study.crossover import report
+
+        report(model, hardware or [], modules, zipf, json)
+
+
+_OneHardware = Annotated[
     str, typer.Option("--hardware", metavar="NAME", help="One of `rayemu hardware`, or a YAML file.")
 ]
 _HardwareSettings = Annotated[
@@ -390,7 +506,7 @@ _Json = Annotated[bool, typer.Option("--json", help="As JSON, in SI units.")]
 
 @app.command()
 def banks(
-    hardware: _Hardware = "text-pim",
+    hardware: _OneHardware = "text-pim",
     lookahead: Annotated[
         int, typer.Option(min=1, metavar="N", help="Accesses of a bank that are sorted by row before served.")
     ] = 1,
@@ -408,7 +524,7 @@ def banks(
 @app.command()
 def tiers(
     file: _TraceFile,
-    hardware: _Hardware = "text-pim",
+    hardware: _OneHardware = "text-pim",
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="A preset, for the bytes of an expert at full width.")
     ] = None,
@@ -451,7 +567,7 @@ def tiers(
 @app.command()
 def router(
     model: Annotated[str, typer.Argument(help="A preset, like deepseek-v3.")] = "mixtral-8x7b",
-    hardware: _Hardware = "text-pim",
+    hardware: _OneHardware = "text-pim",
     tokens: Annotated[int, typer.Option(min=1, metavar="T", help="Tokens that are routed at once.")] = 64,
     modules: Annotated[int, typer.Option(min=1, max=1024, metavar="M", help="Modules that hold them.")] = 8,
     d_model: Annotated[int | None, typer.Option(min=1, metavar="D", help="Instead of the model's.")] = None,

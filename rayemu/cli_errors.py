@@ -41,9 +41,11 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
     from rayemu.numerics import DenormalsFlushed
+    from rayemu.pricing.memory import PricingError
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
+    from rayemu.study.model import ModelError
     from rayemu.study.plan import PlanError
     from rayemu.traces.errors import TraceError
 
@@ -61,6 +63,8 @@ def _expected(error: Exception) -> list[str] | None:
         TraceError,
         RecordError,
         PlanError,
+        PricingError,
+        ModelError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

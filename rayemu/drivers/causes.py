@@ -72,7 +72,7 @@ def causes_of(record: np.ndarray, in_flight: int | None = None) -> Causes:
     jobs of its parts and, from a relay, the replies that it gathers; a combine for the replies and jobs of
     its unit; routing and the shared expert for the combine of the layer before, or the slice; a result for
     the last combines; a slice for its submission. A submission waits for the results that freed its place:
-    those of the batch `in_flight` before, or by default of the batch that was finished last before it.
+    those of the batch `in_flight` before it; by default that is how many were ever under way at once.
     """
     return _Joins(record).all(in_flight)
 
@@ -181,7 +181,8 @@ class _Joins:
         self._add(cause[in_time], effect[in_time])
         size, rows = len(record), record["rows"]
         routed = record["request"][own_cause] >= 0
-        have = np.bincount(own_effect[routed], rows[own_cause[routed]], size)
+        have = np.zeros(size)  # a bincount of nothing has no weights: integers
+        have += np.bincount(own_effect[routed], rows[own_cause[routed]], size)
         have += np.bincount(effect[in_time], rows[cause[in_time]], size)
         routing = np.concatenate([self._of(DISPATCH), gemms[record["request"][gemms] >= 0]])
         experts = combines[np.isin(record["layer"][combines], np.unique(record["layer"][routing]))]
@@ -201,7 +202,7 @@ class _Joins:
         self._add(*self._pairs(last, self._of(RESULT), where))
 
     def _places(self, in_flight: int | None) -> None:
-        """A bounded number of batches is under way: one is submitted when another is finished."""
+        """A bounded number of batches is under way, and results are taken in order."""
         results, submits = self._of(RESULT), self._of(SUBMIT)
         batch, slices = self.record["batch"][results], self.record["slice"][results]
         first = np.sort(np.unique(np.stack([batch, slices]), axis=1, return_index=True)[1].reshape(-1))
@@ -209,14 +210,22 @@ class _Joins:
         batches, number = np.unique(self.record["batch"][results], return_inverse=True)
         if not len(batches) or not len(submits):
             return
+        batch, at_s = self.record["batch"][submits].astype(np.int64), self.starts[submits]
         if in_flight is not None:
-            freed = self.record["batch"][submits].astype(np.int64) - in_flight
+            freed = batch - in_flight
         else:
             finished = np.full(len(batches), -np.inf)
             np.maximum.at(finished, number.reshape(-1), self.ends[results])
-            order = np.argsort(finished, kind="stable")
-            before = np.searchsorted(finished[order], self.starts[submits], "right") - 1
-            freed = np.where(before >= 0, batches[order][before], -1)
+            begun, first = np.unique(batch, return_index=True)
+            begun_s = np.sort(at_s[first[np.isin(begun, batches)]])
+            over = np.searchsorted(np.sort(finished), begun_s, "right")
+            freed = batch - (np.arange(1, len(begun_s) + 1) - over).max(initial=1)
+            # Where fewer were allowed, as between two streams, that batch may have been finished later.
+            unfinished = np.isin(freed, batches)
+            unfinished[unfinished] = finished[np.searchsorted(batches, freed[unfinished])] > at_s[unfinished]
+            order = np.argsort(finished)
+            last = np.searchsorted(finished[order], at_s[unfinished], "right") - 1
+            freed[unfinished] = np.where(last >= 0, batches[order][last], -1)
         wanted = self._column("batch").copy()
         wanted[submits] = freed
         effect, cause = self._pairs(submits, results, ("batch",), {"batch": wanted})

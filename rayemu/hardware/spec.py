@@ -134,11 +134,28 @@ class Links(Section):
 
 
 class Host(Section):
-    """What routes tokens where the hardware has no router: a processor with its memory."""
+    """What routes tokens where the hardware has no router: a processor with its memory.
+
+    One for each node, or with `each` one for each module, as a GPU that routes its own tokens.
+    """
 
     rate: q.Operations
     bandwidth: q.Rate
     overhead: q.Time  # of each batch that is routed
+    each: bool = False
+
+
+class Processors(Section):
+    """Processors of one machine that do everything in turn: the modules of all nodes, the host, the messages.
+
+    Only of a machine that emulates modules by processes. Every message costs `frame` and its bytes over
+    `bandwidth` at either end, every piece of work `job` beside its arithmetic.
+    """
+
+    count: Count
+    frame: q.Time
+    bandwidth: q.Rate
+    job: q.Time
 
 
 class RouterAccelerator(Section):
@@ -194,5 +211,6 @@ class Hardware(Section):
     host: Host
     energy: Energy
     router: RouterAccelerator | None = None
+    processors: Processors | None = None
     price: Price | None = None
     tiers: dict[str, Tier] | None = None  # where weights can be, fastest first; the last holds all

@@ -1,184 +1,111 @@
-"""A recorded run as a graph of events, at the model's full width."""
+"""A run that was recorded, as it is priced: its graph, its model at full width, what its modules hold."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
-from rayemu.drivers.causes import causes_of, choices
-from rayemu.drivers.record import COMBINE as COMBINE_ROW
-from rayemu.drivers.record import (
-    CONTROL,
-    DECODE,
-    DISPATCH,
-    ENCODE,
-    FORWARD,
-    GEMM,
-    REPLY,
-    RESULT,
-    ROUTE_REQUEST,
-    SLICE,
-    SUBMIT,
-    starts,
-)
-from rayemu.drivers.record import ROUTE as ROUTE_ROW
+from rayemu.drivers.record import GEMM, load_columns
+from rayemu.hardware import Hardware
 from rayemu.model.spec import ModelSpec
-from rayemu.pricing import graph as g
-from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
+from rayemu.pricing.graph import EventGraph, graph_of
+from rayemu.pricing.memory import MemoryMap, PricingError, memory_map, refuse_overfull
+from rayemu.pricing.price import price
+from rayemu.pricing.schedule import Schedule, schedule
+from rayemu.scenario import Scenario
 
-_KIND_OF = {ROUTE_ROW: ROUTE, GEMM: EXPERT, COMBINE_ROW: COMBINE}  # all others are messages
-_CARRYING_ROWS = (DISPATCH, FORWARD, REPLY, SUBMIT, SLICE, ROUTE_REQUEST, RESULT)
-_NOT_PRICED = (ENCODE, DECODE, CONTROL)
+_AGAIN = "run it again"
 
 
-def graph_of(
-    record: np.ndarray, spec: ModelSpec, module_to_node: np.ndarray, in_flight: int | None = None
-) -> EventGraph:
-    """Make the graph of a record (as `collected` or `load_columns` give it) of a run of this model.
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A run's graph of events, and what pricing needs to know beside it."""
 
-    `spec` may be the model as run or at its full widths; `module_to_node` [M] is the run's. With `in_flight` a batch's submission waits for the
-    results of the batch so many before it, otherwise for those of the batch finished last before it, see
-    `causes_of`. Bytes at full width: a frame that went raw has its rows at full width and the rest as it
-    was; of one that a codec coded, all is as much more as the rows are wider.
-    Raises ValueError where the record is not one of this model.
+    graph: EventGraph
+    scenario: Scenario
+    tokens: int  # of finished batches
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model at its full widths."""
+        return self.scenario.spec.full()
+
+
+def recorded(scenario: Scenario, record: np.ndarray, summary: dict[str, Any]) -> Recorded:
+    """Make a run ready for pricing. Raises PricingError where it was not whole or is of another model."""
+    failed = [name for name, held in summary["checks"].items() if held is False]
+    if failed:
+        raise PricingError(f"the run did not hold {', '.join(failed)}; only whole runs are priced; {_AGAIN}")
+    if summary["record_cut"]:
+        raise PricingError(f"its record is cut ({summary['record_cut']}); make room on the disk and {_AGAIN}")
+    if not len(record) or not summary["tokens_out"]:
+        raise PricingError(f"nothing was finished or recorded, so there is nothing to price; {_AGAIN}")
+    _same_model(scenario, record, summary)
+    cluster = scenario.cluster
+    nodes = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
+    try:
+        graph = graph_of(record, scenario.spec, module_to_node=nodes)
+    except ValueError as error:
+        raise PricingError(str(error)) from None
+    return Recorded(graph, scenario, summary["tokens_out"])
+
+
+def load_recorded(folder: Path) -> Recorded:
+    """Load a finished run from its folder. Raises PricingError, RecordError, ScenarioError."""
+    for name in ("scenario.yaml", "summary.json"):
+        if not (folder / name).is_file():
+            what = "no run is there" if name == "scenario.yaml" else "the run was not finished"
+            raise PricingError(f"{folder}: {what} ({name} is missing); make one with rayemu run")
+    scenario = Scenario.load(folder / "scenario.yaml")
+    record = load_columns(folder / "record.npz")
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return recorded(scenario, record, summary)
+    except PricingError as error:
+        raise PricingError(f"{folder}: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PricingError(f"{folder}/summary.json is damaged ({error!r}); {_AGAIN}") from None
+
+
+def held_by(scenario: Scenario, hardware: Hardware) -> MemoryMap:
+    """Return what the modules of a scenario hold on a hardware, with all batches under way."""
+    held = np.bincount(scenario.placed().module, minlength=scenario.cluster.modules)
+    rows = scenario.run.in_flight * -(-scenario.run.batch_tokens // scenario.cluster.modules)
+    return memory_map(hardware, scenario.spec, held, rows)
+
+
+def price_recorded(
+    run: Recorded, hardware: Hardware, allow_overfull: bool = False
+) -> tuple[dict[str, Any], Schedule]:
+    """Price a run on a hardware: the figures, and the schedule that they are of.
+
+    Raises PricingError where a module cannot hold its experts, unless `allow_overfull`.
     """
-    full = spec.full()
-    scale = _scale(record, full)
-    found = causes_of(record, in_flight)
-    priced = np.flatnonzero(~np.isin(record["kind"], _NOT_PRICED))
-    rows = record[priced]
-    event = _events(rows)  # [rows]
-    first = np.unique(event, return_index=True)[1]  # the first row of each
-    size = len(first)
-    number = np.full(len(record), -1)
-    number[priced] = event
-    kept = (number[found.cause] >= 0) & (number[found.effect] >= 0)
-    edges = np.stack([number[found.effect[kept]], number[found.cause[kept]]])
-    edges = np.unique(edges[:, edges[0] != edges[1]], axis=1)  # [2, C], by effect
-    began = np.full(size, np.inf)
-    np.minimum.at(began, event, starts(rows))
-    level, edges, cut = _levels(edges, began)
-    order = np.lexsort((began, level))
-    place = np.empty(size, np.int64)
-    place[order] = np.arange(size)
-    effect, cause = place[edges]
-    by_effect = np.lexsort((cause, effect))
-    lead = rows[first][order]
-    total = np.bincount(event, rows["rows"], size).astype(np.int32)[order]
-    kind = np.full(size, MESSAGE, np.uint8)
-    for recorded, priced_as in _KIND_OF.items():
-        kind[lead["kind"] == recorded] = priced_as
-    return EventGraph(
-        kind=kind,
-        role=_roles(lead),
-        src=lead["src"],
-        dst=lead["dst"],
-        batch=lead["batch"],
-        layer=lead["layer"].astype(np.int32),
-        expert=lead["expert"],
-        rows=total,
-        bytes=np.where(kind == MESSAGE, _bytes(lead, full, scale), 0.0),
-        flops=_flops(kind, lead, total, full),
-        request=np.where(kind == MESSAGE, lead["request"], -1),
-        cause_start=np.concatenate([[0], np.cumsum(np.bincount(effect, minlength=size))]),
-        causes=cause[by_effect],
-        module_to_node=module_to_node,
-        gaps=found.gaps + cut,
-    )
+    memory = held_by(run.scenario, hardware)
+    if not allow_overfull:
+        refuse_overfull(memory, hardware)
+    plan = schedule(run.graph, hardware, run.model)
+    figures = price(run.graph, plan, hardware, run.model, run.tokens)
+    return {**figures, "memory": memory.as_dict(), "missing_causes": run.graph.gaps}, plan
 
 
-def _roles(rows: np.ndarray) -> np.ndarray:
-    """What each message is for: a forward to the home brings a reply."""
-    role = np.full(len(rows), g.OTHER, np.uint8)
-    role[np.isin(rows["kind"], (DISPATCH, FORWARD))] = g.DISPATCH
-    role[(rows["kind"] == REPLY) | ((rows["kind"] == FORWARD) & (rows["dst"] == rows["home"]))] = g.REPLY
-    return role
-
-
-def _scale(record: np.ndarray, full: ModelSpec) -> int:
-    """How much wider the model is than it was run; ValueError where the record is of another one."""
-    wide = (record["rows"] > 0) & np.isin(record["kind"], (GEMM, COMBINE_ROW, DISPATCH, REPLY, SUBMIT))
-    widths = np.unique(record["raw_bytes"][wide] // (4 * record["rows"][wide]))
-    combines = record[record["kind"] == COMBINE_ROW]
-    top_k = np.unique(np.rint(choices(combines) / np.maximum(combines["rows"], 1))).astype(int)
-    layers, experts = int(record["layer"].max(initial=-1)) + 1, int(record["expert"].max(initial=-1)) + 1
-    fits = len(widths) <= 1 and all(w > 0 and full.d_model % w == 0 for w in widths)
+def _same_model(scenario: Scenario, record: np.ndarray, summary: dict[str, Any]) -> None:
+    """Refuse a record of another model or cluster, as of a scenario.yaml that was changed."""
+    spec, cluster = scenario.spec, scenario.cluster
+    passes = record[(record["kind"] == GEMM) & (record["expert"] >= 0) & (record["rows"] > 0)]
+    flops = np.unique(passes["flops"] / passes["rows"])
     told = {
-        "d_model": (widths.tolist(), f"{full.d_model} or a divisor", fits),
-        "layers": (layers, full.layers, layers <= full.layers),
-        "experts": (experts, full.experts, experts <= full.experts),
-        "top_k": (top_k.tolist(), full.top_k, set(top_k.tolist()) <= {full.top_k}),
+        "operations of a row": (flops.tolist(), [float(spec.flops_per_row())], len(flops) > 0),
+        "layers and experts": (np.shape(summary["expert_tokens"]), (spec.layers, spec.experts), True),
+        "modules": (int(max(record["src"].max(), record["dst"].max())) + 1, cluster.modules, False),
     }
-    for name, (found, allowed, holds) in told.items():
-        if not holds:
-            raise ValueError(
-                f"the record is of another model than {full.name}: {name} is {found}; allowed: {allowed}; "
-                "price it with the scenario that it was made with"
+    for name, (found, wanted, exactly) in told.items():
+        if found != wanted and (exactly or (name == "modules" and found > wanted)):
+            raise PricingError(
+                f"the record is not of the model in scenario.yaml: its {name} are {found}, not {wanted}; "
+                "restore the scenario.yaml that it was made with"
             )
-    return full.d_model // int(widths[0]) if len(widths) else 1
-
-
-def _events(rows: np.ndarray) -> np.ndarray:
-    """Number the events of rows: those of a merged GEMM are one."""
-    gemms = np.flatnonzero((rows["kind"] == GEMM) & (rows["job"] >= 0))
-    event = np.arange(len(rows))
-    keys = np.stack([rows["src"][gemms].astype(np.int64), rows["job"][gemms]])
-    lead, job = np.unique(keys, axis=1, return_index=True, return_inverse=True)[1:]
-    event[gemms] = gemms[lead][job.reshape(-1)]
-    return np.unique(event, return_inverse=True)[1].reshape(-1)
-
-
-def _bytes(rows: np.ndarray, full: ModelSpec, scale: int) -> np.ndarray:
-    """What each message [N] carries at full width."""
-    carried = np.where(np.isin(rows["kind"], _CARRYING_ROWS), rows["rows"], 0) * (4.0 * full.d_model)
-    raw = rows["sent_bytes"] + carried * (1.0 - 1.0 / scale)
-    return np.where(rows["codec"] > 0, rows["sent_bytes"] * float(scale), raw)
-
-
-def _flops(kind: np.ndarray, lead: np.ndarray, rows: np.ndarray, full: ModelSpec) -> np.ndarray:
-    """What each event [N] computes at full width."""
-    own = np.where(
-        lead["layer"] < full.dense_layers, full.ffn_flops(full.dense_d_ff), full.ffn_flops(full.shared_d_ff)
-    )
-    per_row = np.select(
-        [kind == ROUTE, (kind == EXPERT) & (lead["expert"] >= 0), kind == EXPERT, kind == COMBINE],
-        [
-            np.float64(2 * full.d_model * full.experts),
-            np.float64(full.flops_per_row()),
-            own.astype(np.float64),
-            np.float64(2 * full.d_model * full.top_k),
-        ],
-    )
-    return per_row * rows
-
-
-def _levels(edges: np.ndarray, began: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Give each event a level [N] above those of its causes.
-
-    Where events wait for each other in a circle, as clocks that differ can make it seem, the edges that go
-    back in time are cut. Returns the levels, the edges [2, C] that are left, and how many were cut.
-    """
-    size, cut = len(began), 0
-    while True:
-        by_cause = np.argsort(edges[1], kind="stable")
-        effects = edges[0][by_cause]
-        begin = np.concatenate([[0], np.cumsum(np.bincount(edges[1], minlength=size))])
-        waits = np.bincount(edges[0], minlength=size)
-        level = np.full(size, -1)
-        ready = np.flatnonzero(waits == 0)
-        depth = 0
-        while len(ready):
-            level[ready] = depth
-            count = begin[ready + 1] - begin[ready]
-            step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            reached, times = np.unique(effects[np.repeat(begin[ready], count) + step], return_counts=True)
-            waits[reached] -= times
-            ready = reached[waits[reached] == 0]
-            depth += 1
-        stuck = (level[edges] < 0).all(axis=0)
-        if not stuck.any():
-            return level, edges, cut
-        back = stuck & (began[edges[1]] > began[edges[0]])
-        if not back.any():
-            back = stuck & (edges[1] > edges[0])
-        cut += int(back.sum())
-        edges = edges[:, ~back]

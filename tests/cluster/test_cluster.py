@@ -22,9 +22,10 @@ from rayemu.cluster.client_runtime import ClusterError
 from rayemu.cluster.local_ray import RayUnavailable
 from rayemu.cluster.session import Session
 from rayemu.cluster.turns import Turns
-from rayemu.drivers.record import DISPATCH, FORWARD, GEMM, REPLY
+from rayemu.drivers.record import DISPATCH, FORWARD, GEMM, REPLY, ends, queued, starts
 from rayemu.machine import cores
 from rayemu.numerics import coretype
+from rayemu.pricing.graph import COMBINE, graph_of
 from tests.cluster.small_run import NEEDS_TURNS, alive, batches, check, scenario
 from tests.forks import in_a_fork
 
@@ -53,6 +54,11 @@ pytestmark = pytest.mark.usefixtures("one_ray")
 def test_bit_identical(sections: dict[str, Any]) -> None:
     with Emulator(scenario(**sections)) as emulator:
         check(emulator, batches(6))
+        record = emulator.record()
+        assert (queued(record) <= starts(record)).all() and (starts(record) <= ends(record)).all()
+        graph = graph_of(record, emulator.spec)
+        assert graph.gaps == 0 and {*graph.src.tolist()} >= {-2, -1}, "client and coordinator record too"
+        assert graph.rows[(graph.kind == COMBINE) & (graph.layer == 0)].sum() == 6 * 96
 
 
 def test_rows_that_a_codec_cannot_carry_travel_raw() -> None:
@@ -113,9 +119,14 @@ def test_batches_arrive_at_times_of_their_own(tmp_path: Path, monkeypatch: pytes
 
 def settled(emulator: Emulator, wanted: set[int]) -> bool:
     """Wait a second; tell whether all those batches are on their way and nothing was recorded meanwhile."""
-    before = emulator.record()
+    before = of_batches(emulator)
     time.sleep(1.0)
-    return wanted <= set(before["batch"].tolist()) and len(emulator.record()) == len(before)
+    return wanted <= set(before["batch"].tolist()) and len(of_batches(emulator)) == len(before)
+
+
+def of_batches(emulator: Emulator) -> np.ndarray:
+    record = emulator.record()
+    return record[(record["batch"] >= 0) & (record["src"] >= 0)]  # what modules did for batches
 
 
 @NEEDS_TURNS
@@ -140,9 +151,10 @@ def test_a_job_that_waits_for_a_core_takes_what_comes_meanwhile() -> None:
         record = emulator.record()
         jobs = record[(record["kind"] == GEMM) & (record["batch"] > 0)]
         assert jobs["rows"].sum() == 2 * 1600
-        for expert in range(4):  # one GEMM has a row for each batch in it: one ends as the next begins
-            first, second = np.sort(jobs[jobs["expert"] == expert], order="start_wall_s")
-            assert first["batch"] != second["batch"] and first["end_wall_s"] == second["start_wall_s"]
+        for expert in range(4):  # one GEMM has a row for each part of it: one ends as the next begins
+            parts = np.sort(jobs[jobs["expert"] == expert], order="start_wall_s")
+            assert set(parts["batch"].tolist()) == {1, 2} and len(set(parts["job"].tolist())) == 1
+            assert (parts["end_wall_s"][:-1] == parts["start_wall_s"][1:]).all()
 
 
 def test_a_forked_child_does_not_use_its_parents_ray() -> None:
