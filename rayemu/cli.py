@@ -523,7 +523,14 @@ def banks(
 
 @app.command()
 def tiers(
-    file: _TraceFile,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRACE",
+            callback=_folder,
+            help="Whatever trace import reads, or a scenario for its stream.",
+        ),
+    ],
     hardware: _OneHardware = "text-pim",
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="A preset, for the bytes of an expert at full width.")
@@ -547,7 +554,9 @@ def tiers(
     json: _Json = False,
     format: _TraceFormat = None,
     experts: _Experts = None,
-    tokens: _Tokens = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N tokens (scenarios, flame).")
+    ] = None,
     window: _Window = 65536,
 ) -> None:
     """An expert cache over a hardware's tiers on a routing trace: who is served from where, time and energy.
@@ -558,10 +567,10 @@ def tiers(
         from rayemu.hardware import load_hardware
         from rayemu.study.tiers import expert_size, report
 
-        known = dict(format=format, experts=experts, tokens=tokens, window=window)
+        known = dict(format=format, experts=experts, window=window)
         size = expert_size(model, expert_bytes, bits)
         chosen = load_hardware(hardware, *(settings or []))
-        report(file, chosen, size, capacity or [], policy or [], batch, json, known)
+        report(file, chosen, size, capacity or [], policy or [], batch, json, tokens, known)
 
 
 @app.command()

@@ -234,6 +234,16 @@ def layout_of(
     return Layout(mapping, banks.count, bank, row, burst, whole, pitch, groups, experts)
 
 
+def row_share(timing: RowBuffer) -> float:
+    """Share of a bank's bandwidth from rows that are read whole, one after the other, of a long pass.
+
+    n tCCD / (max(tRCD + n tCCD, tRAS) + tRP) with n bursts to a row; what `pass_share` comes to where all
+    banks take part alike.
+    """
+    reads = timing.row / timing.burst * timing.gap
+    return float(reads / (max(timing.activate + reads, timing.active) + timing.precharge))
+
+
 def pass_share(hardware: Hardware, mapping: str = "row", *, d_model: int, d_ff: int, bits: int = 16) -> float:
     """Share of its banks' bandwidth that one pass over an expert's D x F matrices reaches under a mapping.
 

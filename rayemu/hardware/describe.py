@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from rayemu.hardware.banks import row_share
 from rayemu.hardware.door import Hardware
 from rayemu.hardware.passes import reached_bandwidth
 from rayemu.hardware.quantities import KINDS, write
@@ -70,6 +71,12 @@ def derived(hardware: Hardware) -> list[Derived]:
             "ridge_reached", rate * compute.share / reached, "FLOP/B", "rate / bandwidth, both as reached"
         ),
     ]
+    if banks.rows is not None:
+        found.append(
+            _ratio(
+                "share_by_rows", row_share(banks.rows), "", "what rows opened one by one leave; not in share"
+            )
+        )
     if (external := hardware.spec.module.external) is not None:
         within = min(inside, banks.limit or inside)
         found.append(

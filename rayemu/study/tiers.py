@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -24,8 +25,13 @@ from rayemu.hardware.tiers import (
     uses_of_choices,
     uses_of_loads,
 )
+from rayemu.model.model import Model
 from rayemu.model.presets import preset
-from rayemu.traces import Trace, TraceError, read_trace
+from rayemu.model.reference import finish, moe_forward, prepare, route
+from rayemu.numerics import denormals_kept
+from rayemu.scenario import Scenario
+from rayemu.streams.aim import aim
+from rayemu.traces import Trace, TraceError, from_choices, read_trace
 
 PREFETCH = 3  # experts that the texts load in advance (text 000, section 11.2.3: about 65 % of them right)
 
@@ -35,6 +41,29 @@ def uses_of(trace: Trace, batch: int) -> Uses:
     if trace.choices is not None:
         return uses_of_choices(trace.choices, trace.experts, batch)
     return uses_of_loads(trace.loads)
+
+
+def trace_of(source: Path, tokens: int | None, known: dict[str, Any]) -> Trace:
+    """A trace from a file, or from the stream of a scenario, routed by its own model in this process.
+
+    Of a scenario its first `tokens` tokens, else a batch of it. Raises TraceError and ScenarioError.
+    """
+    if source.suffix not in (".yaml", ".yml") and (source.exists() or str(source) not in Scenario.packaged()):
+        return read_trace(source, tokens=tokens, **known)
+    scenario = Scenario.load(source)
+    spec, rows = scenario.spec, tokens or scenario.run.batch_tokens
+    model = Model(spec)
+    stream = aim(scenario.stream.build(), spec, scenario.placed(), scenario.run.seed)
+    h = next(iter(stream.batches(rows, spec.d_model, scenario.run.seed)))
+    chosen = []
+    with denormals_kept():
+        for layer in model.layers:
+            x = prepare(layer, h)
+            if layer.has_experts:
+                chosen.append(route(layer, x).experts)
+            h = finish(layer, h, moe_forward(layer, x))
+    choices = np.stack(chosen, axis=1)  # [T, L, K]
+    return from_choices(choices, np.array([0, rows]), spec.experts, source=scenario.name)
 
 
 def expert_size(model: str | None, size: str | None, bits: int) -> float:
@@ -97,11 +126,12 @@ def report(
     policies: Sequence[str],
     batch: int,
     as_json: bool,
+    tokens: int | None,
     known: dict[str, Any],
 ) -> None:
     """Print the study. Raises TraceError and HardwareError."""
     held = capacities_of(hardware, expert_bytes, capacity)
-    trace = read_trace(file, **known)
+    trace = trace_of(file, tokens, known)
     uses = uses_of(trace, batch)
     if not len(uses.item):
         raise TraceError(f"{file}: no expert is used in it")

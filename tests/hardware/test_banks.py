@@ -16,6 +16,7 @@ from rayemu.hardware.banks import (
     one_pass,
     pass_share,
     passes,
+    row_share,
     serve,
     token_rows,
 )
@@ -163,6 +164,9 @@ def test_share_of_a_pass_by_hand() -> None:
     """64 bursts of 2 ns a row, 12 ns to open it and 14 to close it."""
     hardware = load_hardware("text-pim").spec
     assert pass_share(hardware, d_model=8192, d_ff=32768) == pytest.approx(128 / (12 + 128 + 14), rel=1e-3)
+    assert row_share(hardware.module.banks.rows) == pytest.approx(128 / 154)  # type: ignore[arg-type]
+    short = timing(row=64)  # two bursts, so that tRAS keeps it open
+    assert row_share(short) == pytest.approx(4 / (28 + 14))
     linear = pass_share(hardware, "linear", d_model=8192, d_ff=32768)
     assert linear == pytest.approx(128 / (12 + 128 + 14) / 16, rel=1e-3)
     samsung = load_hardware("hbm2-pim").spec  # 32 bursts of 4 ns, tRCD 14 and tRP 14

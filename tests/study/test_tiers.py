@@ -10,6 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rayemu.cli import app
+from rayemu.model.model import Model
+from rayemu.model.reference import prepare, route
+from rayemu.scenario import Scenario
+from rayemu.study.tiers import trace_of, uses_of
 from rayemu.traces import Trace, from_choices, write
 
 
@@ -59,6 +63,28 @@ def test_steps_of_tokens_and_of_windows(trace: Path, tmp_path: Path) -> None:
     found = tiers(str(tmp_path / "loads.npz"), "--expert-bytes", "1 GB", "--policy", "lru")
     assert (found["steps"], found["uses"]) == (5, 5)
     assert found["policies"][0]["shares"]["module"] == pytest.approx(4 / 5)
+
+
+def test_a_scenarios_stream_is_routed_by_its_model(tmp_path: Path) -> None:
+    """As the reference routes it: the choices of a run of the same scenario."""
+    text = """
+name: tiny
+model: {d_model: 32, d_ff: 32, experts: 8, top_k: 2, layers: 2}
+cluster: {nodes: 1, modules_per_node: 2, transport: memory}
+stream: {kind: zipf, vocabulary: 64}
+run: {batches: 1, batch_tokens: 40, seed: 3}
+"""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    scenario = Scenario.load(path)
+    found = uses_of(trace_of(path, None, {}), 1)
+    x = next(iter(scenario.stream.build().batches(40, 32, 3)))
+    model = Model(scenario.spec)
+    first = route(model.layers[0], prepare(model.layers[0], x)).experts
+    expected = sorted({(token, expert) for token, chosen in enumerate(first.tolist()) for expert in chosen})
+    mine = found.layer == 0
+    assert list(zip(found.step[mine].tolist(), found.expert[mine].tolist(), strict=True)) == expected
+    assert tiers(str(path), "--expert-bytes", "1 GB", "--tokens", "25")["steps"] == 25
 
 
 def test_tables_are_printed(trace: Path) -> None:
