@@ -25,6 +25,7 @@ from rayemu.hardware.banks import (
     serve,
     token_rows,
 )
+from rayemu.hardware.quantities import write
 
 EXPERTS, AT_WORK, TOKENS, TOP_K, LAYERS = 32, 16, 64, 2, 2  # the texts' layer and batch
 EXPERT = 1 << 18  # bytes of an expert: hit rates do not depend on it
@@ -72,12 +73,17 @@ def _study(hardware: Hardware, lookahead: int, seed: int) -> list[Line]:
             [f"{hardware.name}: module.banks.rows: is missing; give the rows' timing, or take one of {known}"]
         )
     timing, banks = spec.module.banks.rows, spec.module.banks.count
+    if spec.module.banks.capacity < (needed := 2 * LAYERS * EXPERTS * EXPERT):
+        held, least = write(spec.module.banks.capacity, "size"), write(needed, "size")
+        raise HardwareError(
+            [f"{hardware.name}: module.banks.capacity: {held} is too little to study; at least {least}"]
+        )
     lines = []
     for reading in READINGS:
         for name, layout in _layouts(hardware):
             rng = np.random.default_rng(seed)  # the same draws for every mapping
             if reading == "tokens":
-                layout = replace(layout, experts=layout.banks * layout.bank // EXPERT)
+                layout = replace(layout, experts=_within(layout) // EXPERT + 1)
             found = [
                 serve(*locate(layout, address), timing, banks, lookahead=lookahead)
                 for address in _read(reading, layout, name in TEXTS, rng)
@@ -133,8 +139,7 @@ def _read(reading: str, layout: Layout, of_texts: bool, rng: np.random.Generator
         return
     for _ in range(BATCHES):
         if reading == "tokens":
-            within = layout.banks * layout.bank * 7 // 8  # mappings of whole experts leave some at the end
-            yield token_rows(layout, rng.integers(within // TOKEN, size=TOKENS), TOKEN)
+            yield token_rows(layout, rng.integers(_within(layout) // TOKEN, size=TOKENS), TOKEN)
             continue
         work = np.zeros((LAYERS, EXPERTS), np.int64)  # bytes to read of each
         if reading == "experts":
@@ -158,6 +163,11 @@ def _region(layout: Layout, layer: np.ndarray, expert: np.ndarray, of_texts: boo
         return layer * EXPERTS + expert
     pairs = max(layout.groups // 2, 1)
     return expert // pairs * layout.groups + (expert % pairs * 2 + layer % 2) % layout.groups
+
+
+def _within(layout: Layout) -> int:
+    """Bytes that every mapping has room for: those of whole experts leave some at the end."""
+    return layout.banks * layout.bank * 7 // 8
 
 
 def _mean(reading: str, mapping: str, found: list[Served]) -> Line:

@@ -21,7 +21,7 @@ from rayemu.hardware.banks import (
     token_rows,
 )
 from rayemu.hardware.spec import RowBuffer
-from rayemu.study.banks import study
+from rayemu.study.banks import TEXTS, study
 
 NS = 1e-9
 
@@ -231,7 +231,8 @@ def test_study_finds_the_texts_row_hits_where_half_the_experts_are_at_work() -> 
 
 
 @pytest.mark.parametrize("name", ["hbm2-pim", "text-pim"])
-def test_study_on_the_parts_that_say_how_their_rows_are(name: str) -> None:
+def test_study_on_the_parts_that_say_how_their_rows_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayemu.study.banks.BATCHES", 2)
     lines = study(load_hardware(name), lookahead=8)
     count = load_hardware(name).spec.module.banks.count
     assert {line.reading for line in lines} == {"pass", "experts", "batch", "tokens"}
@@ -245,3 +246,16 @@ def test_study_without_rows_is_refused() -> None:
         study(load_hardware("h100-sxm"))
     with pytest.raises(HardwareError, match=r"module\.banks\.rows: burst: 32"):
         study(load_hardware("text-pim", "module.banks.rows.row.value=100 B"))
+    with pytest.raises(HardwareError, match=r"module\.banks\.capacity: 1 MB is too little"):
+        study(load_hardware("text-pim", "module.banks.capacity.value=1 MB"))
+
+
+def test_study_of_odd_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six banks have no hash, one has nothing to deal to; tRAS and rows of one burst change no count."""
+    monkeypatch.setattr("rayemu.study.banks.BATCHES", 1)
+    mappings = {line.mapping for line in study(load_hardware("text-pim", "module.banks.count.value=6"))}
+    assert mappings == {*MAPPINGS, *TEXTS} - {"hashed"}
+    alone = study(load_hardware("text-pim", "module.banks.count.value=1"))
+    assert {line.parallelism for line in alone} == {1.0}
+    short = study(load_hardware("text-pim", "module.banks.rows.row.value=32 B"))
+    assert {line.hit_rate for line in short if line.reading == "pass"} == {0.0}

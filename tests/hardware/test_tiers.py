@@ -181,3 +181,5 @@ def test_what_cannot_be_is_refused() -> None:
         hits(uses, -1)
     with pytest.raises(HardwareError, match=r"tiers\.ssd\.bandwidth"):
         load_hardware("text-pim", "tiers.ssd.bandwidth.value=0 GB/s")
+    with pytest.raises(HardwareError, match=r"tiers\.module: is quicker than sram, which is before it"):
+        load_hardware("text-pim", "tiers.module.bandwidth.value=2 TB/s")

@@ -87,7 +87,8 @@ run: {batches: 1, batch_tokens: 40, seed: 3}
     assert tiers(str(path), "--expert-bytes", "1 GB", "--tokens", "25")["steps"] == 25
 
 
-def test_tables_are_printed(trace: Path) -> None:
+def test_tables_are_printed(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayemu.study.banks.BATCHES", 1)
     table = CliRunner().invoke(app, ["tiers", str(trace), "--expert-bytes", "1 GB"])
     assert table.exit_code == 0
     assert "belady" in table.output
