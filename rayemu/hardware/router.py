@@ -215,15 +215,13 @@ class _Pricing:
         compute = spec.module.compute
         rate = compute.rates.get(self.precision, compute.rates[compute.precision])  # type: ignore[call-overload]
         gate = work.d_model * experts * self.width
-        passes, all_passes = (
-            math.ceil(count / compute.inputs) if compute.inputs else 1 for count in (rows, everywhere)
-        )
+        passes = math.ceil(rows / compute.inputs) if compute.inputs else 1
         arithmetic = 2.0 * rows * work.d_model * experts / (rate * compute.share)
         busy = max(arithmetic, passes * gate / reached_bandwidth(spec)) + compute.overhead
         self.seconds += max(busy, compute.kernels * compute.launch)
-        all_passes = max(all_passes, work.modules)
+        read = passes * math.ceil(everywhere / rows) * gate  # as many modules as have rows
         operations = 2.0 * everywhere * work.d_model * experts
-        self._add(operations * spec.energy.compute + all_passes * gate * 8 * spec.energy.weights)
+        self._add(operations * spec.energy.compute + read * 8 * spec.energy.weights)
 
     def done(self, where: str) -> Place:
         return Place(where, self.precision, self.link_bytes, self.seconds, self.joules)

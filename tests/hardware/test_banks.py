@@ -140,6 +140,7 @@ def test_passes_keep_each_experts_order_and_take_turns() -> None:
     chosen = layout("row")
     sizes = np.array([64, 0, 128])
     assert (passes(chosen, sizes) // 32).tolist() == [256, 0, 257, 258, 1, 259]
+    assert (passes(chosen, np.array([32, 96])) // 4096).tolist() == [1, 0, 1, 1]  # in the middle, not last
     drawn = passes(chosen, np.array([4096, 4096, 1024]), np.random.default_rng(0))
     for expert, count in enumerate([128, 128, 32]):
         own = drawn[drawn // 4096 == expert] % 4096

@@ -156,6 +156,23 @@ def test_a_module_without_silicon_computes_scores_as_it_computes_experts() -> No
     assert whole.joules == pytest.approx(64 * gate * 8 * 0.55e-12 + 2 * 64 * 8192 * 32 * 0.32e-12)
     assert found["coordinator, rows", "fp16"].joules is None  # its links' energy is not known
 
+    # A GPU reads its gate once, however many rows it has: eight gates; of three tokens, three.
+    gpu = load_hardware("h100-sxm")
+    for tokens, readings in ((64, 8), (3, 3)):
+        work = Work(tokens, 8192, 32, 2, 8)
+        whole = next(
+            p for p in places(gpu, work) if (p.place, p.precision) == ("modules, whole gate", "fp16")
+        )
+        energy = gpu.spec.energy
+        operations = 2 * tokens * 8192 * 32 * energy.compute
+        assert whole.joules == pytest.approx(operations + readings * gate * 8 * energy.weights)
+
+
+def test_modules_with_fewer_experts_than_choices_send_what_they_have() -> None:
+    work = Work(64, 8192, 32, 8, 16)  # two experts in each module, eight choices
+    parts = next(p for p in places(PIM, work) if (p.place, p.precision) == ("modules, gate in parts", "int8"))
+    assert parts.link_bytes == 16 * 15 * 4 * (8192 + 2 * (4 + 1))
+
 
 @pytest.mark.parametrize("name", ["text-pim", "hbm2-pim", "h100-sxm", "upmem", "gddr6-aim"])
 def test_fewer_bits_are_fewer_bytes_and_never_slower(name: str) -> None:
