@@ -1,4 +1,4 @@
-"""What the hardware model is held against: figures that were published or measured, and how near it must come."""
+"""What the hardware model is held against: figures published or measured, and how near it must come."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Relative error against what was published; 0 inside a range; infinite where nothing was predicted."""
+        """Relative error against what was published; 0 inside a range; infinite if nothing is predicted."""
         if not math.isfinite(self.predicted):
             return math.inf
         low, _, high = self.published.partition("-")

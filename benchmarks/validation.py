@@ -1,7 +1,7 @@
 """How true the hardware model is, against published and measured figures: `python -m benchmarks.validation`.
 
-Prints predicted, published and error of every figure; exit code 1 where one is outside its bound. Each part is a
-module with a function `checks() -> list[Check]`.
+Prints predicted, published and error of every figure; exit code 1 where one is outside its bound. Each part
+is a module with a function `checks() -> list[Check]`.
 """
 
 from __future__ import annotations

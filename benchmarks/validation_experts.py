@@ -6,8 +6,8 @@ from rayemu.hardware import load_hardware
 
 from .checks import Check, Row
 
-# Microseconds of `x @ up [D, 2F]`, silu times product, `@ down [F, D]`: CUDA events, medians of five, the weights of
-# different experts in turn, by number of rows.
+# Microseconds of `x @ up [D, 2F]`, silu times product, `@ down [F, D]` by number of rows: CUDA events, the
+# median of five, the weights of different experts in turn.
 ROWS = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MEASURED = {
     ("Mixtral-8x7B", 4096, 14336): "131 136 143 142 157 183 306 599 1169 2304",

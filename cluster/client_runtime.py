@@ -14,13 +14,15 @@ import numpy as np
 from rayemu.alltoall import DEAD
 from rayemu.cluster.link import Link
 from rayemu.compression import WireError
+from rayemu.drivers.notes import ActorRecord
+from rayemu.drivers.record import Recorder
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.client import CLOSED, BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.epochs import endpoints_of
-from rayemu.protocol.messages import Epoch, Message, Notice, Send
+from rayemu.protocol.messages import CLIENT, Epoch, Message, Notice, Send
 from rayemu.protocol.wire import Wire
 
 LOOK_EVERY_S = 0.5  # whoever waits looks this often whether anything still goes on
@@ -38,8 +40,11 @@ class ClientRuntime:
     in the middle of a message, since interrupts go to a process's main thread.
     """
 
-    def __init__(self, config: ProtocolConfig, spec: ModelSpec, modules: int, link: Link) -> None:
+    def __init__(
+        self, config: ProtocolConfig, spec: ModelSpec, modules: int, link: Link, recorder: Recorder
+    ) -> None:
         self.link = link
+        self.record = ActorRecord(recorder, CLIENT, 0, spec, time.time)
         self.machine = ClientMachine(spec, config.retry_after, config.stall_after)
         self.wire = Wire(config.codecs, Bounds.of(spec, modules))
         self.pids: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
@@ -138,7 +143,9 @@ class ClientRuntime:
     def send(self, sends: Iterable[Send]) -> None:
         """Send messages; the caller holds the lock."""
         for send in sends:
-            self.link.send(send.to, self.wire.encode_pieces(send.message))
+            start, pieces = time.time(), self.wire.encode_pieces(send.message)
+            self.link.send(send.to, pieces)
+            self.record.frame(send.message, send.to, sum(map(len, pieces)), start, start)
 
     def _settled(self, number: int) -> bool:
         """Whether waiting for a batch is over: it is finished, unknown, or makes no progress."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -15,13 +16,15 @@ from rayemu.cluster.link import Link, ZmqLink
 from rayemu.cluster.port import Port
 from rayemu.cluster.pulse import Pulses, next_look, process_state, wait_for_death
 from rayemu.cluster.setup import MESSAGE_FAULT_DRAWS, Setup
+from rayemu.drivers.notes import ActorRecord
 from rayemu.drivers.pump import CoordinatorPump
+from rayemu.drivers.record import Recorder
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MessageFaults
-from rayemu.protocol.messages import CLIENT, Heartbeat, Join, Send
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Heartbeat, Join, Send
 from rayemu.protocol.wire import Wire
 
 REPORT_EVERY_S = 0.25
@@ -53,7 +56,9 @@ class CoordinatorRuntime:
         self.send = self.port.send  # itself: another call for each frame is felt
         wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
         faults = MessageFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, 1 << 20]))
-        self.pump = CoordinatorPump(self, self.machine, wire, faults)
+        recorder = Recorder(Path(setup.scratch()) / "record-coordinator")
+        record = ActorRecord(recorder, COORDINATOR, 0, setup.spec, time.time)
+        self.pump = CoordinatorPump(self, self.machine, wire, record, faults)
         self.posted: deque[tuple[int, int, str, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
         self.reported_at, self.reported_reissued = 0.0, 0
@@ -113,7 +118,7 @@ class CoordinatorRuntime:
                 machine.known[module] = epoch
                 membership.heard(module, incarnation, at)
             else:  # it is welcome back, or must be told again of the epoch
-                self.pump.emit(machine.receive(Heartbeat(module, incarnation, epoch), at))
+                self.pump.emit(machine.receive(Heartbeat(module, incarnation, epoch), at), time.time())
             if at >= late:
                 continue
             process = process_state(machine.processes[module][0])
@@ -125,6 +130,7 @@ class CoordinatorRuntime:
 
     # -- what the pump asks for -------------------------------------------------------------------------
     clock = staticmethod(time.monotonic)
+    record_clock = staticmethod(time.time)
 
     def meet(self, join: Join) -> None:
         """Connect to a module, and watch for its end."""
@@ -165,4 +171,4 @@ class CoordinatorRuntime:
     def _report(self) -> None:
         for module in self.nearby:
             self.machine.totals[module] = self.pulses.totals(module)
-        self.pump.emit([Send(CLIENT, self.machine.report())])
+        self.pump.emit([Send(CLIENT, self.machine.report())], time.time())

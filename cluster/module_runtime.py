@@ -22,15 +22,16 @@ from rayemu.cluster.port import Port
 from rayemu.cluster.pulse import Pulses, machine_busy_s, next_beat
 from rayemu.cluster.setup import MESSAGE_FAULT_DRAWS, RANDOM_FRAMES, Setup
 from rayemu.cluster.turns import Turns
+from rayemu.drivers.notes import ModuleRecord
 from rayemu.drivers.pump import ModulePump
-from rayemu.drivers.record import ModuleRecord, Recorder
+from rayemu.drivers.record import Recorder
 from rayemu.machine import cores
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.epochs import endpoints_of, view_of
 from rayemu.protocol.faults import MessageFaults
-from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join
+from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join, Message
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import Job, run_job
 from rayemu.protocol.wire import Wire
@@ -55,7 +56,15 @@ class ModuleRuntime:
         view = view_of(epoch, setup.module_to_node, (model.spec.layers, model.spec.experts))
         rng = np.random.default_rng([setup.seed, RANDOM_FRAMES, module, incarnation])
         self.machine = ModuleMachine(
-            module, incarnation, self.config, model, view, rng, link.new_rows, time.thread_time
+            module,
+            incarnation,
+            self.config,
+            model,
+            view,
+            rng,
+            link.new_rows,
+            time.thread_time,
+            record_s=time.time,
         )
         bounds = Bounds.of(setup.spec, setup.modules)
         self.wire = Wire(self.config.codecs, bounds, time.time, time.thread_time)
@@ -69,6 +78,7 @@ class ModuleRuntime:
         self.turns = Turns(Path(setup.scratch()), cores() if shared else 0)
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.done: deque[tuple[Job, float, float]] = deque()
+        self.beaten: deque[tuple[int, float, float]] = deque()  # size, start and end of heartbeats' frames
         self.unfilled: Job | None = None  # what has its turn and waits for the loop to fill it
         self.filled = threading.Event()
         self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
@@ -127,6 +137,8 @@ class ModuleRuntime:
                 self.filled.set()
             while self.done:
                 pump.finished(*self.done.popleft())
+            while self.beaten:
+                self.record.control(COORDINATOR, *self.beaten.popleft())
             pump.work()
             if machine.wake <= clock():
                 pump.tick()
@@ -199,10 +211,16 @@ class ModuleRuntime:
         pulses = Pulses(self.setup.scratch(), self.setup.modules) if host == own_host() else None
         if isinstance(self.link, ZmqLink):
             channel = self.link.pusher(coordinator)
-            send = lambda frame: channel.send(frame[0])  # noqa: E731
+            push = lambda frame: channel.send(frame[0])  # noqa: E731
         else:
             assert isinstance(self.link, QueueLink)
-            send = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
+            push = lambda frame: self.link.send(COORDINATOR, frame)  # noqa: E731
+
+        def send(message: Message) -> None:
+            start, frame = time.time(), self.wire.encode_pieces(message)
+            push(frame)
+            self.beaten.append((sum(map(len, frame)), start, time.time()))
+
         thread = threading.get_native_id()
         holds = self.machine.holdings.table()
         join = Join(self.me, self.incarnation, self.link.endpoint, holds, os.getpid(), thread, own_host())
@@ -214,10 +232,10 @@ class ModuleRuntime:
             if pulses is not None:
                 pulses.beat(self.me, self.incarnation, view.epoch, self.record.totals)
             if not joined:
-                send(self.wire.encode_pieces(join))
+                send(join)
             elif pulses is None:
                 totals = {} if count % TOTALS_EVERY else dict(self.record.totals)
-                send(self.wire.encode_pieces(Heartbeat(self.me, self.incarnation, view.epoch, totals)))
+                send(Heartbeat(self.me, self.incarnation, view.epoch, totals))
             count += 1
             now = time.monotonic()
             time.sleep(next_beat(now, interval) - now)

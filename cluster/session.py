@@ -27,7 +27,8 @@ from rayemu.cluster.interrupts import interrupts_held, restore, terminate_as_int
 from rayemu.cluster.link import QueueLink, ZmqSettings
 from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
-from rayemu.drivers.record import in_order, is_cut, read_records, totals_report
+from rayemu.drivers.causes import collected
+from rayemu.drivers.record import Recorder, is_cut, read_records, totals_report
 from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
@@ -187,7 +188,9 @@ class Session:
         epoch = Epoch(0, 0, None, *empty, slots)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
         link = actors.open_link(setup, actors.CLIENT_NAME)
-        client = self._client = ClientRuntime(setup.config, setup.spec, setup.modules, link)
+        client = self._client = ClientRuntime(
+            setup.config, setup.spec, setup.modules, link, Recorder(self.directory / "record-client")
+        )
         self._await_modules(timeout_s)
         try:
             endpoint = ray.get(
@@ -265,9 +268,9 @@ class Session:
             raise ClusterError(CLOSED)
 
     def record(self) -> np.ndarray:
-        """Return the record of all modules so far (RECORD rows); read it before `close`.
+        """Return the record of all processes so far (RECORD rows); read it before `close`.
 
-        Times are those of the clock of each module's machine. Where a record ends early, because a disk is
+        Times are those of the clock of each process's machine. Where a record ends early, because a disk is
         full, there is a notice of the kind "record_cut".
         """
         self._refuse_if_closed()
@@ -281,7 +284,7 @@ class Session:
             )
             with self._client.changed:
                 self._client.machine.notices.append(Notice("record_cut", self.now, {"what": what}))
-        return in_order(np.concatenate(list({host: rows for host, rows, _ in found}.values())))
+        return collected(np.concatenate(list({host: rows for host, rows, _ in found}.values())))
 
     # -- batches ----------------------------------------------------------------------------------------
     def new_rows(self, rows: int, width: int) -> np.ndarray:

@@ -342,6 +342,40 @@ def plan(
         plan(file, Machine(modules, nodes, slots, groups, size), keep, planners, out, format, json, known)
 
 
+@app.command()
+def hardware(
+    name: Annotated[
+        str | None, typer.Argument(help="One of those, or a YAML file; else all are listed.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like module.banks.count.value=32."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, in SI units.")] = False,
+) -> None:
+    """Modelled hardware: a line for each that there is, or every number of one and where it is from."""
+    with plain_errors():
+        from rich.console import Console
+
+        from rayemu.hardware import load_hardware, packaged
+        from rayemu.hardware.describe import as_data
+        from rayemu.report.hardware import print_list, print_one
+
+        if name is None and settings:
+            refuse(["--set: changes one hardware; name it"])
+        names = packaged() if name is None else [name]
+        chosen = [load_hardware(one, *(settings or [])) for one in names]
+        if json:
+            import json as text
+
+            data = [as_data(one) for one in chosen]
+            typer.echo(text.dumps(data if name is None else data[0], indent=1, ensure_ascii=False))
+        elif name is None:
+            print_list(chosen, Console())
+        else:
+            print_one(chosen[0], Console())
+
+
 def main() -> None:
     """The entry point of the `rayemu` command."""
     app()

@@ -37,6 +37,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.cluster.client_runtime import ClusterError
     from rayemu.cluster.local_ray import RayUnavailable
     from rayemu.compression import CodecError
+    from rayemu.drivers.record import RecordError
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
     from rayemu.numerics import DenormalsFlushed
@@ -58,6 +59,7 @@ def _expected(error: Exception) -> list[str] | None:
         StalledError,
         DenormalsFlushed,
         TraceError,
+        RecordError,
         PlanError,
     )
     if isinstance(error, (*ours, OSError)):

@@ -14,7 +14,7 @@ import numpy as np
 
 from rayemu.alltoall import DEAD
 from rayemu.compression import CodecError, WireError
-from rayemu.drivers.record import ModuleRecord
+from rayemu.drivers.notes import ActorRecord, ModuleRecord, sender_of
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
 from rayemu.protocol.messages import Dispatch, Epoch, Inject, Join, Reply, Send
@@ -29,15 +29,15 @@ class Driver(Protocol):
     def clock(self) -> float:
         """The time that deadlines are in, in seconds."""
 
+    def record_clock(self) -> float:
+        """The time that the record is in, in seconds."""
+
     def send(self, address: int, frame: list[np.ndarray], delays: list[float], now: float) -> None:
         """Send a frame in pieces to an address: a copy after each of these delays, in seconds from now."""
 
 
 class ModuleDriver(Driver, Protocol):
     """What a module's pump asks besides."""
-
-    def record_clock(self) -> float:
-        """The time that the record is in, in seconds."""
 
     def compute(self, job: Job) -> None:
         """Compute a job, and call `ModulePump.finished` with it: before this returns, or later."""
@@ -106,8 +106,8 @@ class ModulePump:
         return True
 
     def emit(self, sends: list[Send], start_s: float) -> None:
-        """Encode and send; record the rows that travel, and the combines done since `start_s`."""
-        self.record.combines(start_s)
+        """Encode and send; record that, and what the home did since `start_s`."""
+        self.record.worked(start_s)
         for send in sends:
             message, to = send.message, send.to
             began = self._record_clock()
@@ -122,16 +122,15 @@ class ModulePump:
             now = self._clock()
             frame, delays = self.faults.through(pieces, now)
             self._send(to, frame, delays, now)
+            size = sum(map(len, pieces))
             if isinstance(message, (Dispatch, Reply)):
-                self.record.sent(message, to, send.codec, sum(map(len, pieces)), began)
+                self.record.sent(message, to, send.codec, size, start_s, began)
+            else:
+                self.record.frame(message, to, size, start_s, began, self.machine.level(to))
 
     def _gauge(self, message: Dispatch | Reply, frame: list[Any], start_s: float) -> None:
         """Take in what a frame with rows tells of the link."""
-        if isinstance(message, Reply):
-            sender = message.sender
-        else:
-            sender = message.via if message.via >= 0 else message.home
-        gauge = self.machine.gauges.get(self.machine.level(sender))
+        gauge = self.machine.gauges.get(self.machine.level(sender_of(message)))
         if gauge is not None:
             gauge.arrived(sum(map(len, frame)), start_s - message.sent_at)
 
@@ -165,7 +164,7 @@ class ModulePump:
     def finished(self, job: Job, start_s: float, end_s: float) -> None:
         """Handle a job computed between these times of the record's clock."""
         self.busy = False
-        self.record.computed(job, start_s, end_s)
+        self.record.computed(job, start_s, end_s, self._record_clock() - self._clock())
         self.emit(self.machine.finish(job, self._clock()), self._record_clock())
 
     # -- life -------------------------------------------------------------------------------------------
@@ -189,14 +188,21 @@ class CoordinatorPump:
     """Drives the coordinator's machine: frames in, frames out, processes killed and replaced."""
 
     def __init__(
-        self, driver: CoordinatorDriver, machine: CoordinatorMachine, wire: Wire, faults: MessageFaults
+        self,
+        driver: CoordinatorDriver,
+        machine: CoordinatorMachine,
+        wire: Wire,
+        record: ActorRecord,
+        faults: MessageFaults,
     ) -> None:
-        self.machine, self.wire, self.faults = machine, wire, faults
-        self._clock, self._send, self._meet = driver.clock, driver.send, driver.meet
+        self.machine, self.wire, self.record, self.faults = machine, wire, record, faults
+        self._clock, self._record_clock = driver.clock, driver.record_clock
+        self._send, self._meet = driver.send, driver.meet
         self._kill, self._replace = driver.kill, driver.replace
 
     def on_frame(self, frame: Any) -> bool:
         """Handle a frame; False if it made no sense."""
+        start = self._record_clock()
         try:
             message = self.wire.decode(frame)
         except WireError:
@@ -206,7 +212,7 @@ class CoordinatorPump:
             return True
         if isinstance(message, Join):
             self._meet(message)
-        self.emit(self.machine.receive(message, self._clock()))
+        self.emit(self.machine.receive(message, self._clock()), start)
         return True
 
     def inject(self, fault: dict[str, Any]) -> None:
@@ -216,27 +222,36 @@ class CoordinatorPump:
 
     def down(self, module: int, incarnation: int, signal: str, reason: str = "") -> None:
         """Handle the death of a module's process, as seen by `signal`."""
-        self.emit(self.machine.down(module, incarnation, signal, self._clock(), reason))
+        start = self._record_clock()
+        self.emit(self.machine.down(module, incarnation, signal, self._clock(), reason), start)
 
     def suspect(self, module: int, incarnation: int, signal: str) -> None:
         """Handle a sign that a module hangs."""
-        now = self._clock()
+        start, now = self._record_clock(), self._clock()
         changes = self.machine.membership.suspect(module, incarnation, signal, now)
-        self.emit(self.machine.apply(changes, now))
+        self.emit(self.machine.apply(changes, now), start)
 
     def tick(self, running: Container[int] = ()) -> None:
         """Handle the passing of time; `running` are modules whose processes were just seen to run."""
-        self.emit(self.machine.tick(self._clock(), running))
+        start = self._record_clock()
+        self.emit(self.machine.tick(self._clock(), running), start)
 
-    def emit(self, sends: list[Send]) -> None:
-        """Encode and send; then end and replace modules as the machine wants it."""
+    def emit(self, sends: list[Send], start_s: float) -> None:
+        """Encode and send; record that, and what was routed since `start_s`, when that which led to it came.
+
+        Then end and replace modules as the machine wants it.
+        """
+        self.record.routed(sends, start_s)
         last: object = None
         for send in sends:
+            began = self._record_clock()
             if send.message is not last:  # an epoch goes to everyone
                 last, pieces = send.message, self.wire.encode_pieces(send.message)
             now = self._clock()
             frame, delays = self.faults.through(pieces, now)
             self._send(send.to, frame, delays, now)
+            size = sum(map(len, pieces))
+            self.record.frame(send.message, send.to, size, start_s, began)
         changes, self.machine.changes = self.machine.changes, []
         for change in changes:
             if change.kind in ("dead", "replacement_failed"):

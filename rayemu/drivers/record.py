@@ -1,48 +1,75 @@
-"""The record of a run: one row per dispatch, expert GEMM and combine, in columns.
+"""The record of a run: one row per frame, routing, part of an expert GEMM and combine, in columns.
 
-Each process of a module appends to a file of its own through a memory map, so what it wrote survives its
-own SIGKILL; on a full disk it goes on without a record, and that is said. The run folder holds all merged,
-as one compressed column per field. Times are wall time; those of a simulation are virtual, and their columns
-are named so.
+Each process appends to a file of its own through a memory map, so what it wrote survives its own SIGKILL; on
+a full disk it goes on without a record, and that is said. The run folder holds all merged, as one compressed
+column per field; docs/record.md has them one by one. Times are wall time; those of a simulation are virtual,
+and their columns are named so.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rayemu.protocol.config import LEVELS, TOTALS
+from rayemu.protocol.config import TOTALS
 from rayemu.protocol.memory import open_with_room
-from rayemu.protocol.messages import Dispatch, Reply, Totals
-from rayemu.protocol.module import ModuleMachine
-from rayemu.protocol.server import SHARED, Job, Part
+from rayemu.protocol.messages import Totals
 
+VERSION = 2
+KINDS = (
+    "dispatch",
+    "forward",
+    "gemm",
+    "reply",
+    "combine",
+    "encode",
+    "decode",
+    "route",
+    "submit",
+    "slice",
+    "route_request",
+    "route_reply",
+    "result",
+    "control",
+)
 DISPATCH, FORWARD, GEMM, REPLY, COMBINE, ENCODE, DECODE = range(7)
-KINDS = ("dispatch", "forward", "gemm", "reply", "combine", "encode", "decode")
+ROUTE, SUBMIT, SLICE, ROUTE_REQUEST, ROUTE_REPLY, RESULT, CONTROL = range(7, 14)
 
 _FIELDS = [
     ("kind", "u1"),  # index into KINDS
-    ("level", "u1"),  # 0 local, 1 module link, 2 node link
+    ("level", "u1"),  # 0 local (or to and from coordinator and client), 1 module link, 2 node link
     ("codec", "u1"),  # number among the run's codecs; 0 is raw
-    ("src", "i2"),  # module; -1 the coordinator
+    ("src", "i2"),  # module; -1 the coordinator, -2 the client
     ("dst", "i2"),
+    ("incarnation", "u2"),  # of the process that noted the row
+    ("home", "i2"),  # module whose rows these are; -1 where there is none
     ("layer", "i2"),
-    ("micro", "i2"),
+    ("micro", "i2"),  # -1 where it is of a whole slice or batch
     ("batch", "i4"),
     ("slice", "i4"),
     ("epoch", "i4"),  # of the plan that a dispatch belongs to; -1 elsewhere
     ("expert", "i4"),  # -1 where there are several, or none
     ("rows", "i4"),
+    ("id", "i4"),  # the row's place in the record; -1 until all are collected
+    ("cause", "i4"),  # id of the row that this one waited for last; -1 none
+    ("request", "i8"),  # number of a dispatch request, unique with `home`; -1 none
+    ("job", "i8"),  # number of a merged GEMM, unique with `src`; -1 none
     ("flops", "f8"),
-    ("raw_bytes", "i8"),  # rows in float32
-    ("sent_bytes", "i8"),  # the whole frame; 0 where nothing left the module
+    ("raw_bytes", "i8"),  # rows in float32, choices and weights
+    ("sent_bytes", "i8"),  # the whole frame; 0 where nothing left the process
 ]
-RECORD = np.dtype([*_FIELDS, ("start_wall_s", "f8"), ("end_wall_s", "f8")])  # Unix time
-VIRTUAL_RECORD = np.dtype([*_FIELDS, ("start_virtual_s", "f8"), ("end_virtual_s", "f8")])
+
+
+def _record(clock: str) -> np.dtype:
+    return np.dtype([*_FIELDS, *((f"{what}_{clock}_s", "f8") for what in ("queued", "start", "end"))])
+
+
+RECORD = _record("wall")  # Unix time
+VIRTUAL_RECORD = _record("virtual")
 _GROW = 1 << 14  # rows
 
 
@@ -59,6 +86,15 @@ def starts(record: np.ndarray) -> np.ndarray:
 def ends(record: np.ndarray) -> np.ndarray:
     """Return when each row ended [N] float64, in seconds on the record's clock."""
     return record[f"end_{clock_of(record)}_s"]
+
+
+def queued(record: np.ndarray) -> np.ndarray:
+    """Return when each row could have begun [N] float64, in seconds on the record's clock."""
+    return record[f"queued_{clock_of(record)}_s"]
+
+
+class RecordError(ValueError):
+    """A file that holds no whole record of this version: names the file, what is wrong and the remedy."""
 
 
 class Recorder:
@@ -82,23 +118,29 @@ class Recorder:
         start_s: float,
         end_s: float,
         *,
-        layer: int,
-        micro: int,
-        batch: int,
+        queued_s: float | None = None,
+        layer: int = -1,
+        micro: int = -1,
+        batch: int = -1,
         slice: int = -1,
         epoch: int = -1,
         expert: int = -1,
+        home: int = -1,
+        request: int = -1,
+        job: int = -1,
+        incarnation: int = 0,
         level: int = 0,
         codec: int = 0,
         flops: float = 0.0,
         raw_bytes: int = 0,
         sent_bytes: int = 0,
     ) -> None:
-        """Write one row; see RECORD for the fields."""
+        """Write one row; see RECORD for the fields. What is not told of a queue began at once."""
         if self._size == len(self._rows):
             return
-        where = (kind, level, codec, src, dst, layer, micro, batch, slice, epoch, expert)
-        self._rows[self._size] = (*where, rows, flops, raw_bytes, sent_bytes, start_s, end_s)
+        where = (kind, level, codec, src, dst, incarnation, home, layer, micro, batch, slice, epoch, expert)
+        cost = (rows, -1, -1, request, job, flops, raw_bytes, sent_bytes)
+        self._rows[self._size] = (*where, *cost, start_s if queued_s is None else queued_s, start_s, end_s)
         self._size += 1
         if self._size == len(self._rows):
             self._grow()
@@ -130,118 +172,6 @@ def is_cut(path: Path) -> bool:
     return bool(last["end_wall_s"] > 0)
 
 
-class ModuleRecord:
-    """Notes what one module does: in a recorder, and as running totals for live views.
-
-    `clock` gives the time in seconds; what has no end of its own has ended when it is noted.
-    """
-
-    def __init__(self, recorder: Recorder, machine: ModuleMachine, clock: Callable[[], float]) -> None:
-        self._append, self._clock, self._machine = recorder.append, clock, machine
-        self._me, self._spec = machine.me, machine.model.spec
-        self.totals = dict.fromkeys(TOTALS, 0.0)
-
-    def combines(self, start_s: float) -> None:
-        """Note the combines that the machine has done since the last call."""
-        d_model = self._spec.d_model
-        for unit in self._machine.combined():
-            self._append(
-                COMBINE,
-                self._me,
-                self._me,
-                unit.rows,
-                start_s,
-                self._clock(),
-                layer=unit.layer,
-                micro=unit.micro,
-                batch=unit.batch,
-                slice=unit.slice,
-                flops=2.0 * unit.rows * self._spec.top_k * d_model,
-                raw_bytes=unit.rows * d_model * 4,
-            )
-
-    def encoded(self, message: Dispatch | Reply, to: int, codec: int, start_s: float) -> None:
-        """Note that a codec encoded a message's rows, to be sent to another module."""
-        self._rows(ENCODE, message, self._me, start_s, level=self._machine.level(to), codec=codec)
-
-    def decoded(self, message: Dispatch | Reply, codec: int, start_s: float) -> None:
-        """Note that a codec decoded a message's rows."""
-        self._rows(DECODE, message, self._me, start_s, codec=codec)
-
-    def sent(self, message: Dispatch | Reply, to: int, codec: int, size: int, start_s: float) -> None:
-        """Note that a frame of `size` bytes was sent."""
-        level = self._machine.level(to)
-        if isinstance(message, Dispatch):
-            kind = DISPATCH if message.home == self._me else FORWARD
-            slice, epoch = message.slice, message.epoch
-            expert = message.lots[0][1] if len(message.lots) == 1 else -1
-        else:
-            kind = REPLY if message.sender == self._me else FORWARD
-            slice, epoch, expert = -1, -1, -1
-        self.totals["raw_bytes"] += message.rows.nbytes
-        self.totals["sent_bytes"] += size
-        self.totals[f"sent_{LEVELS[level]}"] += size
-        self._rows(
-            kind,
-            message,
-            to,
-            start_s,
-            slice=slice,
-            epoch=epoch,
-            expert=expert,
-            level=level,
-            codec=codec,
-            sent_bytes=size,
-        )
-
-    def computed(self, job: Job, start_s: float, end_s: float) -> None:
-        """Note a GEMM: a row for each batch in it, with the share of the time that its rows have.
-
-        Slice and micro-batch are those of the batch's first request.
-        """
-        self.totals["rows"] += job.rows
-        self.totals["busy_s"] += end_s - start_s
-        batches: dict[int, list[Part]] = {}
-        for part in job.parts:
-            batches.setdefault(part.work.dispatch.batch if part.work is not None else -1, []).append(part)
-        done, began_s = 0, start_s
-        for batch, parts in batches.items():
-            work, rows = parts[0].work, sum(part.count for part in parts)
-            done += rows
-            ended_s = start_s + (end_s - start_s) * done / job.rows if done < job.rows else end_s
-            self._append(
-                GEMM,
-                self._me,
-                self._me,
-                rows,
-                began_s,
-                ended_s,
-                layer=job.layer,
-                micro=work.dispatch.micro if work is not None else 0,
-                batch=batch,
-                slice=work.dispatch.slice if work is not None else -1,
-                expert=-1 if job.expert == SHARED else job.expert,
-                flops=job.flops * rows / job.rows,
-                raw_bytes=rows * self._spec.d_model * 4,
-            )
-            began_s = ended_s
-
-    def _rows(self, kind: int, message: Dispatch | Reply, to: int, start_s: float, **facts: int) -> None:
-        self._append(
-            kind,
-            self._me,
-            to,
-            len(message.rows),
-            start_s,
-            self._clock(),
-            layer=message.layer,
-            micro=message.micro,
-            batch=message.batch,
-            raw_bytes=message.rows.nbytes,
-            **facts,
-        )
-
-
 def totals_report(totals: Totals | None) -> dict[str, Any]:
     """Return running totals as live views read them: per module, by the names in TOTALS."""
     if totals is None:
@@ -267,16 +197,33 @@ def in_order(record: np.ndarray) -> np.ndarray:
 
 
 def save_columns(path: Path, record: np.ndarray) -> None:
-    """Save a record as one compressed array per field (`numpy.load` reads it)."""
+    """Save a record as one compressed array per field, and its version (`numpy.load` reads it)."""
     columns: dict[str, Any] = {name: record[name] for name in record.dtype.names or ()}
-    np.savez_compressed(path, **columns)
+    np.savez_compressed(path, version=np.int64(VERSION), **columns)
 
 
 def load_columns(path: Path) -> np.ndarray:
-    """Load what `save_columns` wrote."""
-    with np.load(path) as columns:
-        dtype = RECORD if "start_wall_s" in columns else VIRTUAL_RECORD
-        record = np.zeros(len(columns["kind"]), dtype)
-        for name in dtype.names or ():
-            record[name] = columns[name]
+    """Load what `save_columns` wrote. Raises RecordError for another version and for a file that is cut."""
+    remedy = "run the scenario again to record it anew"
+    try:
+        with np.load(path) as file:
+            columns = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise RecordError(f"{path}: there is no record; {remedy}") from None
+    except Exception as error:  # a damaged archive raises whatever its reader stumbles over
+        raise RecordError(f"{path}: cut or no record at all ({error}); {remedy}") from None
+    found = columns.pop("version", np.int64(1))
+    if found.shape or found != VERSION:
+        raise RecordError(f"{path}: a record of version {found}; this is read: version {VERSION}; {remedy}")
+    dtype = RECORD if "start_wall_s" in columns else VIRTUAL_RECORD
+    names = dtype.names or ()
+    if missing := [name for name in names if name not in columns]:
+        raise RecordError(f"{path}: cut, without {', '.join(missing)}; {remedy}")
+    lengths = {name: columns[name].shape for name in names}
+    if len({*lengths.values()}) != 1 or len(lengths["kind"]) != 1:
+        told = ", ".join(f"{name} {shape}" for name, shape in lengths.items())
+        raise RecordError(f"{path}: cut, its columns are not of one length ({told}); {remedy}")
+    record = np.zeros(len(columns["kind"]), dtype)
+    for name in names:
+        record[name] = columns[name]
     return record

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from rayemu.alltoall import View
+from rayemu.drivers.notes import ModuleRecord
 from rayemu.drivers.pump import ModulePump
-from rayemu.drivers.record import ModuleRecord, Recorder
+from rayemu.drivers.record import Recorder
 from rayemu.drivers.world import World
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
@@ -43,7 +44,9 @@ class SimulatedModule:
         self.clock = self.record_clock = world.clock
         self.send = world.send
         make = lambda layer, expert: model.layers[layer].experts[expert]  # noqa: E731  all modules have the same
-        self.machine = ModuleMachine(me, incarnation, config, model, view, world.rng, make=make)
+        self.machine = ModuleMachine(
+            me, incarnation, config, model, view, world.rng, make=make, record_s=world.clock
+        )
         self.record = ModuleRecord(recorder, self.machine, world.clock)
         self.pump = ModulePump(self, self.machine, wire, self.record, MessageFaults(world.rng))
         self.up = True

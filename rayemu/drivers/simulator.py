@@ -15,8 +15,10 @@ import numpy as np
 
 from rayemu.alltoall import DEAD, View
 from rayemu.compression import WireError
+from rayemu.drivers.causes import collected
+from rayemu.drivers.notes import ActorRecord
 from rayemu.drivers.pump import CoordinatorPump
-from rayemu.drivers.record import VIRTUAL_RECORD, Recorder, in_order, totals_report
+from rayemu.drivers.record import VIRTUAL_RECORD, Recorder, totals_report
 from rayemu.drivers.simulated_module import SimulatedModule
 from rayemu.drivers.world import Network, SimulationStuck, World
 from rayemu.model.model import Model
@@ -50,12 +52,15 @@ class Simulator:
         self.heartbeat, self.start_up = heartbeat, start_up
         self.world = world = World(network or Network(), np.random.default_rng(seed))
         self.at, self.counters = world.at, world.counters
-        self.clock, self.send = world.clock, world.send  # for the coordinator's pump
+        self.clock = self.record_clock = world.clock  # for the coordinator's pump
+        self.send = world.send
         self.wire = Wire(config.codecs, Bounds.of(model.spec, len(module_to_node)))
         self.recorder = Recorder()
         self._first = placement
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
-        self.pump = CoordinatorPump(self, self.coordinator, self.wire, MessageFaults(world.rng))
+        notes = ActorRecord(self.recorder, COORDINATOR, 0, model.spec, world.clock)
+        self.pump = CoordinatorPump(self, self.coordinator, self.wire, notes, MessageFaults(world.rng))
+        self.client_record = ActorRecord(self.recorder, CLIENT, 0, model.spec, world.clock)
         self.client = ClientMachine(model.spec, config.retry_after, config.stall_after)
         world.receivers.update({COORDINATOR: self._to_coordinator, CLIENT: self._to_client})
         view = self._view()  # all have the first one in common
@@ -149,7 +154,7 @@ class Simulator:
 
     def record(self) -> np.ndarray:
         """Return the record so far (VIRTUAL_RECORD rows). Codecs take no virtual time."""
-        return in_order(self.recorder.rows().view(VIRTUAL_RECORD))
+        return collected(self.recorder.rows().view(VIRTUAL_RECORD))
 
     def close(self) -> None:
         """Forget everything that is under way. Another thread's call ends with SimulationStuck."""
@@ -223,4 +228,6 @@ class Simulator:
 
     def _send_of_client(self, sends: Iterable[Send]) -> None:
         for send in sends:
-            self.send(send.to, self.wire.encode_pieces(send.message), [0.0], self.now)
+            pieces = self.wire.encode_pieces(send.message)
+            self.send(send.to, pieces, [0.0], self.now)
+            self.client_record.frame(send.message, send.to, sum(map(len, pieces)), self.now, self.now)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rayemu.hardware import passes, transfers
-from rayemu.hardware.loading import Loaded, load
+from rayemu.hardware.loading import HardwareError, Loaded, load
+from rayemu.hardware.quantities import write
 from rayemu.hardware.spec import BITS, Level
 from rayemu.hardware.spec import Hardware as Spec
 
@@ -86,6 +88,30 @@ class Hardware:
         precision = self.spec.module.compute.precision
         size = np.asarray(rows, np.float64) * (top_k + 1) * d_model * BITS[precision] / 8
         return _like(size / passes.reached_bandwidth(self.spec), rows)
+
+    def check_fits(self, held: np.ndarray | Sequence[float], what: str = "experts") -> None:
+        """Refuse a module that cannot hold its share: `held` [M] bytes of `what` on each module.
+
+        Where weights are fetched, they have to fit where they come from. Raises HardwareError, with numbers.
+        """
+        sizes = np.asarray(held, np.float64)
+        if not sizes.size or sizes.max() <= self.capacity:
+            return
+        worst = int(sizes.argmax())
+        least = int(np.ceil(sizes.sum() / self.capacity))
+        needed, room = write(sizes[worst], "size"), write(self.capacity, "size")
+        remedy = f"take at least {least} modules, weights of fewer bits, or hardware with more memory"
+        raise HardwareError(
+            [f"{self.name}: module {worst} would hold {needed} of {what} and has room for {room}; {remedy}"]
+        )
+
+    @property
+    def capacity(self) -> float:
+        """Bytes of weights that a module can hold, or where it fetches them, its share of what holds them."""
+        fetch = self.spec.module.fetch
+        if fetch is None:
+            return self.spec.module.banks.capacity
+        return fetch.capacity if fetch.capacity is not None else float("inf")
 
     def level(self, name: str) -> Level:
         """The link of a level: bank, module, node or cluster."""

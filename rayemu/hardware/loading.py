@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from rayemu.hardware.quantities import write
 from rayemu.hardware.spec import Hardware as Spec
 from rayemu.plain_yaml import show
 from rayemu.scenario.errors import ScenarioError, close_to, lines
 from rayemu.scenario.loading import override, parse
+
+LARGEST = 1 << 20  # bytes of a file, hundreds of times what any hardware has
+LIKE = 5  # files, each like the next
+DEEPEST, MOST = 10, 10_000  # levels and entries of its data, which a few aliases of YAML can multiply
+_KEYS = ("value", "source", "remark")
+_WORDS = ("name", "about", "remark", "precision", "kind", "activations")  # fields that hold no number
 
 
 class HardwareError(ScenarioError):
@@ -41,73 +49,138 @@ def load(source: str | os.PathLike[str], changes: tuple[str, ...] = ()) -> Loade
     `changes` are assignments such as "module.banks.count.value=32". Raises HardwareError, naming the field,
     the value and what is allowed.
     """
-    text, where = _read(str(source))
+    where = os.fspath(source)
     try:
-        data = override(parse(text, where), changes)
+        data = override(_data(where), changes)
     except ScenarioError as error:
         raise HardwareError(error.problems) from None
-    if not isinstance(data, dict):
-        raise HardwareError([f"{where}: {show(data)} is not a hardware; it takes keys: name, module, ..."])
+    except RecursionError:
+        raise HardwareError([f"{where}: lists or mappings lie in themselves"]) from None
     sources: dict[str, str] = {}
     remarks: dict[str, str] = {}
     problems: list[str] = []
-    plain = _split(data, (), sources, remarks, problems)
-    if problems:
-        raise HardwareError([f"{where}: {problem}" for problem in problems])
+    plain = _Splitter(where, sources, remarks, problems).split(data, ())
     try:
         spec = Spec.model_validate(plain)
     except ValidationError as error:
-        raise HardwareError([f"{where}: {line}" for line in lines(error, Spec)]) from None
-    if found := _impossible(spec):
-        raise HardwareError([f"{where}: {problem}" for problem in found])
+        found = [line.replace(".[key]:", ":") for line in lines(error, Spec)]
+        problems = [*found, *(p for p in problems if not any(map(partial(_same, p), found)))]
+    else:
+        problems += _impossible(spec)
+    if problems:
+        raise HardwareError([f"{where}: {problem}" for problem in problems])
     return Loaded(spec, sources, remarks)
 
 
-def _read(source: str) -> tuple[str, str]:
+def _data(source: str, below: int = 0) -> dict[str, Any]:
+    """What a file says, laid over the hardware that it is `like`, if it names one."""
+    data = parse(_read(source), source)
+    if not isinstance(data, dict):
+        raise HardwareError([f"{source}: {show(data)} is not a hardware; it takes keys: name, module, ..."])
+    if "like" not in data:
+        return data
+    base = data.pop("like")
+    if not isinstance(base, str):
+        raise HardwareError([f"{source}: like: {show(base)} is not allowed; write a hardware's name or path"])
+    if below == LIKE:
+        raise HardwareError(
+            [f"{source}: like: {show(base)} is the {LIKE + 1}th in a row; write one of them out"]
+        )
+    if base not in packaged():
+        base = os.path.join(os.path.dirname(source), os.path.expanduser(base))
+    merged: dict[str, Any] = _laid_over(_data(base, below + 1), data)
+    return merged
+
+
+def _laid_over(base: Any, over: Any) -> Any:
+    """Mappings key by key, a number with its source as one; what is null is taken away."""
+    both = (base, over)
+    if not all(isinstance(side, dict) and not set(side) & {"value", "source"} for side in both):
+        return over
+    merged = {**base, **{key: _laid_over(base.get(key), value) for key, value in over.items()}}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def _read(source: str) -> str:
     known = packaged()
-    path = Path(os.path.expanduser(source))
-    if source in known and not path.is_file():
+    path = os.path.expanduser(source)
+    if source in known and not os.path.isfile(path):
         file = resources.files("rayemu.hardware_presets").joinpath(f"{source}.yaml")
-        return file.read_text(encoding="utf-8"), source
+        return file.read_text(encoding="utf-8")
     try:
-        return path.read_text(encoding="utf-8"), source
+        with open(path, "rb") as opened:
+            data = opened.read(LARGEST + 1)
+        text = data.decode("utf-8") if len(data) <= LARGEST else ""
     except FileNotFoundError:
         names = f"{', '.join(known)}{close_to(source, known)}"
         raise HardwareError(
             [f"{source}: no such hardware or file; hardware that comes with rayemu: {names}"]
         ) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise HardwareError([f"{source}: cannot be read: {reason}"]) from None
+    except UnicodeDecodeError:
+        raise HardwareError([f"{source}: cannot be read: it is not UTF-8 text"]) from None
+    except OSError as error:
+        raise HardwareError([f"{source}: cannot be read: {error.strerror}"]) from None
+    except ValueError:  # a NUL in the path
+        raise HardwareError([f"{show(source)}: is not the path of a file"]) from None
+    if len(data) > LARGEST:
+        raise HardwareError([f"{source}: is larger than 1 MiB; a hardware is a file of some 100 lines"])
+    return text
 
 
-def _split(
-    data: Any,
-    path: tuple[str, ...],
-    sources: dict[str, str],
-    remarks: dict[str, str],
-    problems: list[str],
-) -> Any:
-    """Return the values alone; note sources, and complain about numbers that have none."""
-    dotted = ".".join(path)
-    if isinstance(data, dict):
-        if "value" in data:
-            unknown = sorted(str(key) for key in set(data) - {"value", "source", "remark"})
-            source = data.get("source")
-            if unknown:
-                problems.append(f"{dotted}.{unknown[0]}: unknown key; known: value, source, remark")
-            elif not isinstance(source, str) or not source.strip():
-                problems.append(f"{dotted}: {show(data['value'])} has no source; say where it is from")
-            else:
-                sources[dotted] = source.strip()
-                if data.get("remark"):
-                    remarks[dotted] = str(data["remark"]).strip()
-            return data["value"]
-        return {key: _split(v, (*path, str(key)), sources, remarks, problems) for key, v in data.items()}
-    number = isinstance(data, (int, float)) and not isinstance(data, bool)
-    if number or (isinstance(data, str) and data[:1].isdigit() and path[-1:] not in (("name",), ("about",))):
-        problems.append(f"{dotted}: {show(data)} has no source; write {{value: {data}, source: ...}}")
-    return data
+@dataclass
+class _Splitter:
+    """Takes the values out of the data; notes where they are from, and complains where they do not say."""
+
+    where: str
+    sources: dict[str, str]
+    remarks: dict[str, str]
+    problems: list[str]
+    entries: int = 0
+
+    def split(self, data: Any, path: tuple[str, ...]) -> Any:
+        self.entries += 1
+        if len(path) > DEEPEST or self.entries > MOST:
+            at = ".".join(path[:3])
+            raise HardwareError([f"{self.where}: {at}: holds more than any hardware; write what is meant"])
+        if isinstance(data, dict):
+            if set(data) & {"value", "source"}:
+                return self.quantity(data, ".".join(path))
+            return {key: self.split(value, (*path, str(key))) for key, value in data.items()}
+        if isinstance(data, list):
+            self.problems.append(f"{'.'.join(path)}: {show(data)} has no source; {_written(data)}")
+            return tuple(data)
+        number = isinstance(data, (int, float)) and not isinstance(data, bool)
+        if number or (isinstance(data, str) and re.match(r"\s*[-+]?\.?[0-9]", data)):
+            if path[-1:] and path[-1] not in _WORDS:
+                self.problems.append(f"{'.'.join(path)}: {show(data)} has no source; {_written(data)}")
+        return data
+
+    def quantity(self, data: dict[Any, Any], path: str) -> Any:
+        value, source = data.get("value"), data.get("source")
+        if unknown := [key for key in data if key not in _KEYS]:
+            meant = close_to(unknown[0], list(_KEYS))
+            self.problems.append(f"{path}.{unknown[0]}: unknown key; known: {', '.join(_KEYS)}{meant}")
+        elif value is None:
+            self.problems.append(
+                f"{path}: has no value; write {{value: NUMBER UNIT, source: ...}}, or leave it out"
+            )
+        elif not isinstance(source, str) or not source.strip():
+            self.problems.append(f"{path}: {show(value)} has no source; {_written(value)}")
+        else:
+            self.sources[path] = source.strip()
+            if data.get("remark"):
+                self.remarks[path] = str(data["remark"]).strip()
+        return tuple(value) if isinstance(value, list) else value
+
+
+def _same(problem: str, other: str) -> bool:
+    """Whether two lines are of one field, or the first of something in what the second refuses."""
+    one, two = problem.partition(":")[0], other.partition(":")[0]
+    return one == two or one.startswith(f"{two}.")
+
+
+def _written(value: Any) -> str:
+    return f"write {{value: {show(value)}, source: where it is from}}"
 
 
 def _impossible(spec: Spec) -> list[str]:
@@ -119,8 +192,24 @@ def _impossible(spec: Spec) -> list[str]:
         found.append(
             f"module.compute.precision: {compute.precision} has no rate; module.compute.rates has: {rates}"
         )
-    if banks.limit is not None and banks.limit > banks.count * banks.bandwidth:
-        found.append("module.banks.limit: is more than all banks together read; leave it out")
+    together = banks.count * banks.bandwidth
+    if banks.limit is not None and banks.limit > together:
+        given, most = write(banks.limit, "rate"), write(together, "rate")
+        found.append(
+            f"module.banks.limit: {given} is more than all banks together read, {most}; leave it out"
+        )
+    energy = spec.energy
+    if energy.parts and abs(sum(energy.parts.values()) / max(energy.weights, 1e-30) - 1) > 0.01:
+        given, parts = (
+            write(energy.weights, "energy_per_bit"),
+            write(sum(energy.parts.values()), "energy_per_bit"),
+        )
+        found.append(f"energy.parts: they are {parts} together, energy.weights is {given}; make them agree")
+    if energy.busy is not None and energy.busy <= energy.static:
+        given, least = write(energy.busy, "power"), write(energy.static, "power")
+        found.append(
+            f"energy.busy: {given} is not more than energy.static, {least}; it is the limit under load"
+        )
     for name, level in (("bank", spec.links.bank), ("module", spec.links.module), ("node", spec.links.node)):
         topology = level.topology if level is not None else None
         if topology is None:

@@ -1,7 +1,7 @@
 """What a pass of an expert takes on a module: time by a roofline over its banks, and energy by component.
 
-A pass is two products, [rows, D] @ [D, 2F] and [rows, F] @ [F, D], with silu times product between them; without
-gate the first is [D, F]. docs/hardware.md derives each term and says how near they come to measured passes.
+A pass is two products, [rows, D] @ [D, 2F] and [rows, F] @ [F, D], with silu times product between them;
+without gate the first is [D, F]. docs/hardware.md derives each term and says how near measured passes are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def expert_weights(d_model: int, d_ff: int, gated: bool) -> int:
 
 
 def reached_bandwidth(hardware: Spec) -> float:
-    """Bytes/s at which a pass reads weights: of all banks, within the power limit, times the share reached."""
+    """Bytes/s at which a pass reads weights: of all banks, within the power limit, times the share."""
     banks = hardware.module.banks
     return min(banks.count * banks.bandwidth, banks.limit or np.inf) * banks.share
 
@@ -91,7 +91,7 @@ def _activations(hardware: Spec, d_model: int, d_ff: int, gated: bool) -> tuple[
 
 
 def _overlapped(one: Array, other: Array, exponent: float | None) -> Array:
-    """Time of two things at once: the longer, or with an exponent p the p-norm, where they hinder each other."""
+    """Time of two things at once: the longer, or with an exponent p the p-norm of both."""
     longer, shorter = np.maximum(one, other), np.minimum(one, other)
     if exponent is None:
         return longer

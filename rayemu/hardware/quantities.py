@@ -2,65 +2,94 @@
 
 from __future__ import annotations
 
-import math
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
 from rayemu.plain_yaml import show
 
-_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_LARGE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGT", 1)}
 _SMALL = {"f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
-_NUMBER = re.compile(r"\s*([+-]?[0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?)\s*(\S.*?)\s*")
+_NUMBER = re.compile(
+    r"\s*([+-]?(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*(\S.*?)?\s*"
+)
 
 
-def _units(prefixes: dict[str, float], unit: str) -> dict[str, float]:
-    return {f"{prefix}{unit}": factor for prefix, factor in prefixes.items()}
+def _units(prefixes: dict[str, float], unit: str, factor: float = 1.0) -> dict[str, float]:
+    return {f"{prefix}{unit}": size * factor for prefix, size in prefixes.items()}
 
 
-# What may be measured: the units that a field takes, with what one of each is in SI, and an example.
-_SIZES = _units(_PREFIXES | _BINARY, "B")
-_TIMES = {**_units(_SMALL, "s"), "h": 3600.0}
-KINDS: dict[str, tuple[dict[str, float], str]] = {
-    "size": (_SIZES, "16 GB"),
-    "rate": ({f"{unit}/s": factor for unit, factor in _SIZES.items()}, "16 GB/s"),
-    "time": (_TIMES, "25 ns"),
-    "operations": (_units(_PREFIXES, "FLOP/s") | _units(_PREFIXES, "OP/s"), "1 TFLOP/s"),
-    "frequency": (_units(_PREFIXES, "Hz"), "300 MHz"),
-    "energy_per_bit": (_units(_SMALL, "J/bit"), "3.9 pJ/bit"),
-    "energy_per_operation": (_units(_SMALL, "J/FLOP") | _units(_SMALL, "J/OP"), "0.5 pJ/FLOP"),
-    "power": (_units(_SMALL | _PREFIXES, "W"), "30 W"),
-    "money": ({"USD": 1.0}, "2000 USD"),
-    "energy_price": ({"USD/kWh": 1 / 3.6e6}, "0.1 USD/kWh"),
-    "area": ({"mm2": 1e-6}, "1.5 mm2"),
+@dataclass(frozen=True)
+class Kind:
+    """What may be measured: units with what one of each is in SI, an example, and what is believable.
+
+    `units` are what is written; `also` are read beside them. Besides 0, where a field takes that, a number
+    lies from `least` to `most` (SI): beyond it is a slip of the unit, not hardware.
+    """
+
+    units: dict[str, float]
+    example: str
+    least: float
+    most: float
+    also: dict[str, float]
+
+
+_SIZE = _units(_LARGE, "B")
+_SIZE_ALSO = _units(_BINARY, "B") | {"KB": 1e3}
+_RATE_ALSO = {f"{unit}/s": factor for unit, factor in _SIZE_ALSO.items()} | _units(_LARGE, "bit/s", 1 / 8)
+_PER_S = {f"{unit}/s": factor for unit, factor in _SIZE.items()}
+_FLOPS = _units(_LARGE, "FLOP/s")
+_FLOPS_ALSO = _units(_LARGE, "OP/s") | _units(_LARGE, "FLOPS") | _units(_LARGE, "OPS")
+_PER_BIT, _PER_FLOP = ({f"pJ/{one}": 1e-12, f"J/{one}": 1.0} for one in ("bit", "FLOP"))
+KINDS: dict[str, Kind] = {
+    "size": Kind(_SIZE, "16 GB", 1, 1e18, _SIZE_ALSO),
+    "rate": Kind(_PER_S, "16 GB/s", 1, 1e18, _RATE_ALSO),
+    "time": Kind(_units(_SMALL, "s"), "25 ns", 1e-15, 3600, {"min": 60.0, "h": 3600.0}),
+    "operations": Kind(_FLOPS, "1 TFLOP/s", 1, 1e21, _FLOPS_ALSO),
+    "frequency": Kind(_units(_LARGE, "Hz"), "300 MHz", 1, 1e13, {}),
+    "energy_per_bit": Kind(
+        _PER_BIT, "3.9 pJ/bit", 1e-18, 1e-3, _units(_SMALL, "J/bit") | _units(_SMALL, "J/B", 1 / 8)
+    ),
+    "energy_per_operation": Kind(
+        _PER_FLOP, "0.5 pJ/FLOP", 1e-18, 1e-3, _units(_SMALL, "J/FLOP") | _units(_SMALL, "J/OP")
+    ),
+    "power": Kind(_units(_SMALL | _LARGE, "W"), "30 W", 1e-9, 1e9, {}),
+    "money": Kind({"USD": 1.0}, "2000 USD", 1e-3, 1e12, {}),
+    "energy_price": Kind({"USD/kWh": 1 / 3.6e6, "USD/J": 1.0}, "0.1 USD/kWh", 1e-6 / 3.6e6, 1e3 / 3.6e6, {}),
+    "area": Kind({"mm2": 1e-6, "m2": 1.0}, "1.5 mm2", 1e-15, 1.0, {}),
 }
 
 
 def parse(value: object, kind: str) -> float:
     """Read a quantity such as "16 GB/s" of one of KINDS, in SI: 1.6e10. Raises ValueError."""
-    units, example = KINDS[kind]
+    known = KINDS[kind]
+    units = known.units | known.also
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
-    if match is None or match[2] not in units:
-        wanted = f"write a number with its unit, like '{example}' (units: {', '.join(units)})"
+    unit = re.sub("[\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}]", "u", (match[2] or "") if match else "")
+    if match is None or unit not in units:
+        wanted = f"write a number with its unit, like '{known.example}' (units: {', '.join(known.units)})"
         raise ValueError(f"{show(value)} is not allowed; {wanted}")
-    number = float(match[1]) * units[match[2]]
-    if not math.isfinite(number):
-        raise ValueError(f"{show(value)} is not allowed; it is too large")
+    number = float(match[1]) * units[unit]
+    if abs(number) > known.most * (1 + 1e-9):
+        raise ValueError(f"{show(value)} is not allowed; it must be at most {write(known.most, kind)}")
+    if float(match[1]) and 0 <= number < known.least * (1 - 1e-9):
+        raise ValueError(f"{show(value)} is not allowed; it must be at least {write(known.least, kind)}")
     return number
 
 
 def write(number: float, kind: str) -> str:
     """Write a quantity with the largest unit in which it is at least 1, for a person to read."""
-    units = {unit: factor for unit, factor in KINDS[kind][0].items() if "i" not in unit.partition("B")[0]}
-    by_size = sorted(units.items(), key=lambda item: item[1])
+    by_size = sorted(KINDS[kind].units.items(), key=lambda item: item[1])
     unit, factor = max(
         (item for item in by_size if abs(number) >= item[1] * (1 - 1e-12)),
         key=lambda item: item[1],
-        default=by_size[0],
+        default=min(by_size, key=lambda item: abs(item[1] - 1)) if number == 0 else by_size[0],
     )
-    return f"{number / factor:.4g} {unit}"
+    shown = f"{number / factor:.4g}"
+    return f"{number / factor:,.0f} {unit}" if "e+" in shown else f"{shown} {unit}"
 
 
 def _field(kind: str, above_zero: bool) -> Any:

@@ -69,10 +69,10 @@ class Compute(Section):
     """What a module computes with. `rates` are peaks by precision; `precision` is what experts use.
 
     `inputs` is how many input rows one pass over the weights serves, by registers or buffers: a PIM unit has
-    few, a GPU as many as there are (None). `tile` rows are computed where fewer are wanted. `overlap` p: memory
-    and arithmetic at once take the p-norm of their times, 1 being one after the other; None: the longer of the
-    two. `activations` says where rows are between products. A pass takes `overhead` beside that, and no less
-    than `launch` for each of its `kernels`.
+    few, a GPU as many as there are (None). `tile` rows are computed where fewer are wanted. With an `overlap`
+    p, memory and arithmetic take the p-norm of their times (1: one after the other); None: the longer one.
+    `activations` says where rows are between products. A pass takes `overhead` beside that, and no less than
+    `launch` for each of its `kernels`.
     """
 
     rates: dict[Precision, q.Operations]
@@ -134,11 +134,15 @@ class Links(Section):
 
 
 class Host(Section):
-    """What routes tokens where the hardware has no router: a processor with its memory."""
+    """What routes tokens where the hardware has no router: a processor with its memory.
+
+    One for each node, or with `each` one for each module, as a GPU that routes its own tokens.
+    """
 
     rate: q.Operations
     bandwidth: q.Rate
     overhead: q.Time  # of each batch that is routed
+    each: bool = False
 
 
 class RouterAccelerator(Section):

@@ -1,6 +1,6 @@
-"""The events of a run as a graph: what was done and sent, where, how much of it, and what had to come before.
+"""A recorded run as a graph of events with costs, at the model's full width.
 
-It is made from a record (`graph_of`) or drawn without a run (planning mode), and scheduled on hardware.
+Times are left behind: what is left is who did what, how much of it, and what waited for what.
 """
 
 from __future__ import annotations
@@ -9,33 +9,230 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rayemu.drivers.causes import causes_of, choices
+from rayemu.drivers.record import COMBINE as COMBINE_ROW
+from rayemu.drivers.record import (
+    CONTROL,
+    DECODE,
+    ENCODE,
+    FORWARD,
+    GEMM,
+    RESULT,
+    ROUTE_REQUEST,
+    SLICE,
+    SUBMIT,
+    starts,
+)
+from rayemu.drivers.record import DISPATCH as DISPATCH_ROW
+from rayemu.drivers.record import REPLY as REPLY_ROW
+from rayemu.drivers.record import ROUTE as ROUTE_ROW
+from rayemu.model.spec import ModelSpec
+
 ROUTE, MESSAGE, EXPERT, COMBINE = range(4)
 KINDS = ("route", "message", "expert", "combine")
 # What a message does, for the critical path: to the experts, back to the home, or with the coordinator.
 DISPATCH, REPLY, OTHER = range(3)
+_ROLE_OF = {DISPATCH_ROW: DISPATCH, FORWARD: DISPATCH, REPLY_ROW: REPLY}  # all others are OTHER
+_KIND_OF = {ROUTE_ROW: ROUTE, GEMM: EXPERT, COMBINE_ROW: COMBINE}  # all others are messages
+_CARRYING_ROWS = (DISPATCH_ROW, FORWARD, REPLY_ROW, SUBMIT, SLICE, ROUTE_REQUEST, RESULT)
+_NOT_PRICED = (ENCODE, DECODE, CONTROL)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EventGraph:
-    """N events in an order in which causes come before what they cause. All figures at the full width.
+    """N events, causes first, as flat arrays.
 
-    Work has src == dst; a message goes from one module to another (-1: the coordinator or, for the hardware,
-    the host; -2: the client, whose messages cost nothing). An EXPERT event is one merged product: its `batch`
-    is that of most of its rows. `expert` -1: the shared expert, or the dense layer.
+    `src` and `dst` [N] are modules, -1 the coordinator and -2 the client, equal for work. `expert` is -1 of
+    what is for several or none, and of the shared expert or dense FFN. A merged GEMM is one event; its batch
+    is that of its first part. `bytes` [N] is what a message carries at the model's full width, 0 of work;
+    `flops` [N] likewise, 0 of messages. `request` [N] is one number for all messages of a request, -1
+    elsewhere. `causes[cause_start[n] : cause_start[n + 1]]` are the events that event n waited for.
+    `gaps` counts causes that must have been and are not in the record, as of a process that died with it.
     """
 
-    kind: np.ndarray  # [N] uint8
+    kind: np.ndarray  # [N] uint8: ROUTE, MESSAGE, EXPERT, COMBINE
     role: np.ndarray  # [N] uint8: of messages, DISPATCH, REPLY or OTHER; 0 elsewhere
     src: np.ndarray  # [N] int16
     dst: np.ndarray  # [N] int16
     batch: np.ndarray  # [N] int32
-    layer: np.ndarray  # [N] int16
+    layer: np.ndarray  # [N] int32
     expert: np.ndarray  # [N] int32
-    rows: np.ndarray  # [N] int64
-    bytes: np.ndarray  # [N] float64: what a message carries
-    cause_start: np.ndarray  # [N + 1] int64: causes of event i are causes[cause_start[i]:cause_start[i + 1]]
-    causes: np.ndarray  # [C] int64: earlier events
+    rows: np.ndarray  # [N] int32
+    bytes: np.ndarray  # [N] float64
+    flops: np.ndarray  # [N] float64
+    request: np.ndarray  # [N] int64
+    cause_start: np.ndarray  # [N + 1] int64
+    causes: np.ndarray  # [C] int64
     module_to_node: np.ndarray  # [M] int32
+    gaps: int = 0
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    def causes_of(self, event: int) -> np.ndarray:
+        """Return the events that an event waited for."""
+        return self.causes[self.cause_start[event] : self.cause_start[event + 1]]
+
+
+def graph_of(
+    record: np.ndarray,
+    spec: ModelSpec,
+    in_flight: int | None = None,
+    module_to_node: np.ndarray | None = None,
+) -> EventGraph:
+    """Make the graph of a record (as `collected` or `load_columns` give it) of a run of this model.
+
+    `spec` may be the model as run or at its full widths. A batch's submission waits for the results of the
+    batch `in_flight` before it (by default as many as ever were under way at once). Bytes at full width: a
+    frame that went raw has its rows at full width and the rest as it was; of one that a codec coded, all is
+    as much more as the rows are wider.
+    `module_to_node` [M] is the run's; without it all modules of the record are on one node.
+    Raises ValueError where the record is not one of this model.
+    """
+    if module_to_node is None:
+        module_to_node = np.zeros(max(int(record[end].max(initial=-1)) for end in ("src", "dst")) + 1)
+    full = spec.full()
+    scale = _scale(record, full)
+    found = causes_of(record, in_flight)
+    priced = np.flatnonzero(~np.isin(record["kind"], _NOT_PRICED))
+    rows = record[priced]
+    event = _events(rows)  # [rows]
+    first = np.unique(event, return_index=True)[1]  # the first row of each
+    size = len(first)
+    number = np.full(len(record), -1)
+    number[priced] = event
+    kept = (number[found.cause] >= 0) & (number[found.effect] >= 0)
+    edges = np.stack([number[found.effect[kept]], number[found.cause[kept]]])
+    edges = np.unique(edges[:, edges[0] != edges[1]], axis=1)  # [2, C], by effect
+    began = np.full(size, np.inf)
+    np.minimum.at(began, event, starts(rows))
+    level, edges, cut = _levels(edges, began)
+    order = np.lexsort((began, level))
+    place = np.empty(size, np.int64)
+    place[order] = np.arange(size)
+    effect, cause = place[edges]
+    by_effect = np.lexsort((cause, effect))
+    lead = rows[first][order]
+    total = np.bincount(event, rows["rows"], size).astype(np.int32)[order]
+    kind = np.full(size, MESSAGE, np.uint8)
+    for recorded, priced_as in _KIND_OF.items():
+        kind[lead["kind"] == recorded] = priced_as
+    role = np.where(kind == MESSAGE, OTHER, 0).astype(np.uint8)
+    for recorded, priced_as in _ROLE_OF.items():
+        role[lead["kind"] == recorded] = priced_as
+    return EventGraph(
+        kind=kind,
+        role=role,
+        src=lead["src"],
+        dst=lead["dst"],
+        batch=lead["batch"],
+        layer=lead["layer"].astype(np.int32),
+        expert=lead["expert"],
+        rows=total,
+        bytes=np.where(kind == MESSAGE, _bytes(lead, full, scale), 0.0),
+        flops=_flops(kind, lead, total, full),
+        request=np.where(kind == MESSAGE, _requests(lead), -1),
+        cause_start=np.concatenate([[0], np.cumsum(np.bincount(effect, minlength=size))]),
+        causes=cause[by_effect],
+        module_to_node=np.asarray(module_to_node, np.int32),
+        gaps=found.gaps + cut,
+    )
+
+
+def _scale(record: np.ndarray, full: ModelSpec) -> int:
+    """How much wider the model is than it was run; ValueError where the record is of another one."""
+    wide = (record["rows"] > 0) & np.isin(
+        record["kind"], (GEMM, COMBINE_ROW, DISPATCH_ROW, REPLY_ROW, SUBMIT)
+    )
+    widths = np.unique(record["raw_bytes"][wide] // (4 * record["rows"][wide]))
+    combines = record[record["kind"] == COMBINE_ROW]
+    top_k = np.unique(np.rint(choices(combines) / np.maximum(combines["rows"], 1))).astype(int)
+    layers, experts = int(record["layer"].max(initial=-1)) + 1, int(record["expert"].max(initial=-1)) + 1
+    fits = len(widths) <= 1 and all(w > 0 and full.d_model % w == 0 for w in widths)
+    told = {
+        "d_model": (widths.tolist(), f"{full.d_model} or a divisor", fits),
+        "layers": (layers, full.layers, layers <= full.layers),
+        "experts": (experts, full.experts, experts <= full.experts),
+        "top_k": (top_k.tolist(), full.top_k, set(top_k.tolist()) <= {full.top_k}),
+    }
+    for name, (found, allowed, holds) in told.items():
+        if not holds:
+            raise ValueError(
+                f"the record is of another model than {full.name}: {name} is {found}; allowed: {allowed}; "
+                "price it with the scenario that it was made with"
+            )
+    return full.d_model // int(widths[0]) if len(widths) else 1
+
+
+def _events(rows: np.ndarray) -> np.ndarray:
+    """Number the events of rows: those of a merged GEMM are one."""
+    gemms = np.flatnonzero((rows["kind"] == GEMM) & (rows["job"] >= 0))
+    event = np.arange(len(rows))
+    keys = np.stack([rows["src"][gemms].astype(np.int64), rows["job"][gemms]])
+    lead, job = np.unique(keys, axis=1, return_index=True, return_inverse=True)[1:]
+    event[gemms] = gemms[lead][job.reshape(-1)]
+    return np.unique(event, return_inverse=True)[1].reshape(-1)
+
+
+def _requests(rows: np.ndarray) -> np.ndarray:
+    """Number the requests of all homes; -1 where there is none."""
+    keys = np.stack([rows["home"].astype(np.int64), rows["request"]])
+    number = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+    return np.where(rows["request"] >= 0, number, -1)
+
+
+def _bytes(rows: np.ndarray, full: ModelSpec, scale: int) -> np.ndarray:
+    """What each message [N] carries at full width."""
+    carried = np.where(np.isin(rows["kind"], _CARRYING_ROWS), rows["rows"], 0) * (4.0 * full.d_model)
+    raw = rows["sent_bytes"] + carried * (1.0 - 1.0 / scale)
+    return np.where(rows["codec"] > 0, rows["sent_bytes"] * float(scale), raw)
+
+
+def _flops(kind: np.ndarray, lead: np.ndarray, rows: np.ndarray, full: ModelSpec) -> np.ndarray:
+    """What each event [N] computes at full width."""
+    own = np.where(
+        lead["layer"] < full.dense_layers, full.ffn_flops(full.dense_d_ff), full.ffn_flops(full.shared_d_ff)
+    )
+    per_row = np.select(
+        [kind == ROUTE, (kind == EXPERT) & (lead["expert"] >= 0), kind == EXPERT, kind == COMBINE],
+        [
+            np.float64(2 * full.d_model * full.experts),
+            np.float64(full.flops_per_row()),
+            own.astype(np.float64),
+            np.float64(2 * full.d_model * full.top_k),
+        ],
+    )
+    return per_row * rows
+
+
+def _levels(edges: np.ndarray, began: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Give each event a level [N] above those of its causes.
+
+    Where events wait for each other in a circle, as clocks that differ can make it seem, the edges that go
+    back in time are cut. Returns the levels, the edges [2, C] that are left, and how many were cut.
+    """
+    size, cut = len(began), 0
+    while True:
+        by_cause = np.argsort(edges[1], kind="stable")
+        effects = edges[0][by_cause]
+        begin = np.concatenate([[0], np.cumsum(np.bincount(edges[1], minlength=size))])
+        waits = np.bincount(edges[0], minlength=size)
+        level = np.full(size, -1)
+        ready = np.flatnonzero(waits == 0)
+        depth = 0
+        while len(ready):
+            level[ready] = depth
+            count = begin[ready + 1] - begin[ready]
+            step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            reached, times = np.unique(effects[np.repeat(begin[ready], count) + step], return_counts=True)
+            waits[reached] -= times
+            ready = reached[waits[reached] == 0]
+            depth += 1
+        stuck = (level[edges] < 0).all(axis=0)
+        if not stuck.any():
+            return level, edges, cut
+        back = stuck & (began[edges[1]] > began[edges[0]])
+        if not back.any():
+            back = stuck & (edges[1] > edges[0])
+        cut += int(back.sum())
+        edges = edges[:, ~back]

@@ -36,8 +36,10 @@ from rayemu.protocol.parked import Parked, ParkingLot
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
 from rayemu.protocol.slices import HeldSlice, Unit, dispatch_of, hold
+from rayemu.protocol.wire import Clock, no_clock
 
 SPARE = 4  # buffers of finished units that are kept
+ROUTED, COMBINED = "routed", "combined"  # what a home does itself
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
 
@@ -52,8 +54,10 @@ class Home:
         model: Model,
         server: ExpertServer,
         view: View,
+        clock: Clock = no_clock,
     ) -> None:
         self.me = me
+        self.clock = clock  # of whoever records
         self.new_rows = server.new_rows  # makes what is sent
         self.config = config
         self.model = model
@@ -67,7 +71,8 @@ class Home:
         self._spare: list[np.ndarray] = []
         self.requests = Requests(incarnation, config)
         self._wake = float("inf")  # for what is parked or waits for its choices
-        self.combined: list[tuple[Unit, int]] = []  # (unit, layer), for whoever records
+        # (what, unit, layer, from when, to when), for whoever records
+        self.worked: list[tuple[str, Unit, int, float, float]] = []
 
     @property
     def wake(self) -> float:
@@ -135,7 +140,9 @@ class Home:
         elif self.config.route_at_coordinator:
             self._ask_route(unit, now)
         else:
+            began_s = self.clock()
             routing = route(layer, unit.x)
+            self.worked.append((ROUTED, unit, unit.layer, began_s, self.clock()))
             self._dispatch(unit, routing.experts, routing.weights, now)
 
     def _ask_route(self, unit: Unit, now: float) -> None:
@@ -277,6 +284,7 @@ class Home:
         last = unit.layer + 1 == len(self.model.layers)
         out = held.y[unit.low : unit.high] if last else None
         self.requests.close(unit, now)
+        began_s = self.clock()
         if unit.experts is not None:
             assert unit.weights is not None and unit.rows is not None
             weights = unit.weights
@@ -288,7 +296,7 @@ class Home:
             assert unit.shared is not None
             y = unit.shared
         unit.h = finish(layer, unit.h, y, out=out)
-        self.combined.append((unit, unit.layer))
+        self.worked.append((COMBINED, unit, unit.layer, began_s, self.clock()))
         unit.experts = unit.weights = unit.x = None
         unit.layer += 1
         if not last:

@@ -49,21 +49,25 @@ MOST_CHUNK = 1 << 20  # bytes of weights in one frame: longer ones would hold up
 
 
 @dataclass(frozen=True, slots=True)
-class Combined:
-    """A finished combine, for whoever records it."""
+class Worked:
+    """Rows of one layer of a unit that the home has routed or combined, for whoever records it."""
 
+    what: str  # ROUTED or COMBINED
     batch: int
     slice: int
     micro: int
     layer: int
     rows: int
+    began_s: float  # by the record's clock
+    ended_s: float
 
 
 class ModuleMachine:
     """State machine of one module.
 
     It begins with the experts of its slots in `view`, which `make` builds (by default anew, of the model).
-    What policies measure and draw, they do with the clock `processor_s` and with `rng`.
+    What policies measure and draw, they do with the clock `processor_s` and with `rng`; `record_s` is the
+    clock of whoever records.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class ModuleMachine:
         new_rows: NewRows = fresh_rows,
         processor_s: Clock = no_clock,
         make: Callable[[int, int], Expert] | None = None,
+        record_s: Clock = no_clock,
     ) -> None:
         self.me = me
         self.incarnation = incarnation
@@ -99,7 +104,7 @@ class ModuleMachine:
             min(config.chunk_bytes, MOST_CHUNK),
         )
         self.relay = Relay(me, new_rows)
-        self.home = Home(me, incarnation, config, model, self.server, view)
+        self.home = Home(me, incarnation, config, model, self.server, view, record_s)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
         self.coders = Coders(processor_s)
         gauges = {level: Gauge(self.coders, rng) for level in (MODULE, NODE)}
@@ -162,10 +167,13 @@ class ModuleMachine:
             self._out += self.server.finish(job, now)
         return self._settle(now)
 
-    def combined(self) -> list[Combined]:
-        """Return and forget the combines done since the last call."""
-        done, self.home.combined = self.home.combined, []
-        return [Combined(u.slice.batch, u.slice.slice, u.micro, layer, u.high - u.low) for u, layer in done]
+    def worked(self) -> list[Worked]:
+        """Return and forget what the home has routed and combined since the last call, in its order."""
+        done, self.home.worked = self.home.worked, []
+        return [
+            Worked(what, u.slice.batch, u.slice.slice, u.micro, layer, u.high - u.low, began_s, ended_s)
+            for what, u, layer, began_s, ended_s in done
+        ]
 
     def _handle(self, message: Message, now: float) -> None:
         home = self.home

@@ -45,6 +45,7 @@ class Part:
     index: np.ndarray | None  # [n] rows of the lot, None: all, in order
     out: np.ndarray | None  # [n, D]; None: the result itself becomes the reply, or goes to `tag`'s owner
     tag: object = None
+    since: float = 0.0  # when it came, by the clock of deadlines
 
     @property
     def count(self) -> int:
@@ -202,6 +203,7 @@ class ExpertServer:
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = _Group(now, expected)
+        part.since = now
         group.parts.append(part)
         group.rows += part.count
 

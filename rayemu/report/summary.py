@@ -53,15 +53,15 @@ def account_tokens(results: Sequence[BatchResult], layers: int, experts: int) ->
 def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> dict[str, Any]:
     """Sums the frames and GEMMs of a record up; every value is None where nothing was recorded.
 
-    Frames are those from one module to another; what travels to and from the client and the coordinator is
-    not in a record (`frames_counted` says so). `bytes_raw` is their rows in float32, `bytes_sent` the
-    frames as they left; what was sent twice counts twice. `bytes_by_level` splits both by link level, with
-    the codecs used on each (`codecs` are the run's, by number). `encode_wall_s` and `decode_wall_s` are
-    what codecs took of the modules' loops, raw frames apart. `traffic_bytes` [M, M] is `bytes_sent` from
-    module to module, `module_rows` [M] the rows of routed experts that each module computed,
-    `module_busy_wall_s` [M] the time its GEMMs took. `balance` is how evenly: of every layer of every
-    batch, which wait for their fullest module, the mean of the modules' rows over the maximum, and of these
-    the mean; 1 when all modules always computed alike.
+    Frames are those from one module to another that carry rows; what travels to and from the client and the
+    coordinator is in the record, but not counted here (`frames_counted` says so). `bytes_raw` is their rows
+    in float32, `bytes_sent` the frames as they left; what was sent twice counts twice. `bytes_by_level`
+    splits both by link level, with the codecs used on each (`codecs` are the run's, by number).
+    `encode_wall_s` and `decode_wall_s` are what codecs took of the modules' loops, raw frames apart.
+    `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows` [M] the rows of routed experts
+    that each module computed, `module_busy_wall_s` [M] the time its GEMMs took. `balance` is how evenly: of
+    every layer of every batch, which wait for their fullest module, the mean of the modules' rows over the
+    maximum, and of these the mean; 1 when all modules always computed alike.
     Of a record in virtual time, the names of times say virtual in place of wall.
     """
     clock = clock_of(record)

@@ -1,8 +1,9 @@
 """A run for trace viewers (Perfetto, chrome://tracing): the JSON trace event format.
 
-One process per module with three threads: what its exchange, its experts and its combines did when. Faults
-and changes of membership are marks across all of them. Times are in microseconds from the record's start:
-wall time, of a simulation virtual time.
+One process per module, and for the coordinator and the client where they did something, with three threads:
+what its exchange, its experts, and its routing and combines did when. Frames of the protocol's own are left
+out. Faults and changes of membership are marks across all of them. Times are in microseconds from the
+record's start: wall time, of a simulation virtual time.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.drivers.record import COMBINE, GEMM, KINDS, clock_of, ends, starts
+from rayemu.drivers.record import COMBINE, CONTROL, DECODE, GEMM, KINDS, ROUTE, clock_of, ends, starts
 from rayemu.protocol.config import LEVELS
+from rayemu.protocol.messages import CLIENT, COORDINATOR
 from rayemu.report.wording import describe
 
 EXCHANGE_THREAD, COMPUTE_THREAD, COMBINE_THREAD = 0, 1, 2
 _THREADS = ("exchange", "compute", "combine")
-_THREAD_OF_KIND = {GEMM: COMPUTE_THREAD, COMBINE: COMBINE_THREAD}
+_THREAD_OF_KIND = {GEMM: COMPUTE_THREAD, COMBINE: COMBINE_THREAD, ROUTE: COMBINE_THREAD}
+_PEOPLE = {COORDINATOR: "coordinator", CLIENT: "client"}
 _MARKS = ("fault", "suspected", "dead", "recovered", "joined", "failed", "slow_batch")
 
 
@@ -37,12 +40,15 @@ def trace(
     `began` is when a simulation was handed its first batch, in virtual seconds: its events count from there.
     """
     origin = float(starts(record).min()) if len(record) else 0.0
-    rows = record[np.lexsort((starts(record), record["src"]))]
-    sources = sorted({*range(len(module_to_node)), *(int(s) for s in np.unique(record["src"]))})
+    rows = record[record["kind"] != CONTROL]
+    rows = rows[np.lexsort((starts(rows), _places(rows)))]
+    sources = sorted({*range(len(module_to_node)), *_places(rows).tolist()})
     listed = [entry for source in sources for entry in _names(source, module_to_node)]
     listed += [
-        _span(row, start - origin, end - start, codecs)
-        for row, start, end in zip(rows, starts(rows).tolist(), ends(rows).tolist(), strict=True)
+        _span(row, _process(place, module_to_node), start - origin, end - start, codecs)
+        for row, place, start, end in zip(
+            rows, _places(rows).tolist(), starts(rows).tolist(), ends(rows).tolist(), strict=True
+        )
     ]
     virtual = clock_of(record) == "virtual"
     for event in events:  # those of a simulation from before its start have no virtual time
@@ -57,13 +63,19 @@ def save_trace(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
 
-def _process(source: int) -> int:
-    return source + 1  # the coordinator is -1, and viewers dislike negative ids
+def _places(rows: np.ndarray) -> np.ndarray:
+    """Where each row [N] happened: a frame at its sender, its decoding where it came to."""
+    return np.where(rows["kind"] == DECODE, rows["dst"], rows["src"])
+
+
+def _process(source: int, module_to_node: Sequence[int]) -> int:
+    """The number of a process: viewers dislike negative ones."""
+    return len(module_to_node) + 1 if source == CLIENT else source + 1
 
 
 def _names(source: int, module_to_node: Sequence[int]) -> list[dict[str, Any]]:
-    name = "coordinator" if source < 0 else f"module {source} (node {module_to_node[source]})"
-    common = {"ph": "M", "pid": _process(source)}
+    name = _PEOPLE.get(source) or f"module {source} (node {module_to_node[source]})"
+    common = {"ph": "M", "pid": _process(source, module_to_node)}
     return [
         {**common, "name": "process_name", "args": {"name": name}},
         {**common, "name": "process_sort_index", "args": {"sort_index": source}},
@@ -74,7 +86,7 @@ def _names(source: int, module_to_node: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _span(row: np.void, start_s: float, took_s: float, codecs: Sequence[str]) -> dict[str, Any]:
+def _span(row: np.void, process: int, start_s: float, took_s: float, codecs: Sequence[str]) -> dict[str, Any]:
     kind, level = int(row["kind"]), int(row["level"])
     args: dict[str, Any] = {
         key: int(row[key]) for key in ("batch", "slice", "micro", "layer", "rows") if row[key] >= 0
@@ -85,14 +97,14 @@ def _span(row: np.void, start_s: float, took_s: float, codecs: Sequence[str]) ->
         name = f"expert {expert}" if expert >= 0 else "shared expert"
         args["flops"] = int(row["flops"])
     elif row["sent_bytes"] > 0:
-        name = f"{name} to {int(row['dst'])}"
+        name = f"{name} to {_PEOPLE.get(int(row['dst']), int(row['dst']))}"
         args |= {"raw_bytes": int(row["raw_bytes"]), "sent_bytes": int(row["sent_bytes"])}
         args |= {"link": LEVELS[level], "codec": codecs[int(row["codec"])]}
     return {
         "ph": "X",
         "name": name,
         "cat": KINDS[kind],
-        "pid": _process(int(row["src"])),
+        "pid": process,
         "tid": _THREAD_OF_KIND.get(kind, EXCHANGE_THREAD),
         "ts": round(start_s * 1e6, 1),
         "dur": round(max(0.0, took_s) * 1e6, 1),

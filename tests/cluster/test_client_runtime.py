@@ -18,6 +18,7 @@ import pytest
 from rayemu import Emulator, Scenario
 from rayemu.cluster.client_runtime import ClientRuntime, ClusterError
 from rayemu.cluster.link import QueueLink
+from rayemu.drivers.record import Recorder
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.client import StalledError
 from rayemu.protocol.config import TOTALS, ProtocolConfig
@@ -113,7 +114,7 @@ class Coordinator:
         self.got: list[Any] = []
         self.link = QueueLink("client", lambda _, frame: self.got.append(self.wire.decode(frame)))
         self.link.connect(COORDINATOR, "coordinator")
-        self.client = ClientRuntime(config, SPEC, 8, self.link)
+        self.client = ClientRuntime(config, SPEC, 8, self.link, Recorder())
         self.client.start()
 
     def say(self, *messages: Any) -> None:

@@ -13,19 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayemu.drivers.notes import ModuleRecord
 from rayemu.drivers.record import (
     GEMM,
     RECORD,
     VIRTUAL_RECORD,
-    ModuleRecord,
     Recorder,
+    RecordError,
     in_order,
     is_cut,
     load_columns,
     read_records,
     save_columns,
 )
+from rayemu.model.spec import ModelSpec
 from rayemu.protocol.server import SHARED, Job, Part
+from rayemu.protocol.slices import HeldSlice, Unit
 
 MANY = 40_000  # more than fit at first, and than fit after growing once
 
@@ -78,25 +81,99 @@ def test_columns_survive_a_file(tmp_path: Path, dtype: np.dtype) -> None:
     assert loaded.dtype == dtype and (loaded == rows).all()
 
 
-def test_a_gemm_of_several_batches_has_a_row_for_each() -> None:
+def saved(path: Path, **changes: Any) -> Path:
+    """A record of five rows in a file, some of its columns changed, or gone (None)."""
+    save_columns(path, np.zeros(5, RECORD))
+    with np.load(path) as file:
+        columns = {name: file[name] for name in file.files} | changes
+    np.savez_compressed(path, **{name: c for name, c in columns.items() if c is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": None}, "a record of version 1; this is read: version 2"),
+        ({"version": np.int64(3)}, "a record of version 3; this is read: version 2"),
+        ({"job": None, "cause": None}, "without cause, job"),
+        ({"rows": np.zeros(4, np.int32)}, "not of one length"),
+        ({"rows": np.array(7)}, "not of one length"),
+        ({"start_wall_s": None}, "without queued_virtual_s, start_virtual_s, end_virtual_s"),
+    ],
+)
+def test_what_is_no_whole_record_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    path = saved(tmp_path / "record.npz", **changes)
+    with pytest.raises(RecordError) as refusal:
+        load_columns(path)
+    for part in (str(path), told, "run the scenario again"):
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_that_is_cut_is_refused(tmp_path: Path, share: float) -> None:
+    path = saved(tmp_path / "record.npz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(RecordError, match=r"record\.npz: cut or no record at all.*run the scenario again"):
+        load_columns(path)
+
+
+def test_a_damaged_file_is_refused_or_harmless(tmp_path: Path) -> None:
+    path = saved(tmp_path / "record.npz")
+    whole, refused = path.read_bytes(), 0
+    for position in range(0, len(whole), 31):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            assert (load_columns(path) == np.zeros(5, RECORD)).all()
+        except RecordError:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_missing_or_other_file_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "text.npz").write_text("kind,src\n")
+    for name in ("one.npy", "text.npz", "none.npz"):
+        with pytest.raises(RecordError, match=name):
+            load_columns(tmp_path / name)
+
+
+def test_a_merged_gemm_has_a_row_for_each_part() -> None:
+    """No batch is charged for another's rows: each part has the share of the time that its rows have."""
     recorder, rows = Recorder(), np.zeros((8, 4), np.float32)
 
-    def part(batch: int, count: int) -> Any:
-        dispatch = SimpleNamespace(batch=batch, slice=10 + batch, micro=batch)
-        return Part(SimpleNamespace(dispatch=dispatch), rows, np.arange(count), None)  # type: ignore[arg-type]
+    def part(batch: int, count: int, home: int, request: int) -> Any:
+        dispatch = SimpleNamespace(
+            batch=batch, slice=10 + batch, micro=batch, home=home, request=request, start=0
+        )
+        work: Any = SimpleNamespace(dispatch=dispatch)
+        return Part(work, rows, np.arange(count), None, since=3.0 + batch)
 
-    machine: Any = SimpleNamespace(me=2, model=SimpleNamespace(spec=SimpleNamespace(d_model=4)))
+    spec = ModelSpec("tiny", 4, 8, 2, 1)
+    machine: Any = SimpleNamespace(me=2, incarnation=1, model=SimpleNamespace(spec=spec))
     record = ModuleRecord(recorder, machine, lambda: 0.0)
-    record.computed(Job(1, 3, [part(0, 2), part(5, 3), part(0, 1), part(6, 2)], 8, 80.0), 10.0, 18.0)
-    record.computed(Job(1, SHARED, [Part(None, rows, None, None)], 8, 80.0), 20.0, 21.0)
+    parts = [part(0, 2, 1, 7), part(5, 3, 0, 7), part(0, 1, 1, 8), part(6, 2, 2, 9)]
+    record.computed(Job(1, 3, parts, 8, 80.0), 10.0, 18.0, ahead_s=2.0)
+    held = HeldSlice(4, 14, 0, 1, rows, np.zeros((2, 2), np.int32))
+    unit = Unit(held, 1, 0, 8, rows, layer=1)
+    record.computed(Job(1, SHARED, [Part(None, rows, None, None, unit, 15.0)], 8, 80.0), 20.0, 21.0)
     noted = recorder.rows()
-    assert noted["batch"].tolist() == [0, 5, 6, -1]
-    assert noted["slice"].tolist() == [10, 15, 16, -1]
-    assert noted["rows"].tolist() == [3, 3, 2, 8]
-    assert noted["flops"].tolist() == [30, 30, 20, 80]
-    assert noted["start_wall_s"].tolist() == [10, 13, 16, 20]
-    assert noted["end_wall_s"].tolist() == [13, 16, 18, 21]
-    assert noted["raw_bytes"].tolist() == [48, 48, 32, 128]
+    assert noted["batch"].tolist() == [0, 5, 0, 6, 4]
+    assert noted["slice"].tolist() == [10, 15, 10, 16, 14]
+    assert noted["micro"].tolist() == [0, 5, 0, 6, 1]
+    assert noted["home"].tolist() == [1, 0, 1, 2, 2]
+    assert noted["request"].tolist() == [7, 7, 8, 9, -1]
+    assert noted["expert"].tolist() == [3, 3, 3, 3, -1]
+    assert noted["job"].tolist() == [1 << 40] * 4 + [(1 << 40) + 1]
+    assert noted["incarnation"].tolist() == [1] * 5
+    assert noted["rows"].tolist() == [2, 3, 1, 2, 8]
+    assert noted["flops"].tolist() == [20, 30, 10, 20, 80]
+    assert noted["queued_wall_s"].tolist() == [5, 10, 5, 11, 15]  # arrived, on the record's clock
+    assert noted["start_wall_s"].tolist() == [10, 12, 15, 16, 20]
+    assert noted["end_wall_s"].tolist() == [12, 15, 16, 18, 21]
+    assert noted["raw_bytes"].tolist() == [32, 48, 16, 32, 128]
     assert (record.totals["rows"], record.totals["busy_s"]) == (16, 9)
 
 

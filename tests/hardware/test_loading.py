@@ -1,0 +1,150 @@
+"""Hardware from YAML: what is wrong with a file is said in one line, with field, value and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayemu.hardware import HardwareError, load_hardware
+
+from .toy import TOY, number, toy
+
+BANDWIDTH = "module.banks.bandwidth"
+
+
+def problems(folder: Path, *changes: str, text: str | bytes = TOY) -> list[str]:
+    file = folder / "bad.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(HardwareError) as refused:
+        load_hardware(file, *changes)
+    lines = [line.removeprefix(str(file)).lstrip(": ") for line in refused.value.problems]
+    assert all("\n" not in line and len(line) < 400 for line in lines)
+    return lines
+
+
+def test_values_apart_from_their_sources(tmp_path: Path) -> None:
+    hardware = toy(tmp_path, "module.banks.count={value: 3, source: counted, remark: twice}")
+    assert hardware.spec.module.banks.count == 3
+    assert hardware.sources["module.banks.count"] == "counted"
+    assert hardware.sources["links.module.latency"] == "made up"
+    assert hardware.remarks == {"module.banks.count": "twice"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (f"{BANDWIDTH}.value=0 GB/s", f"{BANDWIDTH}: '0 GB/s' is not allowed; it must be more than 0"),
+        (f"{BANDWIDTH}.value=-3 GB/s", f"{BANDWIDTH}: '-3 GB/s' is not allowed; it must be more than 0"),
+        (f"{BANDWIDTH}.value=16", f"{BANDWIDTH}: 16 is not allowed; write a number with its unit, like "),
+        (f"{BANDWIDTH}.value=16 W", f"{BANDWIDTH}: '16 W' is not allowed; write a number with its unit"),
+        (f"{BANDWIDTH}.value=.nan", f"{BANDWIDTH}: nan is not allowed"),
+        (f"{BANDWIDTH}.value=.inf", f"{BANDWIDTH}: inf is not allowed"),
+        (f"{BANDWIDTH}.value=1e30 GB/s", f"{BANDWIDTH}: '1e30 GB/s' is not allowed; it must be at most 1"),
+        (f"{BANDWIDTH}.source=", f"{BANDWIDTH}: '9 B/s' has no source; write {{value: '9 B/s', source: "),
+        (f"{BANDWIDTH}=9 B/s", f"{BANDWIDTH}: '9 B/s' has no source; write {{value: '9 B/s', source: "),
+        (f"{BANDWIDTH}=.5 kB/s", f"{BANDWIDTH}: '.5 kB/s' has no source"),
+        (f"{BANDWIDTH}.value=null", f"{BANDWIDTH}: None is not allowed; write a number with its unit"),
+        ("module.external={source: x}", "module.external: has no value; write {value: "),
+        (f"{BANDWIDTH}.sauce=x", f"{BANDWIDTH}.sauce: unknown key; known: value, source"),
+        (number("module.banks.bandwith", "9 B/s"), "module.banks.bandwith: unknown key; known: count"),
+        ("nonsense=3", "nonsense: unknown key; known: name, about"),
+        ("module.banks.count.value=16.5", "module.banks.count: 16.5 is not allowed; it should be"),
+        ("module.banks.count.value=0", "module.banks.count: 0 is not allowed; it should be"),
+        (f"module.banks.count.value={'9' * 90}", "module.banks.count: "),
+        (number("module.banks.share", 1.5), "module.banks.share: 1.5 is not allowed; it should be"),
+        (number("module.banks.share", ".nan"), "module.banks.share: nan is not allowed"),
+        ("module.compute.precision=fp7", "module.compute.precision: 'fp7' is not allowed; allowed: 'fp64'"),
+        ("module.compute.precision=int4", "module.compute.precision: int4 has no rate; "),
+        (number("module.compute.rates.fp7", "1 FLOP/s"), "module.compute.rates.fp7: 'fp7' is not allowed"),
+        ("module=3", "module: 3 is not allowed; it takes keys: banks"),
+        (number("module.banks.limit", "19 B/s"), "module.banks.limit: 19 B/s is more than all banks"),
+        (number("energy.parts.hbm", "1 pJ/bit"), "energy.parts: they are 1 pJ/bit together"),
+        (number("energy.busy", "0 W"), "energy.busy: 0 W is not more than energy.static, 0 W"),
+        (
+            "links.module.topology={kind: torus, dimensions: [4, 4]}",
+            "links.module.topology.dimensions: [4, 4] ",
+        ),
+        ("links.module.topology={kind: torus}", "links.module.topology.dimensions: a torus needs them"),
+    ],
+)
+def test_one_line_with_field_value_and_remedy(tmp_path: Path, change: str, line: str) -> None:
+    (said,) = problems(tmp_path, change)
+    assert said.startswith(line)
+
+
+def test_every_number_that_is_missing_is_named(tmp_path: Path) -> None:
+    text = "\n".join(line for line in TOY.splitlines() if "bandwidth" not in line)
+    paths = ("module.banks.bandwidth", "links.module.bandwidth", "host.bandwidth")
+    assert problems(tmp_path, text=text) == [f"{path}: is missing" for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (TOY + "name: again\n", "the key 'name' is given twice"),
+        ("", "None is not a hardware; it takes keys"),
+        ("- 1\n", "[1] is not a hardware"),
+        (b"\xff\xfe\x00", "cannot be read: it is not UTF-8 text"),
+        ("#" * (1 << 21), "is larger than 1 MiB"),
+        ("module: &a {x: *a}\n", "holds more than any hardware"),
+        ("name: " + "[" * 3000, "lie too deep in each other"),
+        ("like: 3\n", "like: 3 is not allowed; write a hardware's name or path"),
+        ("like: bad.yaml\n", "in a row; write one of them out"),
+        ("like: no-such\n", "no such hardware or file"),
+    ],
+)
+def test_files_that_are_no_hardware(tmp_path: Path, text: str | bytes, line: str) -> None:
+    assert any(line in said for said in problems(tmp_path, text=text))
+
+
+def test_aliases_that_multiply_end_soon(tmp_path: Path) -> None:
+    levels = "".join(f"l{i}: &l{i} {{a: *l{i - 1}, b: *l{i - 1}, c: *l{i - 1}}}\n" for i in range(1, 40))
+    assert any(
+        "holds more than any hardware" in line for line in problems(tmp_path, text=f"l0: &l0 x\n{levels}")
+    )
+
+
+def test_paths_that_are_no_file(tmp_path: Path) -> None:
+    for path, said in (
+        (str(tmp_path), "cannot be read: Is a directory"),
+        ("h100-smx", "(did you mean h100-sxm?)"),
+        (str(tmp_path / "none.yaml"), "no such hardware or file"),
+        ("x\0y", "is not the path of a file"),
+        ("x" * 5000, "cannot be read: File name too long"),
+        ("/dev/zero", "is larger than 1 MiB"),
+    ):
+        with pytest.raises(HardwareError) as refused:
+            load_hardware(path)
+        assert said in refused.value.problems[0]
+
+
+def test_a_file_like_another_says_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(TOY)
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(
+        "like: base.yaml\nname: changed\nenergy: {compute: null, weights: {value: 2 pJ/bit, source: mine}}\n"
+    )
+    with pytest.raises(HardwareError, match=r"energy\.compute: is missing"):
+        load_hardware(changed)
+    changed.write_text("like: base.yaml\nname: changed\nenergy: {weights: {value: 2 pJ/bit, source: mine}}\n")
+    hardware = load_hardware(changed)
+    assert (hardware.name, hardware.spec.energy.weights) == ("changed", 2e-12)
+    assert hardware.sources["energy.weights"] == "mine"
+    assert hardware.sources["energy.compute"] == "made up"
+
+
+def test_a_module_that_cannot_hold_its_experts(tmp_path: Path) -> None:
+    hardware = toy(tmp_path)  # 100 B a module
+    hardware.check_fits([100, 0, 50])
+    hardware.check_fits([])
+    with pytest.raises(HardwareError) as refused:
+        hardware.check_fits([60, 101, 50])
+    assert refused.value.problems == (
+        "toy: module 1 would hold 101 B of experts and has room for 100 B; take at least 3 modules, "
+        "weights of fewer bits, or hardware with more memory",
+    )
+    fetch = "module.fetch={bandwidth: {value: 4 B/s, source: x}, latency: {value: 1 s, source: x}}"
+    toy(tmp_path, fetch).check_fits([1e6])
+    with pytest.raises(HardwareError, match="has room for 1 kB"):
+        toy(tmp_path, fetch, number("module.fetch.capacity", "1 kB")).check_fits([1e6])

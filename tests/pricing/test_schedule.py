@@ -1,0 +1,228 @@
+"""The schedule against one made event by event in plain Python, closed forms, and cases by hand."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayemu.hardware import Hardware, load_hardware
+from rayemu.model.spec import ModelSpec
+from rayemu.pricing import schedule
+from rayemu.pricing.graph import COMBINE, EXPERT, ROUTE, EventGraph
+from tests.pricing.graphs import TOY, Draft, drawn, step
+
+MODEL = ModelSpec("m", 512, 256, 8, 2, layers=2, shared_d_ff=128)
+
+
+@pytest.fixture(scope="module")
+def pim() -> Hardware:
+    return load_hardware(TOY)
+
+
+def asked(graph: EventGraph, event: int, hw: Hardware, model: ModelSpec) -> tuple[list[tuple], float]:
+    """What an event asks: (resource, seconds) each, and its latency. Only ports and links of nodes."""
+    kind, src, dst = int(graph.kind[event]), int(graph.src[event]), int(graph.dst[event])
+    rows, nodes = int(graph.rows[event]), graph.module_to_node.tolist()
+    if kind == ROUTE:
+        host = ("host", -1) if src < 0 else ("host", nodes[src])
+        return [(host, hw.route_seconds(model.d_model, model.experts, rows))], 0.0
+    if kind == COMBINE:
+        return [(("module", src), hw.combine_seconds(model.d_model, model.top_k, rows))], 0.0
+    if kind == EXPERT:
+        width = model.d_ff if graph.expert[event] >= 0 else model.shared_d_ff
+        return [(("module", src), hw.expert_seconds(model.d_model, width, rows))], 0.0
+    if src == dst or -2 in (src, dst):
+        return [], 0.0
+    a, b = (0 if end < 0 else nodes[end] for end in (src, dst))
+    near, far, size = hw.spec.links.module, hw.spec.links.node, float(graph.bytes[event])
+    ports = [
+        (("out", src), size / near.bandwidth + near.overhead * (a == b)),
+        (("in", dst), size / near.bandwidth),
+    ]
+    if a == b:
+        return ports, near.latency
+    way = [(("up", a), size / far.bandwidth + far.overhead), (("down", b), size / far.bandwidth)]
+    return [*way, *ports], far.latency
+
+
+def slow_schedule(graph: EventGraph, hw: Hardware, model: ModelSpec) -> tuple[list, list, list, dict]:
+    """One event after the other: by level, then whoever is ready first, at each resource."""
+    size = len(graph)
+    causes = [graph.causes[graph.cause_start[i] : graph.cause_start[i + 1]].tolist() for i in range(size)]
+    depth = [0] * size
+    for event in range(size):
+        depth[event] = 1 + max((depth[c] for c in causes[event]), default=-1)
+    ready, alone, end = [0.0] * size, [0.0] * size, [0.0] * size
+    free: dict[tuple, float] = {}
+    busy: dict[tuple, float] = {}
+    for level in range(max(depth) + 1):
+        mine = [event for event in range(size) if depth[event] == level]
+        for event in mine:
+            ready[event] = max((end[c] for c in causes[event]), default=0.0)
+        for event in sorted(mine, key=lambda e: (ready[e], e)):
+            entries, latency = asked(graph, event, hw, model)
+            last = ready[event]
+            for resource, seconds in entries:
+                free[resource] = max(free.get(resource, 0.0), ready[event]) + seconds
+                busy[resource] = busy.get(resource, 0.0) + seconds
+                last = max(last, free[resource])
+            end[event] = last + latency
+            alone[event] = max((seconds for _, seconds in entries), default=0.0) + latency
+    return ready, [e - a for e, a in zip(end, alone, strict=True)], end, busy
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_graph_is_scheduled_as_one_event_after_the_other(seed: int, pim: Hardware) -> None:
+    graph = drawn(seed)
+    found = schedule(graph, pim, MODEL)
+    ready, start, end, busy = slow_schedule(graph, pim, MODEL)
+    np.testing.assert_allclose(found.ready, ready, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(found.start, start, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(found.end, end, rtol=1e-9, atol=1e-15)
+    for module in range(6):
+        assert found.busy["modules"][module] == pytest.approx(busy.get(("module", module), 0.0))
+    assert found.busy["node"].sum() == pytest.approx(
+        sum(s for r, s in busy.items() if r[0] in ("up", "down"))
+    )
+    assert found.busy["routing"].sum() == pytest.approx(sum(s for r, s in busy.items() if r[0] == "host"))
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_a_run_s_steps_are_scheduled_as_one_event_after_the_other(in_flight: int, pim: Hardware) -> None:
+    graph = step(batches=4, in_flight=in_flight)
+    found = schedule(graph, pim, MODEL)
+    ready, start, end, _ = slow_schedule(graph, pim, MODEL)
+    np.testing.assert_allclose(found.ready, ready, rtol=1e-9)
+    np.testing.assert_allclose(found.start, start, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(found.end, end, rtol=1e-9)
+
+
+def test_it_does_not_matter_how_many_levels_are_looked_up_at_once(
+    pim: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = step(batches=3)
+    whole = schedule(graph, pim, MODEL)
+    monkeypatch.setattr(sys.modules[schedule.__module__], "_AT_ONCE", 7)
+    np.testing.assert_array_equal(schedule(graph, pim, MODEL).end, whole.end)
+
+
+def test_two_passes_on_one_module_wait_for_each_other_and_others_do_not(pim: Hardware) -> None:
+    draft = Draft([0, 0])
+    draft.expert(0, 0, 4)
+    draft.expert(0, 1, 8)
+    draft.expert(1, 2, 4)
+    found = schedule(draft.graph(), pim, MODEL)
+    four, eight = (pim.expert_seconds(512, 256, rows) for rows in (4, 8))
+    assert found.end.tolist() == pytest.approx([four, four + eight, four])
+    assert found.start.tolist() == pytest.approx([0.0, four, 0.0])
+    assert found.busy["modules"].tolist() == pytest.approx([four + eight, four])
+
+
+def test_whoever_is_ready_first_is_served_first(pim: Hardware) -> None:
+    draft = Draft([0, 0, 0])
+    late = draft.expert(1, 0, 64)
+    soon = draft.expert(2, 1, 1)
+    draft.expert(0, 2, 4, after=late)
+    draft.expert(0, 3, 4, after=soon)
+    found = schedule(draft.graph(), pim, MODEL)
+    one, four, many = (pim.expert_seconds(512, 256, rows) for rows in (1, 4, 64))
+    assert found.end.tolist() == pytest.approx([many, one, max(many, one + four) + four, one + four])
+
+
+def test_a_message_between_nodes_takes_the_slowest_link_and_the_latency(pim: Hardware) -> None:
+    draft = Draft([0, 0, 1])
+    draft.send(0, 2, 12.5e6)
+    draft.send(0, 1, 64e6)
+    found = schedule(draft.graph(), pim, MODEL)
+    # 12.5 MB at 12.5 GB/s; 64 MB at 64 GB/s behind the first one's 12.5 MB at the port of module 0
+    assert found.end.tolist() == pytest.approx([1e-3 + 2e-6, 12.5e6 / 64e9 + 1e-3 + 1e-6])
+    assert found.start.tolist() == pytest.approx([0.0, 12.5e6 / 64e9], abs=1e-12)
+
+
+def test_a_node_s_shared_link_carries_what_its_modules_send_one_after_the_other(pim: Hardware) -> None:
+    draft = Draft([0, 0, 1, 1])
+    draft.send(0, 2, 12.5e6)
+    draft.send(1, 3, 12.5e6)
+    assert schedule(draft.graph(), pim, MODEL).end.tolist() == pytest.approx([1e-3 + 2e-6, 2e-3 + 2e-6])
+
+
+@pytest.mark.parametrize("name", [TOY, "text-pim", "h100-sxm", "hbm2-pim"])
+@pytest.mark.parametrize("seed", range(2))
+def test_an_exchange_takes_what_the_hardware_says_of_one(name: str | Path, seed: int) -> None:
+    hw = load_hardware(name)
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 1 << 20, (6, 6)) * (rng.random((6, 6)) < 0.7)
+    nodes = [0, 0, 0, 1, 1, 1]
+    draft = Draft(nodes)
+    for src, dst in zip(*np.nonzero(sizes), strict=True):
+        draft.send(int(src), int(dst), float(sizes[src, dst]))
+    longest = schedule(draft.graph(), hw, MODEL).end.max()
+    assert longest == pytest.approx(hw.all_to_all_seconds(sizes, np.array(nodes)), rel=1e-9)
+
+
+def test_shared_and_dense_passes_have_their_own_width(pim: Hardware) -> None:
+    model = replace(MODEL, dense_layers=1, dense_d_ff=1024)
+    draft = Draft([0, 0, 0])
+    draft.expert(0, 3, 16, layer=1)
+    draft.expert(1, -1, 16, layer=1)
+    draft.expert(2, -1, 16, layer=0)
+    found = schedule(draft.graph(), pim, model)
+    assert found.end.tolist() == pytest.approx([pim.expert_seconds(512, w, 16) for w in (256, 128, 1024)])
+
+
+def test_the_model_is_taken_at_its_full_width(pim: Hardware) -> None:
+    graph = step()
+    whole, narrow = (schedule(graph, pim, spec) for spec in (MODEL, MODEL.scaled(8)))
+    np.testing.assert_array_equal(whole.end, narrow.end)
+
+
+def test_the_client_and_oneself_cost_nothing(pim: Hardware) -> None:
+    draft = Draft([0])
+    sent = draft.send(-2, -1, 1e9)
+    here = draft.send(0, 0, 1e9, after=sent)
+    draft.send(0, -2, 1e9, after=here)
+    assert not schedule(draft.graph(), pim, MODEL).end.any()
+
+
+def test_nothing_to_do_takes_no_time(pim: Hardware) -> None:
+    assert schedule(Draft([0]).graph(), pim, MODEL).span == 0.0
+
+
+def test_a_cause_that_comes_later_is_refused(pim: Hardware) -> None:
+    draft = Draft([0])
+    draft.expert(0, 0, 1)
+    draft.expert(0, 1, 1, after=0)
+    wrong = replace(draft.graph(), causes=np.array([1]))
+    with pytest.raises(ValueError, match="event 1 has cause 1"):
+        schedule(wrong, pim, MODEL)
+
+
+def test_a_shared_pass_of_a_model_without_one_is_refused(pim: Hardware) -> None:
+    draft = Draft([0])
+    draft.expert(0, -1, 1)
+    with pytest.raises(ValueError, match="m has none"):
+        schedule(draft.graph(), pim, replace(MODEL, shared_d_ff=0))
+
+
+def test_a_million_messages_in_a_few_seconds(pim: Hardware) -> None:
+    """The target is one second on one core; the bound here only catches a loop over events."""
+    modules, count, half = 256, 1 << 17, 1 << 16
+    rng = np.random.default_rng(0)
+    src, dst = rng.integers(modules, size=(2, count))
+    draft = Draft([module // 8 for module in range(modules)])
+    for number in range(2):
+        draft.send(0, 1, 1.0, after=[0] * number)
+    two = draft.graph()
+    columns = {f.name: getattr(two, f.name) for f in fields(two)}
+    columns = {n: np.repeat(c, half) for n, c in columns.items() if isinstance(c, np.ndarray) and len(c) == 2}
+    columns |= {"src": src.astype(np.int16), "dst": dst.astype(np.int16), "bytes": rng.random(count) * 1e6}
+    starts = np.concatenate([np.zeros(half, np.int64), np.arange(half + 1)])
+    graph = replace(two, **columns, cause_start=starts, causes=np.arange(half))
+    began = time.process_time()
+    schedule(graph, pim, MODEL)
+    assert time.process_time() - began < 8 * count / 1e6
