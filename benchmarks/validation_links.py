@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rayemu.hardware import Hardware, load_hardware
-from rayemu.hardware.transfers import hierarchical, pairwise, phases_seconds
+from rayemu.hardware.transfers import even_exchange_seconds, hierarchical, pairwise, phases_seconds
 
 from .checks import Check, Row
 
@@ -60,7 +60,7 @@ def deepep() -> list[Check]:
     found = []
     for at, (name, size) in enumerate((("dispatch", DISPATCHED), ("combine", COMBINED))):
         rows = tuple(
-            Row(f"EP {ep}", 1e6 * hw.all_to_all_seconds(np.full((ep, ep), size / ep)), published[at])
+            Row(f"EP {ep}", 1e6 * even_exchange_seconds(hw.spec, size, ep), published[at])
             for ep, published in DEEPEP_US.items()
         )
         # Nothing was fitted to the combine: its bound says how far the model carries, not what is promised.

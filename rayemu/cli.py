@@ -186,6 +186,34 @@ def codecs(
         report(Scenario.load(scenario).with_overrides(list(settings or [])), names, tokens, out)
 
 
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="A preset, a scenario, or the directory of a checkpoint.")],
+    modules: Annotated[
+        int | None, typer.Option(metavar="M", help="Modules; else the scenario's, or 8.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help='Of a module, like "64 GB": does it fit?')
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="T", help="Tokens under way at once; else the scenario's, or 512.")
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="C", help="Tokens in the key and value cache.")] = 2048,
+    precision: Annotated[
+        str, typer.Option(metavar="P", help="Of the weights: fp32, fp16, int8 or int4.")
+    ] = "fp16",
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON, sizes in bytes.")] = False,
+) -> None:
+    """What a model takes: parameters, FLOPs, bytes, cache and activations, module by module; does it fit?
+
+    Counted at full width, with attention and embeddings, which rayemu does not run.
+    """
+    with plain_errors():
+        from rayemu.study.model import report
+
+        report(name, modules, memory, tokens, context, precision, json)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
@@ -340,6 +368,26 @@ def plan(
             refuse([f"--expert-bytes: {expert_bytes} {error}"])
         known = dict(experts=experts, tokens=tokens, window=window)
         plan(file, Machine(modules, nodes, slots, groups, size), keep, planners, out, format, json, known)
+
+
+@app.command()
+def reproduce(
+    only: Annotated[
+        str | None, typer.Option(metavar="TEXT|ID", help="One text (000, 001, 002), or one row in full.")
+    ] = None,
+    differs: Annotated[bool, typer.Option("--differs", help="Without the rows that agree.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with inputs and formulas.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/reproduce.md.")] = False,
+) -> None:
+    """The figures of the texts that the project comes from, worked out again: theirs, ours, and why not."""
+    with plain_errors():
+        from rayemu.study.reproduce.show import report, select, unknown
+
+        if json and markdown:
+            refuse(["--json and --markdown exclude each other; give one"])
+        if only is not None and (problem := unknown(only)):
+            refuse([problem])
+        report(select(only, differs), json, markdown)
 
 
 @app.command()

@@ -44,6 +44,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
+    from rayemu.study.model import ModelError
     from rayemu.study.plan import PlanError
     from rayemu.traces.errors import TraceError
 
@@ -61,6 +62,7 @@ def _expected(error: Exception) -> list[str] | None:
         TraceError,
         RecordError,
         PlanError,
+        ModelError,
     )
     if isinstance(error, (*ours, OSError)):
         return [" ".join(str(error).split())]

@@ -57,6 +57,10 @@ REFUSED = [
         ["replicas.kind: 'x' is not a replica choice; known: nearest, least_loaded, even"],
     ),
     (["exchange.kind=x"], ["exchange.kind: 'x' is not an exchange; known: flat, hierarchical"]),
+    (
+        ["exchange.order=x"],
+        ["exchange.order: 'x' is not an order of sending; known: largest_first, rotation"],
+    ),
     (["exchange.relay=x"], ["exchange.relay: 'x' is not a relay choice; known: spread, first"]),
     (
         ["cluster.transport=zmk"],

@@ -1,6 +1,8 @@
-"""The All-to-All: views of the cluster, replica choice, exchange shapes and plans."""
+"""The All-to-All: views of the cluster, replica choice, exchange shapes, plans, and orders of sending."""
 
 from rayemu.alltoall.exchange import RELAYS, Flat, Hierarchical
+from rayemu.alltoall.order import ORDERS
+from rayemu.alltoall.phases import Phases, permutation_phases, rotation_phases
 from rayemu.alltoall.plan import Parcel, cut_micro_batches, cut_slices, plan_parcels
 from rayemu.alltoall.replicas import Even, Hash, LeastLoaded, Nearest, Split
 from rayemu.alltoall.view import ALIVE, DEAD, LEAVING, LOADING, READY, SUSPECTED, Copies, View
@@ -14,6 +16,7 @@ __all__ = [
     "EXCHANGES",
     "LEAVING",
     "LOADING",
+    "ORDERS",
     "READY",
     "RELAYS",
     "REPLICAS",
@@ -26,9 +29,12 @@ __all__ = [
     "LeastLoaded",
     "Nearest",
     "Parcel",
+    "Phases",
     "Split",
     "View",
     "cut_micro_batches",
     "cut_slices",
+    "permutation_phases",
     "plan_parcels",
+    "rotation_phases",
 ]

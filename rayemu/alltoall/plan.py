@@ -33,7 +33,7 @@ def plan_parcels(
     """Group pairs by first hop, module and expert, each group at most `chunk_pairs` long.
 
     All inputs are [n]: pair index, first hop, module and logical expert. Sorting is stable, so pairs of
-    one lot keep token order. Larger parcels come first: they take longest, so they start earliest.
+    one lot keep token order. Parcels come by hop; `rayemu.alltoall.order` says which is sent first.
     """
     if not len(pairs):
         return []
@@ -59,7 +59,6 @@ def plan_parcels(
             lots.append([module, expert, taken])
             low += taken
     parcels.append(Parcel(hop, pairs[begin:], lots))
-    parcels.sort(key=lambda p: -len(p.pairs))
     return parcels
 
 

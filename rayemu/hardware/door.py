@@ -124,6 +124,22 @@ class Hardware:
 
         `module_to_node` [M] None: consecutive modules fill nodes of `modules_per_node`. Raises ValueError.
         """
+        sizes, nodes = self._exchange(bytes_between, module_to_node)
+        return transfers.all_to_all_seconds(self.spec, sizes, nodes)
+
+    def bandwidth_needed(
+        self, bytes_between: np.ndarray, deadline: float, module_to_node: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """Bandwidth (bytes/s) that each level needs to end such an exchange within `deadline` seconds.
+
+        Levels that nothing crosses are left out. Raises ValueError where latency alone takes longer.
+        """
+        sizes, nodes = self._exchange(bytes_between, module_to_node)
+        return transfers.bandwidth_needed(self.spec, sizes, nodes, deadline)
+
+    def _exchange(
+        self, bytes_between: np.ndarray, module_to_node: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         sizes = np.asarray(bytes_between)
         if sizes.ndim != 2 or not np.issubdtype(sizes.dtype, np.number):
             raise ValueError(
@@ -132,8 +148,8 @@ class Hardware:
         if (sizes < 0).any() or not np.isfinite(sizes).all():
             raise ValueError("bytes_between: every number of bytes must be 0 or more, and finite")
         if module_to_node is None:
-            module_to_node = np.arange(len(sizes)) // self.spec.modules_per_node
-        return transfers.all_to_all_seconds(self.spec, sizes, np.asarray(module_to_node))
+            return sizes, np.arange(len(sizes)) // self.spec.modules_per_node
+        return sizes, np.asarray(module_to_node)
 
 
 def load_hardware(source: str | os.PathLike[str], *changes: str) -> Hardware:
@@ -155,5 +171,6 @@ def _check(**given: int | np.ndarray | None) -> None:
             continue
         numbers = np.asarray(value)
         least = 0 if name == "rows" else 1
-        if not np.issubdtype(numbers.dtype, np.integer) or (numbers < least).any():
+        whole = np.issubdtype(numbers.dtype, np.integer) and (name == "rows" or not numbers.ndim)
+        if not whole or (numbers < least).any():
             raise ValueError(f"{name}: {value!r} is not allowed; allowed: whole numbers from {least} on")

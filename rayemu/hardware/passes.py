@@ -30,6 +30,7 @@ def expert_seconds(
 ) -> Array:
     """Seconds of one expert's pass over `rows` [...]; 0 where there are none."""
     compute = hardware.module.compute
+    d_model, d_ff = int(d_model), int(d_ff)  # an int32 of NumPy would overflow
     rows = np.asarray(rows, np.float64)
     weight = (bits or BITS[compute.precision]) / 8
     bandwidth = reached_bandwidth(hardware)
@@ -52,6 +53,7 @@ def expert_joules(
 ) -> Array:
     """Joules of the same pass; `static`: with what the module draws anyway while it lasts."""
     compute, energy = hardware.module.compute, hardware.energy
+    d_model, d_ff = int(d_model), int(d_ff)
     rows = np.asarray(rows, np.float64)
     weights = expert_weights(d_model, d_ff, gated)
     size = float(weights * (bits or BITS[compute.precision]))

@@ -64,8 +64,8 @@ def services(hardware: Hardware, src: Array, dst: Array, sizes: Array, module_to
 def all_to_all_seconds(hardware: Hardware, sizes: Array, module_to_node: Array) -> float:
     """Seconds of one exchange of `sizes` [M, M] bytes from row to column, all ready at 0.
 
-    The fullest resource's work, plus the longest latency of its messages. What stays at home is free.
-    Raises ValueError.
+    The fullest resource's work plus the longest latency of its messages, as if those with the longest way
+    were served last. What stays at home is free. Raises ValueError.
     """
     work = _work(hardware, sizes, module_to_node)
     return max(work.floor, float((work.seconds + work.latency).max(initial=0.0)))
@@ -129,6 +129,15 @@ def bandwidth_needed(
             share = (work.seconds - fixed.seconds)[mine] / left[mine]
             needed[name] = float(share.max()) * level_of(hardware, name).bandwidth
     return needed
+
+
+def even_exchange_seconds(hardware: Hardware, sent: float, modules: int) -> float:
+    """Seconds when each of `modules` sends `sent` bytes, to all alike and itself among them: how it scales.
+
+    Consecutive modules fill nodes of `modules_per_node`.
+    """
+    sizes = np.broadcast_to(np.float64(sent / modules), (modules, modules))
+    return all_to_all_seconds(hardware, sizes, np.arange(modules) // hardware.modules_per_node)
 
 
 @dataclass(frozen=True)
@@ -214,9 +223,9 @@ class _Plan:
             of = which[routes.of]
             latency[which] = link.latency + np.maximum(routes.hops - 1, 0) * _hop(link)
             floor[which] = link.floor
-            entries.append((of, base[src[of]] + routes.link, _held(link, sizes[of] * routes.part)))
             if name == "node" and self.shared and self.ported:
                 entries += self._ports(src, dst, sizes, which)
+            entries.append((of, base[src[of]] + routes.link, _held(link, sizes[of] * routes.part)))
         of, resource, seconds = (
             (np.concatenate(part) for part in zip(*entries, strict=True))
             if entries

@@ -1,4 +1,4 @@
-"""Parameters and bytes of a whole model, with the parts that are counted but never executed.
+"""Parameters, operations and bytes of a whole model, with the parts that are counted but never executed.
 
 rayemu runs MoE blocks only; attention and embeddings are described here so that totals, memory maps and key
 and value caches can be stated. Dimensions are those of the unscaled model (sources: presets.py).
@@ -36,13 +36,22 @@ class Attention:
 
     def parameters(self, width: int) -> int:
         """Parameters of one attention block at model width `width`."""
+        return self.matrix_parameters(width) + self.vectors + self.q_rank + self.kv_rank  # norms of latents
+
+    def matrix_parameters(self, width: int) -> int:
+        """Parameters of one attention block's projections alone."""
         if not self.kv_rank:
-            return 2 * width * self.head_dim * (self.heads + self.kv_heads) + self.vectors
+            return 2 * width * self.head_dim * (self.heads + self.kv_heads)
         query = self.heads * (self.head_dim + self.rope_dim)
-        queries = width * self.q_rank + self.q_rank + self.q_rank * query if self.q_rank else width * query
-        latent = width * (self.kv_rank + self.rope_dim) + self.kv_rank
+        queries = width * self.q_rank + self.q_rank * query if self.q_rank else width * query
+        latent = width * (self.kv_rank + self.rope_dim)
         unfolded = self.kv_rank * self.heads * (self.head_dim + self.value_dim)
         return queries + latent + unfolded + self.heads * self.value_dim * width
+
+    def score_flops(self, context: int) -> int:
+        """Operations of one token in one layer over `context` tokens: scores, and the sum of values."""
+        value = self.value_dim if self.kv_rank else self.head_dim
+        return 2 * context * self.heads * (self.head_dim + self.rope_dim + value)
 
     def cache_values(self) -> int:
         """Numbers that one token adds to one layer's key and value cache."""
@@ -76,6 +85,8 @@ def parameters(spec: ModelSpec, attention: Attention | None = None) -> dict[str,
     """Parameters of the unscaled model by part, with their total and those active per token.
 
     Parts: experts, router, shared, dense, norms, and with `attention` also attention and embeddings.
+    Publishers count active ones in two ways: all but the experts that are not chosen (Mistral, Qwen), or also
+    without the input embedding, of which a token reads one row (DeepSeek, OpenAI); both are given.
     """
     full = spec.full()
     moe, expert = full.moe_layers, full.expert_parameters()
@@ -94,9 +105,53 @@ def parameters(spec: ModelSpec, attention: Attention | None = None) -> dict[str,
     total = sum(parts.values())
     parts["total"] = total
     parts["active"] = total - moe * (full.experts - full.top_k) * expert
+    looked_up = 0 if attention is None or attention.tied else attention.vocabulary * full.d_model
+    parts["active_without_embedding"] = parts["active"] - looked_up
     return parts
 
 
 def cache_bytes(spec: ModelSpec, attention: Attention, tokens: int, bits: int = 16) -> int:
     """Bytes of the key and value cache of `tokens` tokens in all layers."""
     return (attention.blocks or spec.layers) * attention.cache_values() * tokens * bits // 8
+
+
+def flops_per_token(spec: ModelSpec, attention: Attention | None = None, context: int = 0) -> dict[str, int]:
+    """Floating-point operations of one token through the unscaled model by part, with their total.
+
+    Two per multiply-add, and none for norms and softmax. Parts: experts (K of them), router, shared, dense,
+    and with `attention` also attention (its projections), context (scores and values over `context` tokens,
+    keys and values unfolded where they are latent) and head (the output's; to look an embedding up costs
+    nothing).
+    """
+    full = spec.full()
+    moe, width = full.moe_layers, full.d_model
+    parts = {
+        "experts": moe * full.top_k * full.flops_per_row(),
+        "router": moe * full.experts * (2 * width + full.biases),
+        "shared": moe * (full.ffn_flops(full.shared_d_ff) + 2 * width * full.shared_gate),
+        "dense": full.dense_layers * full.ffn_flops(full.dense_d_ff),
+    }
+    if attention is not None:
+        blocks = attention.blocks or full.layers
+        parts["attention"] = 2 * blocks * attention.matrix_parameters(width)
+        parts["context"] = blocks * attention.score_flops(context)
+        parts["head"] = 2 * attention.vocabulary * width
+    parts["total"] = sum(parts.values())
+    return parts
+
+
+def activation_bytes(spec: ModelSpec, tokens: int, bits: int = 16) -> dict[str, int]:
+    """Bytes that one layer of the unscaled model needs at once for `tokens` tokens, by part and in all.
+
+    Parts: rows (input, normalised, K replies, output), scratch (of the widest expert GEMM), and routing (E
+    scores, K expert ids and K weights per token, 4 bytes each). The next layer uses the same memory again.
+    """
+    full = spec.full()
+    scratch = tokens * full.d_ff * (full.matrices - 1) * bits // 8
+    parts = {
+        "rows": full.activation_bytes(tokens) * bits // 32 - scratch,
+        "scratch": scratch,
+        "routing": 4 * tokens * (full.experts + 2 * full.top_k),
+    }
+    parts["total"] = sum(parts.values())
+    return parts

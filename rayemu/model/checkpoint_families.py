@@ -48,12 +48,17 @@ def text_config(config: Config) -> Config:
 
 def family_of(config: Config) -> Family:
     """The family of the whole `config`. Raises CheckpointError naming the known ones."""
+    return FAMILIES[family_name(config)]
+
+
+def family_name(config: Config) -> str:
+    """The name of the whole `config`'s family. Raises CheckpointError naming the known ones."""
     text = text_config(config)
     default = None if text is config else _WITH_TEXT[config.values["model_type"]]
     kind = text.values.get("model_type", default)
     if not isinstance(kind, str) or kind not in FAMILIES:
         text.refuse("model_type", f"one of {', '.join([*FAMILIES, *_WITH_TEXT])}")
-    return FAMILIES[kind]
+    return kind
 
 
 def moe_layer_numbers(config: Config) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rayemu.alltoall import ORDERS
 from rayemu.compression import Codec, CodecError, Policy, make_codec, make_policy
 from rayemu.protocol.messages import MOST_CODECS
 
@@ -23,6 +24,7 @@ class ProtocolConfig:
     replicas: Any  # a member of REPLICAS
     dispatch: tuple[Policy, Policy]  # for rows on their way to experts, on the module link and the node link
     combine: tuple[Policy, Policy]  # for rows on their way back
+    order: Any = ORDERS["largest_first"]  # of sending: a member of ORDERS
     micro_batches: int = 1
     chunk_bytes: int = 4 << 20
     window_bytes: int = 32 << 20
@@ -61,6 +63,7 @@ class ProtocolConfig:
             replicas=scenario.replicas.build(),
             dispatch=(make_policy(link.module.dispatch), make_policy(link.node.dispatch)),
             combine=(make_policy(link.module.combine), make_policy(link.node.combine)),
+            order=ORDERS[exchange.order],
             micro_batches=exchange.micro_batches,
             chunk_bytes=exchange.chunk,
             window_bytes=exchange.window,

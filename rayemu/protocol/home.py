@@ -199,7 +199,8 @@ class Home:
             pairs, experts, modules = pairs[held], experts[held], modules[held]
         hops = modules if direct else self.config.exchange.first_hops(modules, view, self.me)
         chunk = max(1, self.config.chunk_bytes // (unit.h.shape[1] * 4))
-        for parcel in plan_parcels(pairs, hops, modules, experts, chunk):
+        parcels = plan_parcels(pairs, hops, modules, experts, chunk)
+        for parcel in self.config.order(parcels, self.me, view.modules):
             self._open(unit, parcel, now)
 
     def _park(self, unit: Unit, expert: int, pairs: np.ndarray, now: float) -> None:

@@ -27,7 +27,7 @@ FAULT_KINDS = {
 
 def families() -> dict[str, dict[str, str]]:
     """Every family of strategies: scenario key -> name -> one line."""
-    from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS
+    from rayemu.alltoall import EXCHANGES, ORDERS, RELAYS, REPLICAS
     from rayemu.arrivals import ARRIVALS
     from rayemu.balance.triggers import TRIGGERS
     from rayemu.compression import STAGES
@@ -47,6 +47,7 @@ def families() -> dict[str, dict[str, str]]:
         "exchange.kind": first_lines(EXCHANGES),
         "exchange.codec": {name: f"{first_line(stage)} [{stage.kind}]" for name, stage in STAGES.items()},
         "exchange.relay": first_lines(RELAYS),
+        "exchange.order": first_lines(ORDERS),
         "cluster.transport": TRANSPORTS,
         "stream.kind": first_lines(STREAMS),
         "arrivals.kind": first_lines(ARRIVALS),

@@ -11,19 +11,23 @@ from rayemu.hardware import Hardware
 from rayemu.hardware.describe import derived, figures
 from rayemu.hardware.quantities import write
 
+ROOM = 110  # columns of a terminal from which on a sentence fits beside the figures
+
 
 def print_list(hardware: list[Hardware], console: Console) -> None:
-    """A line for each: bandwidth inside as reached, rate, ridge, capacity, and what it is."""
+    """A line for each: bandwidth inside as reached, rate, ridge, capacity, and where there is room, what."""
+    wide = console.width >= ROOM
     table = Table(box=SIMPLE_HEAD)
     table.add_column("hardware", style="cyan", no_wrap=True)
     for column in ("inside", "rate", "ridge", "capacity"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("a module is")
+    if wide:
+        table.add_column("a module is")
     for one in hardware:
         follows = {figure.name: figure.text for figure in derived(one)}
-        capacity = write(one.spec.module.banks.capacity, "size")
+        capacity = write(one.capacity, "size")
         cells = (follows["internal_bandwidth_reached"], follows["rate_reached"], follows["ridge"], capacity)
-        table.add_row(one.name, *cells, escape(one.spec.about))
+        table.add_row(one.name, *cells, *([escape(one.spec.about)] if wide else []))
     console.print(table)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from rayemu.alltoall import EXCHANGES, REPLICAS
+from rayemu.alltoall import EXCHANGES, ORDERS, REPLICAS
 from rayemu.arrivals import ARRIVALS
 from rayemu.compression import make_policy
 from rayemu.model.presets import PRESETS
@@ -274,11 +274,15 @@ class Codecs(Section):
 
 
 class Exchange(Strategy):
-    """How rows travel: shape and its parameters, micro-batches that overlap, frame size, bytes under way."""
+    """How rows travel: shape and parameters, order of sending, micro-batches, frame size, bytes under way.
+
+    Micro-batches overlap: one travels while another computes.
+    """
 
     FAMILY = EXCHANGES
     WHAT = "an exchange"
     kind: str = "hierarchical"
+    order: Annotated[str, known_in(ORDERS, "an order of sending")] = "largest_first"
     micro_batches: Few = 1
     chunk: Bytes = 4 << 20
     window: Bytes = 32 << 20

@@ -13,6 +13,7 @@ from rayemu.alltoall import (
     EXCHANGES,
     LEAVING,
     LOADING,
+    ORDERS,
     READY,
     RELAYS,
     REPLICAS,
@@ -62,7 +63,7 @@ def test_parcels_by_hand() -> None:
     module = np.array([1, 0, 1, 2, 0, 1])
     expert = np.array([5, 4, 3, 6, 4, 5])
     hops = np.array([1, 0, 1, 1, 0, 1])  # module 2 is reached through 1
-    big, small = plan_parcels(pairs, hops, module, expert, 100)
+    small, big = plan_parcels(pairs, hops, module, expert, 100)
     assert (big.hop, big.pairs.tolist()) == (1, [2, 0, 5, 3])
     assert big.lots == [[1, 3, 1], [1, 5, 2], [2, 6, 1]]
     assert (small.hop, small.pairs.tolist()) == (0, [1, 4])
@@ -76,10 +77,32 @@ def test_pairs_of_a_lot_keep_token_order() -> None:
     assert parcel.pairs.tolist() == by_hand
 
 
-def test_larger_parcels_come_first_and_equal_ones_by_hop() -> None:
-    hops = np.array([3, 1, 1, 2, 0, 0, 0, 4])
-    parcels = plan_parcels(np.arange(8), hops, hops, np.zeros(8, int), 100)
-    assert [(p.hop, len(p.pairs)) for p in parcels] == [(0, 3), (1, 2), (2, 1), (3, 1), (4, 1)]
+def test_orders_of_sending_by_hand() -> None:
+    hops = np.array([3, 1, 1, 1, 0, 0, 2, 4])
+    parcels = plan_parcels(np.arange(8), hops, hops, np.zeros(8, int), 2)
+
+    def sent(order: str, home: int) -> list[tuple[int, int]]:
+        return [(p.hop, len(p.pairs)) for p in ORDERS[order](parcels, home, 5)]
+
+    assert sent("largest_first", 3) == [(0, 2), (1, 2), (1, 1), (2, 1), (3, 1), (4, 1)]
+    assert sent("rotation", 3) == [(3, 1), (4, 1), (0, 2), (1, 2), (1, 1), (2, 1)]
+    assert sent("rotation", 1) == [(1, 2), (1, 1), (2, 1), (3, 1), (4, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_homes_that_rotate_in_step_send_to_modules_of_their_own(kind: str) -> None:
+    """Every home has a row for every module; to relays the steps are whole nodes."""
+    view, modules = make_view([ALIVE] * 12, nodes=3), np.arange(12)
+    step_of: dict[int, list[int]] = {}
+    for home in range(12):
+        hops = EXCHANGES[kind]().first_hops(modules, view, home)
+        parcels = plan_parcels(modules, hops, modules, modules, 100)
+        hop_sequence = [p.hop for p in ORDERS["rotation"](parcels, home, 12)]
+        assert hop_sequence == sorted(set(hops.tolist()), key=lambda hop: (hop - home) % 12)
+        for hop in hop_sequence:
+            step_of.setdefault((hop - home) % 12, []).append(hop)
+    assert all(len(hops) == len(set(hops)) for hops in step_of.values())
+    assert len(step_of[0]) == len(step_of[4]) == len(step_of[8]) == 12
 
 
 @pytest.mark.parametrize("kind", REPLICAS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.alltoall import DEAD, EXCHANGES, RELAYS, REPLICAS
+from rayemu.alltoall import DEAD, EXCHANGES, ORDERS, RELAYS, REPLICAS
 from rayemu.compression import make_policy
 from rayemu.drivers.simulator import Simulator
 from rayemu.drivers.world import Network
@@ -86,6 +86,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
         replicas=REPLICAS[str(rng.choice(list(REPLICAS)))](),
         dispatch=(make_policy(module_codec), make_policy(node_codec)),
         combine=(make_policy(module_codec), make_policy(combine_codec)),
+        order=list(ORDERS.values())[seed % len(ORDERS)],
         micro_batches=int(rng.choice([1, 2, 4, 64])),  # 64: more than a slice has rows
         min_slice_rows=int(rng.choice([1, 4, 64])),
         chunk_bytes=int(rng.choice([256, 1 << 20])),

@@ -9,7 +9,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from rayemu import Emulator, Scenario
+from rayemu.alltoall import ORDERS
+from rayemu.drivers.pump import ModulePump
 from rayemu.model.reference import reference_forward
+from rayemu.protocol.messages import Dispatch, Send
 from rayemu.scenario import Fault
 from tests.drivers import chaos, moving
 
@@ -158,3 +161,41 @@ def test_biases_and_weighed_inputs_stay_exact_through_a_kill(preset: str, codec:
             far = np.abs(result.y - reference_forward(emulator.model, x)).max()
             assert far == 0 if codec == "raw" else far > 0
         assert emulator._backend.simulator.counters.crashes == 1
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_homes_send_in_the_order_that_the_scenario_names(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rotation the n-th frames of all homes go to modules that are all different; exact either way."""
+    scenario = Scenario.from_dict(
+        {
+            "model": {"d_model": 16, "d_ff": 16, "experts": 6, "top_k": 3, "layers": 2},
+            "cluster": {"nodes": 2, "modules_per_node": 3, "transport": "memory"},
+            "exchange": {"kind": "flat", "order": order, "min_slice_rows": 1},
+        }
+    )
+    sent: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (layer, home): (module, pairs)
+    emit = ModulePump.emit
+
+    def watched(pump: ModulePump, sends: list[Send], start_s: float) -> None:
+        for send in sends:
+            if isinstance(m := send.message, Dispatch) and m.home == pump.machine.me:
+                sent.setdefault((m.layer, m.home), []).append((send.to, sum(lot[2] for lot in m.lots)))
+        emit(pump, sends, start_s)
+
+    monkeypatch.setattr(ModulePump, "emit", watched)
+    x = np.random.default_rng(5).standard_normal((6 * 40, 16), dtype=np.float32)
+    with Emulator(scenario) as emulator:
+        emulator.forward(x)  # in the first batch a home may not know yet that all have joined
+        sent.clear()
+        assert np.array_equal(emulator.forward(x), reference_forward(emulator.model, x))
+    assert sorted(sent) == [(layer, home) for layer in range(2) for home in range(6)]
+    steps = {key: [module for module, _ in frames if module != key[1]] for key, frames in sent.items()}
+    for (_, home), modules in steps.items():
+        assert sorted(modules) == [m for m in range(6) if m != home], "a frame for each module"
+        in_turn = [(home + step) % 6 for step in range(1, 6)]
+        assert (modules == in_turn) or order != "rotation"
+    if order == "largest_first":
+        pairs = [[n for module, n in frames if module != home] for (_, home), frames in sent.items()]
+        assert all(sizes == sorted(sizes, reverse=True) for sizes in pairs)
+    met = [len({steps[layer, home][step] for home in range(6)}) for layer in range(2) for step in range(5)]
+    assert (met == [6] * 10) == (order == "rotation"), "largest first, some meet at a module"

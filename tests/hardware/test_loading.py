@@ -65,7 +65,14 @@ def test_values_apart_from_their_sources(tmp_path: Path) -> None:
             "links.module.topology={kind: torus, dimensions: [4, 4]}",
             "links.module.topology.dimensions: [4, 4] ",
         ),
-        ("links.module.topology={kind: torus}", "links.module.topology.dimensions: a torus needs them"),
+        (
+            "links.module.topology={kind: ring, dimensions: {value: [4, 4], source: made up}}",
+            "links.module.topology.dimensions: only a torus has them, this is ring",
+        ),
+        (
+            "links.module.topology={kind: ring, arity: {value: 4, source: made up}}",
+            "links.module.topology.arity: only a fat tree has it, this is ring",
+        ),
     ],
 )
 def test_one_line_with_field_value_and_remedy(tmp_path: Path, change: str, line: str) -> None:

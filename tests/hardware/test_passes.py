@@ -130,12 +130,22 @@ def test_one_number_gives_a_float_and_arrays_keep_their_shape(tmp_path: Path) ->
         (dict(d_model=2, d_ff=3, rows=-1), "rows: -1"),
         (dict(d_model=2, d_ff=3, rows=1.5), "rows: 1.5"),
         (dict(d_model=2, d_ff=3, rows=np.array([1.0])), "rows"),
+        (dict(d_model=[2], d_ff=3, rows=1), "d_model"),
+        (dict(d_model=True, d_ff=3, rows=1), "d_model: True"),
         (dict(d_model=2, d_ff=3, rows=1, weight_bits=0), "weight_bits: 0"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, given: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         toy(tmp_path).expert_seconds(**given)
+
+
+def test_sizes_of_any_integer_type(tmp_path: Path) -> None:
+    """16,384 x 65,536 x 3 weights are more than an int32 holds."""
+    small, plain = np.int32(16384), 16384
+    hardware = toy(tmp_path)
+    for ask in (hardware.expert_seconds, hardware.expert_joules):
+        assert ask(small, 4 * small, np.int8(3)) == ask(plain, 4 * plain, 3)
 
 
 def test_the_texts_module() -> None:

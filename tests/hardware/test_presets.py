@@ -80,6 +80,9 @@ def test_the_command_lists_and_shows() -> None:
     shown = invoke()
     assert shown.exit_code == 0
     assert re.search(r"text-pim +256 GB/s +1 TFLOP/s +3\.91 FLOP/B +64 GB ", shown.stdout)
+    assert "h100-offload" in shown.stdout and re.search(r"h100-offload.* 256 GB", shown.stdout)
+    narrow = CliRunner().invoke(cli.app, ["hardware"], env={"COLUMNS": "80"}).stdout
+    assert re.search(r"text-pim +256 GB/s +1 TFLOP/s +3\.91 FLOP/B +64 GB *\n", narrow)
     one = invoke("text-pim")
     assert re.search(r"module\.banks\.bandwidth +16 GB/s +text 000", one.stdout)
     assert "four times that of real parts" in one.stdout

@@ -10,7 +10,7 @@ from rayemu.scenario import FAULTS, Cluster
 
 def test_every_member_has_a_line() -> None:
     tables = families()
-    assert len(tables) == 14
+    assert len(tables) == 15
     for family, members in tables.items():
         assert members, family
         assert all(line.strip() for line in members.values()), family
