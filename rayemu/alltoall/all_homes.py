@@ -1,7 +1,7 @@
 """The exchange of one layer for all homes at once, for whoever plans thousands of them.
 
-A home plans for itself (`replicas`, `exchange`, `plan`); here the same choices, parcels and lots come out of a
-few operations on the pairs of all of them. tests/alltoall/test_all_homes.py holds one against the other.
+A home plans for itself (`replicas`, `exchange`, `plan`); here the same choices, parcels and lots come out of
+a few operations on the pairs of all of them. tests/alltoall/test_all_homes.py holds one against the other.
 
 U units (a micro-batch of a slice, at home on one module), P pairs (token, choice) with the units' one after
 another, K choices, M modules, E experts.
@@ -9,6 +9,7 @@ another, K choices, M modules, E experts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Who plans: units in the order of their tokens. Those of one slice follow each other and share its load."""
+    """Who plans: units in the order of their tokens. Those of a slice follow each other and share its load."""
 
     home: Array  # [U] module
     slice: Array  # [U] number of its slice, among all
@@ -269,14 +270,12 @@ def _least_loaded(
     return chosen
 
 
-def _one_by_one(
-    strategy: Any, layer: int, units: Units, of_pair: Array, experts: Array, view: View
-) -> Array:
+def _one_by_one(strategy: Any, layer: int, units: Units, of_pair: Array, experts: Array, view: View) -> Array:
     """Ask the strategy itself, for every unit."""
     chosen = np.empty(len(experts), np.int64)
     ends = np.searchsorted(of_pair, np.arange(len(units) + 1))
     load = np.zeros(view.modules, np.int64)
-    for unit, (low, high) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+    for unit, (low, high) in enumerate(itertools.pairwise(ends.tolist())):
         if units.micro[unit] == 0:
             load = np.zeros(view.modules, np.int64)
         home = int(units.home[unit])

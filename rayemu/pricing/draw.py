@@ -189,7 +189,15 @@ class _Drawn:
     def _route(self, where: Any, batch: Array, layer: int, rows: Array, causes: Array) -> Array:
         flops = 2.0 * self.full.d_model * self.full.experts * rows
         return self.events.add(
-            len(rows), causes, kind=ROUTE, src=where, dst=where, batch=batch, layer=layer, rows=rows, flops=flops
+            len(rows),
+            causes,
+            kind=ROUTE,
+            src=where,
+            dst=where,
+            batch=batch,
+            layer=layer,
+            rows=rows,
+            flops=flops,
         )
 
     def _layer(self, wave: _Wave, layer: int, experts: Array | None) -> None:
@@ -228,9 +236,7 @@ class _Drawn:
         answer = self.frames.route_reply(rows)
         return events.add(len(rows), routed, src=COORDINATOR, dst=home, rows=rows, bytes=answer, **told)
 
-    def _experts(
-        self, wave: _Wave, layer: int, experts: Array, chosen: Array
-    ) -> tuple[Array, Array]:
+    def _experts(self, wave: _Wave, layer: int, experts: Array, chosen: Array) -> tuple[Array, Array]:
         """Draw dispatches, products and replies; returns what brings a unit its rows, and whose each is."""
         config, units, events, nodes = self.plan.config, wave.units, self.events, self.nodes
         of_pair = wave.of_pairs(experts.shape[1])

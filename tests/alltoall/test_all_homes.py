@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rayemu.alltoall import EXCHANGES, REPLICAS, RELAYS, Flat, Hierarchical, View, plan_parcels
+from rayemu.alltoall import EXCHANGES, RELAYS, REPLICAS, Flat, Hierarchical, View, plan_parcels
 from rayemu.alltoall.all_homes import Exchange, Units, choose_modules, plan_exchange
 from rayemu.placement import PlacementProblem, from_columns
 from rayemu.placement.linear import Linear
