@@ -463,7 +463,7 @@ def whatif(
         bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
     ] = False,
 ) -> None:
-    """A scenario on modelled hardware that nobody has yet, by number of modules: nothing is started or computed.
+    """A scenario on modelled hardware that nobody has yet, by number of modules; nothing is started.
 
     The same policies as a run's, on drawn routing, priced as `rayemu price` prices a run's record.
     """

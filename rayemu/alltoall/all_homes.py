@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.alltoall.exchange import Flat, Hierarchical
+from rayemu.alltoall.order import ORDERS
 from rayemu.alltoall.replicas import Even, Hash, LeastLoaded, Nearest
 from rayemu.alltoall.view import View
 
@@ -25,7 +26,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Who plans: units in the order of their tokens. Those of a slice follow each other and share its load."""
+    """Who plans: units in the order of their tokens. Those of a slice are neighbours and share its load."""
 
     home: Array  # [U] module
     slice: Array  # [U] number of its slice, among all
@@ -90,7 +91,7 @@ def plan_exchange(
     chunk_pairs: int,
     view: View,
 ) -> Exchange:
-    """Plan what `plan_parcels` of every home plans, in the order of units instead of the largest first.
+    """Plan what `plan_parcels` of every home plans, unit after unit.
 
     `of_pair`, `modules` and `experts` [P]: the unit, module and expert of each pair. Nodes must be runs of
     modules.
@@ -101,7 +102,7 @@ def plan_exchange(
     # Within a unit modules that share a first hop are neighbours, since nodes are runs of modules.
     wide, deep = int(view.modules - 1).bit_length(), int(view.experts - 1).bit_length()
     key = (((of_pair << wide) | modules) << deep) | experts
-    key, order = _sorted_stably(key)
+    key, order = sorted_stably(key)
     lots = _begins(key)
     lot_key = key[lots]
     unit, module = lot_key >> (wide + deep), (lot_key >> deep) & ((1 << wide) - 1)
@@ -140,8 +141,21 @@ def plan_exchange(
     )
 
 
-# -- pieces of a plan ---------------------------------------------------------------------------------------
-def _sorted_stably(key: Array) -> tuple[Array, Array]:
+def sending_order(order: Any, plan: Exchange, units: Units, parcels: Array, modules: int) -> Array:
+    """Return `parcels` [n] of a plan in the order in which each unit sends its own: `order` is one of ORDERS.
+
+    Raises ValueError for another one.
+    """
+    unit, longest = plan.parcel_unit[parcels], int(plan.parcel_pairs.max(initial=0))
+    key = unit
+    if order is ORDERS["rotation"]:
+        key = key * modules + (plan.parcel_hop[parcels] - units.home[unit]) % modules
+    elif order is not ORDERS["largest_first"]:
+        raise ValueError(f"order: {order!r} is not allowed; allowed: {', '.join(ORDERS)}")
+    return parcels[sorted_stably(key * (longest + 1) + longest - plan.parcel_pairs[parcels])[1]]
+
+
+def sorted_stably(key: Array) -> tuple[Array, Array]:
     """Return keys [P] in order, and where each was. Sorting values is ten times as quick as `argsort`."""
     bits = len(key).bit_length()
     if len(key) and int(key.max()).bit_length() + bits > 62:
@@ -151,6 +165,7 @@ def _sorted_stably(key: Array) -> tuple[Array, Array]:
     return both >> bits, both & ((1 << bits) - 1)
 
 
+# -- pieces of a plan ---------------------------------------------------------------------------------------
 def _begins(key: Array) -> Array:
     """Return where runs of equal keys begin."""
     new = np.ones(len(key), bool)
@@ -198,7 +213,7 @@ def _nearest(units: Units, of_pair: Array, experts: Array, begin: Array, held: A
     count = np.diff(begin)
     of_copy, module = np.repeat(np.arange(len(count)), count), held[low:high]
     span = int(nodes.max()) + 1
-    key, place = _sorted_stably(of_copy * span + nodes[module])  # copies of one node keep their order
+    key, place = sorted_stably(of_copy * span + nodes[module])  # copies of one node keep their order
     left, right = (np.searchsorted(key, experts * span + nodes[home], side) for side in ("left", "right"))
     turn = home + experts
     near = right > left
@@ -222,7 +237,7 @@ def _hash(units: Units, of_pair: Array, experts: Array, begin: Array, held: Arra
 
 def _even(units: Units, of_pair: Array, experts: Array, begin: Array, held: Array, view: View) -> Array:
     """All copies, each for a run of the pairs that a unit has for the expert."""
-    key, order = _sorted_stably(of_pair * view.experts + experts)
+    key, order = sorted_stably(of_pair * view.experts + experts)
     first = _begins(key)
     rows = np.diff(np.append(first, len(key)))
     rank = np.arange(len(key)) - np.repeat(first, rows)

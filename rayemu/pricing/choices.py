@@ -1,4 +1,4 @@
-"""Which experts the tokens of a plan go to: as its own model would choose, or drawn by how popular experts are.
+"""Which experts the tokens of a plan go to: as its own model would choose, or drawn by their popularity.
 
 T tokens of all batches asked for, K choices, E experts, G groups.
 """
@@ -79,7 +79,7 @@ def different(
     """Draw `count` different numbers [rows, count], one after the other in proportion to `share` [E].
 
     With groups only those of which `opened` [rows, G] is true. A number that is taken, or closed, is drawn
-    again, which is the same as drawing among those that are left. Raises ValueError where too few have a share.
+    again, which is the same as drawing among those that are left.
     """
     floor = share.max(initial=0.0) * 1e-6  # or what is hardly ever drawn would be waited for
     share = np.maximum(share, floor)

@@ -1,9 +1,9 @@
-"""The graph of a run that nobody made: the policies of a scenario on given choices, without actors or arithmetic.
+"""The graph of a run that nobody made: a scenario's policies on given choices, without actors or arithmetic.
 
 Batches are cut and dealt to homes as the ledger does, slices into micro-batches as the home does; copies,
 relays and parcels are those that every home would choose. The expert server is taken to compute when all
-requests of a batch for an expert are in, which it waits for. What depends on time is left out: windows of bytes
-under way, what other batches have outstanding at the copies, faults, and experts that move.
+requests of a batch for an expert are in, which it waits for. What depends on time is left out: windows of
+bytes under way, what other batches have outstanding at the copies, faults, and experts that move.
 
 B batches of T tokens, K choices, M modules; U units as in `rayemu.alltoall.all_homes`.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.alltoall import ALIVE, READY, View, cut_micro_batches, cut_slices
-from rayemu.alltoall.all_homes import Exchange, Units, choose_modules, plan_exchange
+from rayemu.alltoall.all_homes import Exchange, Units, choose_modules, plan_exchange, sending_order, sorted_stably
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.pricing.frames import Frames
@@ -258,9 +258,7 @@ class _Drawn:
         base = events.size
         told = dict(kind=MESSAGE, layer=layer)
 
-        # Out: the largest parcel of a unit first, as it would be sent.
-        sent = np.flatnonzero(away)
-        sent = sent[np.lexsort((-x.parcel_pairs[sent], x.parcel_unit[sent]))]
+        sent = sending_order(config.order, x, units, np.flatnonzero(away), len(nodes))
         src, dst = home[sent], x.parcel_hop[sent]
         of_lots = x.lot_start[x.part_start]  # [A + 1]
         ids = events.add(
@@ -356,9 +354,9 @@ class _Drawn:
         lot_batch = batch[of_part[of_lot]]
         module = x.part_module[of_lot]
         key = ((lot_batch - lot_batch.min(initial=0)) * modules + module) * experts + x.lot_expert
-        order = np.argsort(key, kind="stable")
+        key, order = sorted_stably(key)
         new = np.ones(len(order), bool)
-        np.not_equal(key[order][1:], key[order][:-1], out=new[1:])
+        np.not_equal(key[1:], key[:-1], out=new[1:])
         rows = x.lot_pairs[order]
         first = np.flatnonzero(new)
         total = np.add.reduceat(rows, first)

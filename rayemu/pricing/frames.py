@@ -96,7 +96,9 @@ class Frames:
         """Of so many pairs [n] in so many runs."""
         return self._coded(Reply, between_nodes, pairs, self._spans.of(spans))
 
-    def _coded(self, kind: type, between_nodes: Array, rows: Array, beside: Array) -> Array:
+    def _coded(
+        self, kind: type[Dispatch] | type[Reply], between_nodes: Array, rows: Array, beside: Array
+    ) -> Array:
         size = beside + self.row * rows
         for level, choice in enumerate(self._codings[kind]):
             for number, coding in enumerate(choice.codings):

@@ -1,4 +1,4 @@
-"""`rayemu whatif`: a scenario on machines that nobody has yet, by number of modules. No actors, no arithmetic.
+"""`rayemu whatif`: a scenario on machines that nobody has yet, by number of modules.
 
 Every time but `plan_wall_s` is emulated. docs/planning.md says what is planned, and what is left out.
 """
@@ -35,7 +35,7 @@ from rayemu.streams import Trace, Zipf
 from rayemu.streams.aim import Aimed, aim
 from rayemu.units import format_bytes, format_seconds
 
-MOST_FLOPS, MOST_WEIGHTS = 1e11, 1 << 30  # up to which the model itself chooses
+MOST_FLOPS, MOST_WEIGHTS = 3e10, 1 << 30  # up to which the model itself chooses
 MOST_CHOICES = 1 << 21  # of all batches and layers, without --batches
 _ALONE = ("faults=[]", "rebalance=null")  # what planning leaves out
 
@@ -145,9 +145,10 @@ def planned(
     allow_overfull: bool = False,
     choosing: tuple[Choices, str] | None = None,
 ) -> dict[str, Any]:
-    """Plan a scenario as it stands on a hardware: the figures of `rayemu price`, and what is said of planning.
+    """Plan a scenario as it stands on a hardware: the figures of `rayemu price`, and what planning says.
 
-    `choosing` is what `choices_of` gives, where that was asked before. Raises PricingError where modules cannot hold their experts, unless `allow_overfull`.
+    `choosing` is what `choices_of` gives, where that was asked before. Raises PricingError where modules
+    cannot hold their experts, unless `allow_overfull`.
     """
     began = time.perf_counter()
     cluster, run, spec = scenario.cluster, scenario.run, scenario.spec
@@ -218,7 +219,8 @@ def _print(rows: list[dict[str, Any]], scenario: Scenario, console: Console) -> 
     run, spec = scenario.run, scenario.spec
     console.print(
         f"{scenario.name}: {spec.name} at full width ({spec.layers} layers, {spec.experts} experts), "
-        f"{run.batches} x {run.batch_tokens} tokens, {run.in_flight} in flight; choices: {rows[0]['choices']}. "
+        f"{run.batches} x {run.batch_tokens} tokens, {run.in_flight} in flight; "
+        f"choices: {rows[0]['choices']}. "
         "A step is a batch through all layers, in emulated time.",
         markup=False,
         highlight=False,
@@ -268,7 +270,7 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
             notes.append(f"{name}: DOES NOT FIT where memory has a !, a module has {capacity}")
     if any(row["modules_without_experts"] for row in rows):
         notes.append(
-            "empty: modules that hold no expert, since there are fewer copies than modules; they are homes only"
+            "empty: modules without experts, since there are fewer copies than modules; they are homes only"
         )
     seconds, messages = (sum(row[name] for row in rows) for name in ("plan_wall_s", "messages"))
     notes.append(f"{count(messages)} messages planned and priced in {format_seconds(seconds)} of wall time")

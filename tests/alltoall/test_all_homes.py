@@ -99,11 +99,9 @@ def test_the_parcels_are_those_that_each_home_plans(exchange: Flat | Hierarchica
             mine = np.flatnonzero(of_pair == unit)
             hops = exchange.first_hops(modules[mine], view, int(units.home[unit]))
             found = parcels_of(plan, unit)
-            order = sorted(range(len(found)), key=lambda i: -found[i][2])
             real = plan_parcels(mine, hops, modules[mine], experts[mine], chunk)
             assert len(real) == len(found)
-            for parcel, a in zip(real, order, strict=True):
-                hop, lots, pairs, rows, parts = found[a]
+            for parcel, (hop, lots, pairs, rows, parts) in zip(real, found, strict=True):
                 assert (hop, [list(lot) for lot in lots]) == (parcel.hop, parcel.lots)
                 assert pairs == len(parcel.pairs)
                 assert rows == len(set((parcel.pairs // top_k).tolist()))
