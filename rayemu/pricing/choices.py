@@ -15,6 +15,7 @@ from rayemu.model.spec import ModelSpec
 from rayemu.numerics import F32, denormals_kept
 
 Array = np.ndarray
+_STEPS = 1 << 20
 
 
 @denormals_kept()
@@ -37,9 +38,9 @@ def chosen_by_model(model: Model, batches: Iterable[F32]) -> list[list[Array]]:
 class Drawn:
     """Independent choices: each token's K different experts, one after the other by popularity.
 
-    `shares(batch)` [E] is how often experts are chosen first; which expert is how popular is another order
-    in every layer if `shuffled`. A router that opens only some groups does so here too: a token's groups are
-    drawn by what their experts have together.
+    `shares(batch)` [E] is how often experts are chosen first, in steps of a millionth, one at least; which
+    expert is how popular is another order in every layer if `shuffled`. A router that opens only some groups
+    does so here too: a token's groups are drawn by what their experts have together.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class Drawn:
         self.groups, self.open = int(params.get("groups", 1)), int(params.get("top_groups", 1))
         rng = np.random.default_rng([seed, 2])
         same = np.arange(spec.experts)
-        self.order = [rng.permutation(spec.experts) if shuffled else same for _ in range(spec.layers)]
+        self.expert = [rng.permutation(spec.experts) if shuffled else same for _ in range(spec.layers)]
+        self.share, self.table = np.zeros(0), same
 
     def __call__(self, batches: range, layer: int) -> Array:
         """Return the choices [n * T, K] of batches in a layer, the same at every call."""
@@ -58,41 +60,50 @@ class Drawn:
 
     def _batch(self, batch: int, layer: int) -> Array:
         rng = np.random.default_rng([self.seed, 3, batch, layer])
-        share = np.asarray(self.shares(batch), np.float64)[self.order[layer]]
-        group_of = np.arange(self.spec.experts) // (self.spec.experts // self.groups)
-        opened = None
-        if self.open < self.groups:
-            opened = np.zeros((self.tokens, self.groups), bool)
-            groups = different(rng, np.bincount(group_of, share), self.tokens, self.open)
-            opened[np.arange(self.tokens)[:, None], groups] = True
-        return different(rng, share, self.tokens, self.spec.top_k, group_of, opened)
+        share = np.asarray(self.shares(batch), np.float64)
+        if share is not self.share:
+            self.share, self.table = share, table_of(share)
+        expert = self.expert[layer]  # by its rank
+        if self.open >= self.groups:
+            return expert[different(rng, self.table, self.tokens, self.spec.top_k)]
+        group = expert // (self.spec.experts // self.groups)
+        together = table_of(np.bincount(group, share, self.groups))
+        opened = np.zeros((self.groups, self.tokens), bool)
+        groups = different(rng, together, self.tokens, self.open)
+        opened[groups, np.arange(self.tokens)[:, None]] = True
+        return expert[different(rng, self.table, self.tokens, self.spec.top_k, group, opened)]
+
+
+def table_of(share: Array) -> Array:
+    """Return a table where number e stands as often as is its share [E], in millionths and once at least."""
+    often = np.maximum(np.rint(share * (_STEPS / share.sum())), 1).astype(np.int64)
+    return np.repeat(np.arange(len(share), dtype=np.int32), often)
 
 
 def different(
     rng: np.random.Generator,
-    share: Array,
+    table: Array,
     rows: int,
     count: int,
-    group_of: Array | None = None,
+    group: Array | None = None,
     opened: Array | None = None,
 ) -> Array:
-    """Draw `count` different numbers [rows, count], one after the other in proportion to `share` [E].
+    """Draw `count` different numbers of a table [rows, count], one after the other.
 
-    With groups only those of which `opened` [rows, G] is true. A number that is taken, or closed, is drawn
-    again, which is the same as drawing among those that are left.
+    With `group` [E] and `opened` [G, rows], of groups that are open to the row. A number that is taken or
+    closed is drawn again, which is the same as drawing among those that are left.
     """
-    floor = share.max(initial=0.0) * 1e-6  # or what is hardly ever drawn would be waited for
-    share = np.maximum(share, floor)
-    edges = np.cumsum(share)
-    found = np.empty((rows, count), np.int64)
-    for place in range(count):
-        left = np.arange(rows)
+    found = table[rng.integers(0, len(table), (count, rows), np.uint32)]
+    every = np.arange(rows)
+    for place, drawn in enumerate(found):
+        left, mine, taken = every, drawn, found[:place]
         while len(left):
-            drawn = np.searchsorted(edges, rng.random(len(left)) * edges[-1], side="right")
-            drawn = np.minimum(drawn, len(share) - 1)
-            wrong = (found[left, :place] == drawn[:, None]).any(1)
-            if opened is not None and group_of is not None:
-                wrong |= ~opened[left, group_of[drawn]]
-            found[left, place] = drawn
-            left = left[wrong]
-    return found
+            wrong = np.zeros(len(left), bool)
+            for before in taken:
+                wrong |= before == mine
+            if group is not None and opened is not None:
+                wrong |= ~opened[group[mine], left]
+            left, taken = left[wrong], taken[:, wrong]
+            mine = table[rng.integers(0, len(table), len(left), np.uint32)]
+            drawn[left] = mine
+    return found.T
