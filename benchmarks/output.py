@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rayemu.machine import cores
+from rayemu.machine import cores, processor
 from rayemu.numerics import blas_info, cost, way
 
 
@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
             continue
     blas = [{k: v for k, v in library.items() if k != "filepath"} for library in blas_info()]
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "system": platform.platform(),
         "cores": cores(),
         "load_average": list(os.getloadavg()),
@@ -98,13 +98,3 @@ def show_ratio(value: float | None) -> str:
 def pair(latency: str, stream: str) -> str:
     """Two figures of one cell: one batch at a time/in a stream."""
     return "-" if latency == stream == "-" else f"{latency}/{stream}"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -1,8 +1,8 @@
-"""What the fault machinery costs while nothing fails.
+"""What the fault machinery costs while nothing fails, and what recording costs.
 
-The same run with heartbeats, deadlines and retries as they are by default, and with such long ones that they
-never act; the runs alternate. What cannot be switched off (checksums, requests kept until they are answered,
-the ledger) is in both and shows in the comparison with the bare GEMMs.
+The same run with heartbeats, deadlines and retries as they are by default, with such long ones that they
+never act, and without a record; the runs alternate. What cannot be switched off (checksums, requests kept
+until they are answered, the ledger) is in all and shows in the comparison with the bare GEMMs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,22 @@ NEVER = {
 }
 
 
-def overhead(workload: Workload, effort: Effort, say: Callable[[str], None]) -> dict[str, Result]:
-    """Measure the default and the silent variant in turns (A B B A ...)."""
+WITHOUT = {
+    "never": Contender(
+        "never", "deadlines never act", False, partial(emulated, exchange="hierarchical", cluster=NEVER)
+    ),
+    "unrecorded": Contender(
+        "unrecorded", "without a record", False, partial(emulated, exchange="hierarchical", record=False)
+    ),
+}
+
+
+def overhead(
+    workload: Workload, effort: Effort, say: Callable[[str], None], without: str = "never"
+) -> dict[str, Result]:
+    """Measure the default and the variant of that name in WITHOUT in turns (A B B A ...)."""
     default = partial(emulated, exchange="hierarchical")
-    never = partial(emulated, exchange="hierarchical", cluster=NEVER)
-    variants = [
-        Contender("default", "deadlines by default", False, default),
-        Contender("never", "deadlines never act", False, never),
-    ]
+    variants = [Contender("default", "as it is by default", False, default), WITHOUT[without]]
     results = {c.name: Result(c) for c in variants}
     position = 0
     for number in range(effort.rounds):
@@ -46,11 +54,11 @@ def overhead(workload: Workload, effort: Effort, say: Callable[[str], None]) -> 
     return results
 
 
-def overhead_ratios(results: dict[str, Result]) -> dict[str, dict[str, Any]]:
+def overhead_ratios(results: dict[str, Result], without: str = "never") -> dict[str, dict[str, Any]]:
     """Time by default over time without, less one, per pair: median, least and most."""
     table = {}
     for what in ("latency", "stream"):
-        default, never = getattr(results["default"], what), getattr(results["never"], what)
-        found = [ratio - 1.0 for a, b in zip(default, never, strict=True) for ratio in speeds([b], [a])]
+        default, other = getattr(results["default"], what), getattr(results[without], what)
+        found = [ratio - 1.0 for a, b in zip(default, other, strict=True) for ratio in speeds([b], [a])]
         table[what] = {"median": statistics.median(found), "least": min(found), "most": max(found)}
     return table

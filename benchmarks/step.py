@@ -2,7 +2,8 @@
 
 Compares the emulator, flat and hierarchical, with its bound (the bare GEMMs) and with what else one could run
 (the single-process reference, plain Ray, the transformers block), in one run; shows how a step grows with the
-number of modules, and what the fault machinery costs. Prints tables and writes JSON.
+number of modules, and what the fault machinery costs; with --recording, what the record costs. Prints tables
+and writes JSON.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.step", description=DESCRIPTION)
     p.add_argument("--size", choices=[*SIZES, "both"], default="both", help="default: both")
     p.add_argument("--quick", action="store_true", help="a few samples, to see that it works, no more")
-    parts = p.add_argument_group("parts", "with none of these all are run")
+    parts = p.add_argument_group("parts", "with none of these all but --recording are run")
     parts.add_argument("--compare", action="store_true", help="against the bound and the baselines")
     parts.add_argument(
         "--scaling", action="store_true", help="growth over 2, 4, 8, 16 modules (default: small)"
     )
     parts.add_argument("--overhead", action="store_true", help="cost of the fault machinery without faults")
+    parts.add_argument("--recording", action="store_true", help="cost of the record")
     p.add_argument("--only", metavar="NAMES", help=f"contenders, by comma: {', '.join(CONTENDERS)}")
     p.add_argument("--rounds", type=int, metavar="N", help="rounds of every part")
     p.add_argument("--seed", type=int, default=0, help="of weights and inputs; default: 0")
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             p.error(f"--only: {name!r} is not a contender; known: {', '.join(CONTENDERS)}")
     if args.rounds is not None and args.rounds < 1:
         p.error(f"--rounds: {args.rounds} is not allowed; at least 1")
-    everything = not (args.compare or args.scaling or args.overhead)
+    everything = not (args.compare or args.scaling or args.overhead or args.recording)
     sizes = list(SIZES) if args.size == "both" else [args.size]
     console = Console()
     progress = Console(stderr=True)
@@ -102,12 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             right = right and _right(results)
         if args.scaling or (everything and name == "small"):
             right = _scaling(workload, names, effort, part, say, console) and right
-        if args.overhead or everything:
+        for key, without, asked in (
+            ("overhead", "never", args.overhead or everything),
+            ("recording", "unrecorded", args.recording),
+        ):
+            if not asked:
+                continue
             rounds = args.rounds or (1 if args.quick else OVERHEAD_PAIRS[name])
-            measured = overhead(workload, replace(effort, rounds=rounds), say)
-            relative = overhead_ratios(measured)
-            part["overhead"] = {**{n: r.as_dict() for n, r in measured.items()}, "relative": relative}
-            console.print(overhead_table(workload.size, measured, relative))
+            measured = overhead(workload, replace(effort, rounds=rounds), say, without)
+            relative = overhead_ratios(measured, without)
+            part[key] = {**{n: r.as_dict() for n, r in measured.items()}, "relative": relative}
+            console.print(overhead_table(workload.size, measured, relative, key))
             right = right and _right(measured)
         write(path, data)  # after each size, so that an interrupted run leaves what it measured
     data["machine"]["busy_share_at_end"] = busy_share()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import validation_experts, validation_links, validation_parts
+from . import validation_experts, validation_links, validation_machine, validation_parts
 from .checks import Check
 from .output import write
 
@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[], list[Check]]] = {
     "links": validation_links.checks,
     "parts": validation_parts.checks,
 }
+MEASURED = {"machine": validation_machine.checks}  # only when named: these take minutes
 
 
 def table(check: Check) -> Table:
@@ -57,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.validation",
         description=__doc__.split("\n")[0],  # type: ignore[union-attr]
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these: {', '.join(PARTS)}")
+    known = {**PARTS, **MEASURED}
+    help = f"only these: {', '.join(known)} ({', '.join(MEASURED)} only when named: minutes)"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=help)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the figures here")
     args = parser.parse_args(argv)
-    if unknown := [part for part in args.parts if part not in PARTS]:
-        parser.error(f"{unknown[0]} is not a part; known: {', '.join(PARTS)}")
-    found = [check for part in args.parts or PARTS for check in PARTS[part]()]
+    if unknown := [part for part in args.parts if part not in known]:
+        parser.error(f"{unknown[0]} is not a part; known: {', '.join(known)}")
+    found = [check for part in args.parts or PARTS for check in known[part]()]
     console = Console()
     for check in found:
         console.print(table(check))

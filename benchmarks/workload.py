@@ -45,6 +45,7 @@ class Size:
         copies: int = 1,
         transport: str = "zmq",
         in_flight: int = 4,
+        record: bool = True,
         cluster: dict[str, Any] | None = None,
         **exchange_keys: Any,
     ) -> Scenario:
@@ -71,7 +72,8 @@ class Size:
                 },
                 "placement": {"kind": "linear", "copies": copies},
                 "exchange": {"kind": exchange, **exchange_keys},
-                "run": {"batch_tokens": self.tokens, "seed": seed, "in_flight": in_flight},
+                "run": {"batch_tokens": self.tokens, "seed": seed, "in_flight": in_flight}
+                | {"record": record},
             }
         )
 

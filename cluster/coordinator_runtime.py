@@ -56,7 +56,7 @@ class CoordinatorRuntime:
         self.send = self.port.send  # itself: another call for each frame is felt
         wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
         faults = MessageFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, 1 << 20]))
-        recorder = Recorder(Path(setup.scratch()) / "record-coordinator")
+        recorder = Recorder(Path(setup.scratch()) / "record-coordinator", setup.record)
         record = ActorRecord(recorder, COORDINATOR, 0, setup.spec, time.time)
         self.pump = CoordinatorPump(self, self.machine, wire, record, faults)
         self.posted: deque[tuple[int, int, str, str]] = deque()

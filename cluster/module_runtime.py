@@ -34,7 +34,7 @@ from rayemu.protocol.faults import MessageFaults
 from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join, Message
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import Job, run_job
-from rayemu.protocol.wire import Wire
+from rayemu.protocol.wire import Wire, no_clock
 
 GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
@@ -64,14 +64,14 @@ class ModuleRuntime:
             rng,
             link.new_rows,
             time.thread_time,
-            record_s=time.time,
+            record_s=time.time if setup.record else no_clock,
         )
         bounds = Bounds.of(setup.spec, setup.modules)
         self.wire = Wire(self.config.codecs, bounds, time.time, time.thread_time)
         self.link = link
         self.port = Port(link, self._pace if setup.links else None)
         self.send = self.port.send  # itself: another call for each frame is felt
-        recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}")
+        recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}", setup.record)
         self.record = ModuleRecord(recorder, self.machine, time.time)
         self.failed: tuple[str, BaseException] | None = None  # a thread, and what went wrong in it
         shared = self.config.modules_per_core > 1

@@ -76,6 +76,7 @@ class Session:
         heartbeat: float = 0.04,
         links: dict[int, float] | None = None,
         blas_threads: int | None = None,
+        record: bool = True,
         start_timeout_s: float = 120.0,
     ) -> None:
         self.config, self.spec = config, spec
@@ -115,6 +116,7 @@ class Session:
                 links=links or {},
                 directory=str(self.directory),
                 arithmetic=own_arithmetic(),
+                record=record,
                 coretype=None if self._ray.ours else self._common_kernels(),
             )
             self._start(start_timeout_s)
@@ -188,9 +190,8 @@ class Session:
         epoch = Epoch(0, 0, None, *empty, slots)
         self._modules = [actors.start_module(setup, self._group, m, 0, epoch) for m in range(setup.modules)]
         link = actors.open_link(setup, actors.CLIENT_NAME)
-        client = self._client = ClientRuntime(
-            setup.config, setup.spec, setup.modules, link, Recorder(self.directory / "record-client")
-        )
+        recorder = Recorder(self.directory / "record-client", setup.record)
+        client = self._client = ClientRuntime(setup.config, setup.spec, setup.modules, link, recorder)
         self._await_modules(timeout_s)
         try:
             endpoint = ray.get(

@@ -36,6 +36,7 @@ class Setup:
     links: dict[int, float]  # link level -> bytes per second of a module's port; others are not paced
     directory: str  # scratch of the run on each machine: sockets and record files
     arithmetic: Arithmetic  # the driver's, like which all must compute
+    record: bool = True
     coretype: str | None = None  # the BLAS kernels to give to processes that would choose their own
 
     @property

@@ -425,6 +425,27 @@ def hardware(
 
 
 @app.command()
+def calibrate(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
+        "this-machine.yaml"
+    ),
+) -> None:
+    """Measure this machine (a minute, best when it is quiet) and write it as a hardware to price runs on."""
+    with plain_errors():
+        from rich.console import Console
+
+        from rayemu.calibration import calibrate as measured
+        from rayemu.report.calibration import print_calibration
+
+        if out.is_dir() or out.suffix not in (".yaml", ".yml"):
+            refuse([f"{out}: is not the name of a YAML file; name one, like this-machine.yaml"])
+        typer.echo("measuring; best with nothing else running")
+        hardware, rates, runs = measured(out, typer.echo)
+        print_calibration(hardware, rates, runs, Console())
+        typer.echo(f"{out}: price runs with it: rayemu price RUN --hardware {out}")
+
+
+@app.command()
 def whatif(
     scenario: Annotated[
         str,

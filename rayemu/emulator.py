@@ -110,6 +110,7 @@ class Emulator:
                 module_to_node,
                 scenario.run.seed,
                 heartbeat=cluster.heartbeat,
+                record=scenario.run.record,
             )
             self._running = SerialSimulator(simulator)
         else:
@@ -131,6 +132,7 @@ class Emulator:
                     if rate is not None
                 },
                 blas_threads=cluster.blas_threads,
+                record=scenario.run.record,
             )
 
         self._rebalancing: Rebalancing | None = None

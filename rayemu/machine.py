@@ -38,6 +38,16 @@ def cores() -> int:
     return max(1, min(len(usable_cores()), share))
 
 
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def available_bytes() -> int | None:
     """Memory that can still be taken, of the machine or of this container; None where it cannot be told."""
     try:

@@ -46,6 +46,7 @@ ROOMS = (
     "cluster",
     "emulator",
     "running",
+    "calibration",
     "doctor",
     "cli_errors",
     "cli",

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 import rayemu
 from rayemu import cli
+from rayemu.cli_errors import plain_errors
 from rayemu.cluster.client_runtime import ClusterError
 from rayemu.doctor import OK, WRONG, Finding
+from rayemu.drivers.record import load_columns
 
 SMALL = ["smoke", "--set", "cluster.transport=memory", "--set", "run.batches=3"]
 
@@ -284,3 +287,14 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["passed"]
+
+
+def test_a_record_that_is_refused_is_a_line_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "record.npz", kind=np.zeros(1, np.uint8))
+    with pytest.raises(typer.Exit) as end, plain_errors():
+        load_columns(tmp_path / "record.npz")
+    assert end.value.exit_code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"rayemu: {tmp_path}") and "version 1" in told and "run the scenario again" in told

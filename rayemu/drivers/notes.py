@@ -59,13 +59,15 @@ class ActorRecord:
     def __init__(
         self, recorder: Recorder, me: int, incarnation: int, spec: ModelSpec, clock: Callable[[], float]
     ) -> None:
-        self._append, self._clock = recorder.append, clock
+        self._append, self._clock, self._on = recorder.append, clock, recorder.on
         self._me, self._incarnation, self._spec = me, incarnation, spec
 
     def frame(
         self, message: Message, to: int, size: int, queued_s: float, start_s: float, level: int = 0
     ) -> None:
         """Note that a frame of `size` bytes was sent; that of a dispatch or reply is `ModuleRecord.sent`."""
+        if not self._on:
+            return
         kind = _CARRYING.get(type(message), CONTROL)
         facts: dict[str, int] = {}
         rows = 0
@@ -103,6 +105,8 @@ class ActorRecord:
 
     def routed(self, sends: list[Send], start_s: float) -> None:
         """Note the routing of what the coordinator is about to send, which took it from `start_s` to now."""
+        if not self._on:
+            return
         chosen: list[tuple[RouteReply | Slice, int, int]] = []  # with the rows and their home
         for send in sends:
             m = send.message
@@ -162,6 +166,8 @@ class ModuleRecord(ActorRecord):
         """Note what the home has routed and combined since the last call, for what came at `queued_s`."""
         spec = self._spec
         for done in self._machine.worked():
+            if not self._on:
+                continue
             where = done.batch, done.slice, done.micro, done.layer
             if done.what != COMBINED:
                 self._route(*where, self._me, done.rows, queued_s, done.began_s, done.ended_s)
@@ -207,15 +213,17 @@ class ModuleRecord(ActorRecord):
     ) -> None:
         """Note that a frame of `size` bytes was sent."""
         level = self._machine.level(to)
+        self.totals["raw_bytes"] += message.rows.nbytes
+        self.totals["sent_bytes"] += size
+        self.totals[f"sent_{LEVELS[level]}"] += size
+        if not self._on:
+            return
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self._me else FORWARD
             slice, epoch = message.slice, message.epoch
             expert = message.lots[0][1] if len(message.lots) == 1 else -1
         else:
             kind, slice, epoch, expert = REPLY, -1, -1, -1
-        self.totals["raw_bytes"] += message.rows.nbytes
-        self.totals["sent_bytes"] += size
-        self.totals[f"sent_{LEVELS[level]}"] += size
         self._rows(
             kind,
             message,
@@ -238,6 +246,8 @@ class ModuleRecord(ActorRecord):
         """
         self.totals["rows"] += job.rows
         self.totals["busy_s"] += end_s - start_s
+        if not self._on:
+            return
         number = self._jobs
         self._jobs += 1
         shared = job.expert == SHARED

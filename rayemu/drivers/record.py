@@ -101,13 +101,15 @@ class Recorder:
     """Keeps rows in a file, which may end in unused rows (their end time is 0); without a path, in memory.
 
     Where its disk has no more room, what comes then is dropped, and the file has no unused row: see `is_cut`.
+    One that is not `on` keeps nothing and makes no file.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, on: bool = True) -> None:
+        self.path, self.on = path, on
         self._size = 0
         self._rows = np.zeros(0, RECORD)
-        self._grow()
+        if on:
+            self._grow()
 
     def append(
         self,

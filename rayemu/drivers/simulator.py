@@ -47,6 +47,7 @@ class Simulator:
         network: Network | None = None,
         heartbeat: float = 0.04,
         start_up: float = 0.05,
+        record: bool = True,
     ) -> None:
         self.config, self.model = config, model
         self.heartbeat, self.start_up = heartbeat, start_up
@@ -55,7 +56,7 @@ class Simulator:
         self.clock = self.record_clock = world.clock  # for the coordinator's pump
         self.send = world.send
         self.wire = Wire(config.codecs, Bounds.of(model.spec, len(module_to_node)))
-        self.recorder = Recorder()
+        self.recorder = Recorder(on=record)
         self._first = placement
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
         notes = ActorRecord(self.recorder, COORDINATOR, 0, model.spec, world.clock)

@@ -145,6 +145,19 @@ class Host(Section):
     each: bool = False
 
 
+class Processors(Section):
+    """Processors of one machine that do everything in turn: the modules of all nodes, the host, the messages.
+
+    Only of a machine that emulates modules by processes. Every message costs `frame` and its bytes over
+    `bandwidth` at either end, every piece of work `job` beside its arithmetic.
+    """
+
+    count: Count
+    frame: q.Time
+    bandwidth: q.Rate
+    job: q.Time
+
+
 class RouterAccelerator(Section):
     """Silicon that scores experts and selects: `macs` a cycle, a comparator tree of `comparators` inputs."""
 
@@ -189,4 +202,5 @@ class Hardware(Section):
     host: Host
     energy: Energy
     router: RouterAccelerator | None = None
+    processors: Processors | None = None
     price: Price | None = None

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from rayemu.alltoall import ALIVE, READY, View, cut_micro_batches, cut_slices
-from rayemu.alltoall.all_homes import Exchange, Units, choose_modules, plan_exchange, sending_order, sorted_stably
+from rayemu.alltoall.all_homes import (
+    Exchange,
+    Units,
+    choose_modules,
+    plan_exchange,
+    sending_order,
+    sorted_stably,
+)
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.pricing.frames import Frames

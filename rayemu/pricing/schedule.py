@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from rayemu.hardware import Hardware
+from rayemu.hardware.spec import Processors
 from rayemu.hardware.transfers import FREE, services
 from rayemu.model.spec import ModelSpec
 from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
@@ -175,7 +176,7 @@ def _asked(
     sent, work = events[message], events[~message]
     nodes = graph.module_to_node
     links = services(hardware.spec, graph.src[sent], graph.dst[sent], graph.bytes[sent], nodes)
-    offset = groups["routing"].stop
+    offset = groups.get("processors", groups["routing"]).stop
     for name, ids in links.resources.items():
         groups[name] = range(offset + ids.start, offset + ids.stop)
     count = np.ones(high - low, np.int64)
@@ -195,8 +196,46 @@ def _asked(
     level = np.full(len(events), FREE, np.int8)
     latency, floor, alone = np.zeros((3, len(events)))
     level[message], latency[message], floor[message] = links.level, links.latency, links.floor
+    if hardware.spec.processors is not None:
+        start, resource, seconds, more = _on_processors(
+            graph.bytes[events], message, took, hardware.spec.processors, start, resource, seconds, groups
+        )
+        latency += more
     alone = np.maximum(_over_causes(np.maximum, start, seconds, 0.0) + latency, floor)
     return _Asked(start, resource, seconds, latency, floor, alone, level)
+
+
+def _on_processors(
+    sizes: Array,
+    message: Array,
+    took: Array,
+    processors: Processors,
+    start: Array,
+    resource: Array,
+    seconds: Array,
+    groups: dict[str, range],
+) -> tuple[Array, Array, Array, Array]:
+    """What n events ask of the processors too, at both ends of a message; and the latency [n] of it.
+
+    They are one resource that is as quick as all together; that one of them is slower than all is latency.
+    """
+    own = processors.frame + sizes / processors.bandwidth  # [n] at each end
+    own[~message] = took + processors.job
+    count = np.diff(start)
+    place = np.cumsum(np.where(message, 2, 1) + count)
+    place = np.concatenate([[0], place])
+    new_resource = np.full(place[-1], groups["processors"].start)
+    new_seconds = np.empty(place[-1])
+    kept = np.ones(place[-1], bool)
+    at = place[1:] - 1
+    new_seconds[at] = own / processors.count
+    kept[at] = False
+    at = at[message] - 1
+    new_seconds[at] = own[message] / processors.count
+    kept[at] = False
+    new_resource[kept], new_seconds[kept] = resource, seconds
+    late = own * (1 - 1 / processors.count)
+    return place, new_resource, new_seconds, np.where(message, 2, 1) * late
 
 
 def _worker(graph: EventGraph, work: Array, hardware: Hardware, groups: dict[str, range]) -> Array:
@@ -222,6 +261,8 @@ def _scheduled(graph: EventGraph, depth: Array, hardware: Hardware, model: Model
     nodes = int(graph.module_to_node.max(initial=0)) + 1
     routers = (modules if _routes_itself(hardware) else nodes) + 1
     groups = {"modules": range(modules), "routing": range(modules, modules + routers)}
+    if hardware.spec.processors is not None:
+        groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + 1)
     ready, end, alone = np.zeros((3, size))
     level = np.full(size, FREE, np.int8)
     borders = np.concatenate([[0], np.flatnonzero(np.diff(depth)) + 1, [size]])

@@ -307,3 +307,4 @@ class Run(Section):
     check: Literal["exact", "none"] = "exact"
     on_lost_expert: Literal["fail", "drop"] = "fail"
     in_flight: Few = 4
+    record: bool = True

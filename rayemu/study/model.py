@@ -43,10 +43,10 @@ SPREAD = ("attention", "embeddings")  # over the modules in even parts; what is 
 # What the chapter says of its hypothetical models: parameters of an expert, and in all (from FP16 bytes).
 _STATED = {"16x110b": (110e9, 1.81e12), "64x156b": (156e9, 10.2e12)}
 NOTES = {
-    "gpt-oss-20b": "every other layer looks back over 128 tokens only; the cache is counted as if all did",
-    "gpt-oss-120b": "every other layer looks back over 128 tokens only; the cache is counted as if all did",
-    "llama-4-scout": "three layers of four look back over 8192 tokens only; counted as if none did",
-    "switch-c-2048": "an encoder and a decoder: the cache is counted for the attention of both",
+    "gpt-oss-20b": "Every other layer looks back over 128 tokens only; the cache is counted as if none did.",
+    "gpt-oss-120b": "Every other layer looks back over 128 tokens only; the cache is counted as if none did.",
+    "llama-4-scout": "Of four layers three look back over 8192 tokens only; the cache counts them all.",
+    "switch-c-2048": "An encoder and a decoder: the cache is counted for the attention of both.",
 }
 
 
@@ -129,7 +129,7 @@ def _of_scenario(scenario: Scenario) -> Counted:
     spec, given = scenario.spec.full(), scenario.model
     attention, notes = None, []
     if scenario.spec.scale > 1:
-        notes.append(f"the scenario runs it at width/{scenario.spec.scale}; counted is the full width")
+        notes.append(f"The scenario runs it at width/{scenario.spec.scale}; counted is the full width.")
     if given.checkpoint is not None:
         spec, attention = whole_checkpoint(given.checkpoint)
     elif given.preset is not None and spec.d_model == PRESETS[given.preset].d_model:
@@ -137,9 +137,11 @@ def _of_scenario(scenario: Scenario) -> Counted:
         notes += _notes(given.preset)
         if spec.layers != there:
             attention = dataclasses.replace(attention, blocks=0)
-            notes.append(f"the scenario has {spec.layers} layers of {there}")
+            notes.append(f"The scenario has {spec.layers} of its {there} layers.")
     else:
-        notes.append("attention and embeddings are not counted: the scenario does not say what they are like")
+        notes.append(
+            "Attention and embeddings are not counted: the scenario does not say what they are like."
+        )
     problem = dataclasses.replace(scenario.placement_problem(), memory=None)
     under_way = scenario.run.batch_tokens * scenario.run.in_flight
     place = scenario.placement.build().place
@@ -168,9 +170,9 @@ def _notes(name: str) -> tuple[str, ...]:
         found = parameters(PRESETS[name], ATTENTION[name])
         each = found["experts"] / PRESETS[name].experts
         return (
-            f"the text that this model is from contradicts itself: it states {_count(expert)} per expert and "
+            f"The text that this model is from contradicts itself: it states {_count(expert)} per expert and "
             f"{_count(total)} in all, and its own widths and layers give {_count(each)} and "
-            f"{_count(found['total'])}",
+            f"{_count(found['total'])}.",
         )
     return (NOTES[name],) if name in NOTES else ()
 
@@ -336,7 +338,9 @@ def _map(facts: dict[str, Any]) -> Table:
     for number in np.unique(held)[::-1].tolist():  # modules that hold as many are alike
         which = np.flatnonzero(held == number)
         total = found["total_bytes"][which[0]]
-        name = f"{which[0]}" if len(which) == 1 else f"{len(which)} from {which[0]} on"
+        name = f"{len(which)}, the first is {which[0]}"
+        if which[-1] - which[0] == len(which) - 1:
+            name = f"{which[0]} to {which[-1]}" if len(which) > 1 else f"{which[0]}"
         size = format_bytes(number * found["expert_bytes"])
         shown.add_row(name, str(number), size, *beside, format_bytes(total))
     return shown

@@ -25,6 +25,7 @@ from rayemu.cluster.turns import Turns
 from rayemu.drivers.record import DISPATCH, FORWARD, GEMM, REPLY
 from rayemu.machine import cores
 from rayemu.numerics import coretype
+from rayemu.pricing.graph import COMBINE, graph_of
 from tests.cluster.small_run import NEEDS_TURNS, alive, batches, check, scenario
 from tests.forks import in_a_fork
 
@@ -53,6 +54,10 @@ pytestmark = pytest.mark.usefixtures("one_ray")
 def test_bit_identical(sections: dict[str, Any]) -> None:
     with Emulator(scenario(**sections)) as emulator:
         check(emulator, batches(6))
+        graph = graph_of(emulator.record(), emulator.spec)
+        assert graph.gaps == 0 and {*graph.src.tolist()} >= {-2, -1}, "client and coordinator record too"
+        tokens = graph.rows[(graph.kind == COMBINE) & (graph.layer == 0)].sum()
+        assert tokens == graph.rows[graph.src == -2].sum() == graph.rows[graph.dst == -2].sum()
 
 
 def test_rows_that_a_codec_cannot_carry_travel_raw() -> None:

@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.drivers.record import COMBINE, DISPATCH, GEMM, RECORD, VIRTUAL_RECORD
+from rayemu.drivers.record import (
+    COMBINE,
+    CONTROL,
+    DECODE,
+    DISPATCH,
+    GEMM,
+    RECORD,
+    ROUTE,
+    SUBMIT,
+    VIRTUAL_RECORD,
+)
 from rayemu.report.trace import save_trace, trace
 
 START = 1_700_000_000.0
@@ -104,3 +114,21 @@ def test_an_empty_record_is_a_valid_trace_and_survives_a_file(tmp_path: Path) ->
     assert spans(content) == []
     save_trace(tmp_path / "trace.json", content)
     assert json.loads((tmp_path / "trace.json").read_text()) == content
+
+
+def test_the_coordinator_s_and_the_client_s_frames_are_on_tracks_of_their_own() -> None:
+    record = np.zeros(4, RECORD)
+    record["kind"] = SUBMIT, ROUTE, DECODE, CONTROL
+    record["src"], record["dst"] = (-2, -1, 0, 1), (-1, -1, 1, -1)
+    record["sent_bytes"] = 40, 0, 0, 30
+    record["start_wall_s"] = START + np.arange(4)
+    record["end_wall_s"] = record["start_wall_s"] + 0.5
+    content = trace(record, [0, 1], ["raw"])
+    found = {(e["pid"], e["tid"], e["name"]) for e in spans(content)}
+    assert found == {
+        (3, 0, "submit to coordinator"),
+        (0, 2, "route"),
+        (2, 0, "decode"),  # where it was decoded
+    }
+    named = {e["pid"]: e["args"]["name"] for e in content["traceEvents"] if e["name"] == "process_name"}
+    assert named == {0: "coordinator", 1: "module 0 (node 0)", 2: "module 1 (node 1)", 3: "client"}

@@ -275,3 +275,13 @@ def test_a_trace_that_the_candidates_cannot_follow_is_refused_before_anything_st
     found = scenario().model_dump(by_alias=True, exclude_none=True)
     with pytest.raises(RunError, match=r"stream\.path: .*raise stream\.vocabulary"):
         run_scenario(Scenario.from_dict({**found, "stream": stream}), tmp_path / "out")
+
+
+def test_without_a_record_nothing_is_recorded_and_all_else_is_as_it_was(tmp_path: Path) -> None:
+    with_one = run_scenario(scenario(), tmp_path / "with")
+    summary = run_scenario(scenario(run={"record": False}), tmp_path / "without", trace=True)
+    assert summary["passed"] and len(load_columns(tmp_path / "without" / "record.npz")) == 0
+    traffic = ("bytes_raw", "bytes_sent", "frames", "flops", "module_rows", "traffic_bytes", "balance")
+    assert all(with_one[key] is not None and summary[key] is None for key in traffic)
+    same = ("exact", "tokens_out", "expert_tokens", "batch_max_virtual_s")
+    assert all(summary[key] == with_one[key] for key in same)

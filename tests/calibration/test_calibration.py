@@ -1,0 +1,99 @@
+"""Calibration: constants come back from times that were made with them; the file says where each is from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayemu.calibration.fit import fit_passes
+from rayemu.calibration.hardware import description, written
+from rayemu.calibration.measure import CODECS, SHAPES, _measured
+from rayemu.calibration.runs import FIRST, Ran, fit_costs, predicted, with_costs
+from rayemu.hardware import Hardware
+from rayemu.model.spec import ModelSpec
+from tests.pricing.graphs import Draft
+
+SPEC = ModelSpec(name="m", d_model=64, d_ff=32, experts=4, top_k=1, layers=1)
+OVERHEAD, BANDWIDTH, RATE = 2e-5, 5e9, 4e10
+
+
+def made(tile: int = 1) -> dict[str, float]:
+    """Times of a machine whose constants are known: sums written out, not by the code under test."""
+    times = {}
+    for d, f, rows in SHAPES:
+        operations = 2 * 3 * d * f * (-(-rows // tile) * tile)
+        moved = 4 * (3 * d * f) + 4 * rows * ((d + 2 * f) + 5 * f + (f + d))  # in and out, silu, product
+        times[f"pass {d} {f} {rows}"] = OVERHEAD + moved / BANDWIDTH + operations / RATE
+    return {**times, "copy": 1e-10, **{f"{way} {c}": 1e-9 for way in ("encode", "decode") for c in CODECS}}
+
+
+@pytest.mark.parametrize("tile", [1, 8])
+def test_the_constants_of_passes_come_back(tile: int) -> None:
+    passes = {shape: made(tile)["pass {} {} {}".format(*shape)] for shape in SHAPES}
+    assert np.allclose(fit_passes(passes, tile), (OVERHEAD, BANDWIDTH, RATE), rtol=1e-6)
+
+
+def this_machine(folder: Path, **costs: float) -> Hardware:
+    return written(description(made(), {**FIRST, **costs}, "a processor"), folder / "this-machine.yaml")
+
+
+def test_the_file_is_a_hardware_with_a_source_for_every_number(tmp_path: Path) -> None:
+    hardware = this_machine(tmp_path, frame=3e-4)
+    assert hardware.spec.processors is not None
+    assert hardware.spec.processors.frame == pytest.approx(3e-4)
+    fitted = ("frame", "job", "bandwidth")
+    assert all("calibrate" in hardware.sources[f"processors.{name}"] for name in fitted)
+    assert [file.name for file in tmp_path.iterdir()] == ["this-machine.yaml"]
+
+
+def a_graph(size: float, batches: int) -> Draft:
+    """Batches one after the other: a message there, a pass, a message back."""
+    draft, before = Draft([0, 0]), None
+    for batch in range(batches):
+        sent = draft.send(0, 1, size, after=before, batch=batch)
+        done = draft.expert(1, 0, 4, after=sent, batch=batch)
+        before = draft.send(1, 0, size, after=done, batch=batch)
+    return draft
+
+
+def test_messages_and_jobs_take_turns_at_the_processors(tmp_path: Path) -> None:
+    """One chain by hand: every message costs both ends and its way, every pass its job."""
+    hardware = this_machine(tmp_path, frame=1e-3, job=2e-3, latency=5e-3, bandwidth=1e6)
+    one = Ran("one", a_graph(1e3, 1).graph(), SPEC, 4, 1.0)
+    passed = float(hardware.expert_seconds(SPEC.d_model, SPEC.d_ff, 4))
+    message = 2 * (1e-3 + 1e-3) + 5e-3  # both ends: a frame and a kilobyte at 1 MB/s
+    assert predicted(one, hardware) == pytest.approx(2 * message + passed + 2e-3, rel=1e-6)
+
+
+def test_as_many_batches_at_once_as_there_are_take_all_processors(tmp_path: Path) -> None:
+    """Work of many modules ends no sooner than all processors together can do it."""
+    hardware = this_machine(tmp_path, job=1e-2)
+    count = hardware.spec.processors.count if hardware.spec.processors is not None else 0
+    draft = Draft([0] * 64)
+    for module in range(64):
+        draft.expert(module, 0, 4)
+    each = float(hardware.expert_seconds(SPEC.d_model, SPEC.d_ff, 4)) + 1e-2
+    took = predicted(Ran("wide", draft.graph(), SPEC, 4, 1.0), hardware)
+    assert 64 * each / count <= took * (1 + 1e-9) and took <= 64 * each / count + each
+
+
+def test_the_costs_of_runs_come_back(tmp_path: Path) -> None:
+    hardware = this_machine(tmp_path)
+    costs = {"frame": 2.5e-4, "job": 8e-5, "latency": 1.7e-4, "bandwidth": 6e8}
+    true = with_costs(hardware, costs)
+    runs = [
+        Ran(name, a_graph(size, 20).graph(), SPEC, 80, 1.0)
+        for name, size in (("small frames", 1e3), ("large frames", 4e6))
+    ]
+    runs = [replace(run, wall_s=predicted(run, true)) for run in runs]
+    found = with_costs(hardware, fit_costs(hardware, runs))
+    other = Ran("between", a_graph(1e6, 7).graph(), SPEC, 28, 1.0)
+    assert predicted(other, found) == pytest.approx(predicted(other, true), rel=0.03)
+
+
+def test_every_rate_is_measured() -> None:
+    found = _measured(0.3)
+    assert set(found) == set(made()) and all(0 < seconds < 5 for seconds in found.values())
