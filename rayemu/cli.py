@@ -445,16 +445,41 @@ def calibrate(
         typer.echo(f"{out}: price runs with it: rayemu price RUN --hardware {out}")
 
 
+_Hardware = Annotated[
+    list[str] | None,
+    typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or a YAML file; repeatable."),
+]
+
+
+@app.command()
+def price(
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=_folder, help="The folder of a finished run.")],
+    hardware: _Hardware = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    overfull: Annotated[
+        bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
+    ] = False,
+) -> None:
+    """What a run would have taken on modelled hardware, at the model's full width, side by side.
+
+    Emulated step time with its critical path, tokens per emulated second, utilisation, energy, memory, cost.
+    """
+    with plain_errors():
+        from rayemu.hardware import packaged
+        from rayemu.study.price import report
+
+        if not hardware:
+            refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
+        report(run, hardware or [], json, overfull)
+
+
 @app.command()
 def whatif(
     scenario: Annotated[
         str,
         typer.Argument(help="A YAML file, - for standard input, or the name of a scenario of rayemu's own."),
     ],
-    hardware: Annotated[
-        list[str] | None,
-        typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or YAML; repeatable."),
-    ] = None,
+    hardware: _Hardware = None,
     modules: Annotated[
         str, typer.Option(metavar="M", help="How many: 8..4096 (doubling), 8,16,32 or one number.")
     ] = "8..4096",
