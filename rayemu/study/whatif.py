@@ -37,6 +37,7 @@ from rayemu.units import format_bytes, format_seconds
 
 MOST_FLOPS, MOST_WEIGHTS = 3e10, 1 << 30  # up to which the model itself chooses
 MOST_CHOICES = 1 << 21  # of all batches and layers, without --batches
+MOST_EVENTS, MOST_PAIRS = 1 << 24, 1 << 22  # of a plan, 230 B each; of a layer's batches, 100 B each
 _ALONE = ("faults=[]", "rebalance=null")  # what planning leaves out
 
 
@@ -139,6 +140,24 @@ def affordable_batches(scenario: Scenario) -> int:
     return max(1, min(run.batches, MOST_CHOICES // choices))
 
 
+def refuse_too_large(scenario: Scenario) -> None:
+    """Raise PricingError for a plan that may have too many events, or choices of one layer."""
+    spec, run, modules = scenario.spec, scenario.run, scenario.cluster.modules
+    slices = max(1, min(modules, run.batch_tokens // scenario.exchange.min_slice_rows))
+    units = slices * min(scenario.exchange.micro_batches, run.batch_tokens)
+    pairs = run.batch_tokens * spec.top_k
+    # Of a pair: out and back, by a relay too; of a unit: what it asks, computes and combines.
+    events = run.batches * spec.layers * (4 * min(pairs, units * spec.experts) + spec.experts + 6 * units)
+    at_once = min(run.in_flight, run.batches) * pairs
+    for name, many, most in (("events", events, MOST_EVENTS), ("choices of a layer", at_once, MOST_PAIRS)):
+        if many > most:
+            raise PricingError(
+                f"{run.batches} batches of {run.batch_tokens} tokens on {modules} modules may be {many} {name}; "
+                f"allowed: up to {most}; take fewer --batches, --tokens or layers, or a larger "
+                "exchange.min_slice_rows"
+            )
+
+
 def planned(
     scenario: Scenario,
     hardware: Hardware,
@@ -151,6 +170,7 @@ def planned(
     cannot hold their experts, unless `allow_overfull`.
     """
     began = time.perf_counter()
+    refuse_too_large(scenario)
     cluster, run, spec = scenario.cluster, scenario.run, scenario.spec
     placed = scenario.placed()
     held = np.bincount(placed.module, minlength=cluster.modules)  # [M]

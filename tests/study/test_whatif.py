@@ -77,6 +77,8 @@ def test_numbers_that_are_refused(text: str, why: str) -> None:
         ([*SMALL, "--modules", "8", "--modules-per-node", "16"], "--modules-per-node 16: 8 modules"),
         ([*SMALL, "--nodes", "2", "--modules-per-node", "4"], "exclude each other"),
         ([*SMALL, "--tokens", "2000000000"], "run.batch_tokens"),
+        (["smoke", "--hardware", "text-pim", "--modules", "8", "--batches", "1000000000"], "allowed: up to"),
+        ([*SMALL, "--modules", "8", "--tokens", "3000000"], "take fewer --batches, --tokens"),
         ([*SMALL, "--set", "model.layers=0"], "model.layers"),
         ([*SMALL, "--modules", "2", "--set", "placement.copies=3"], "placement.copies: 3 is not allowed"),
         ([*SMALL, "--modules", "2", "--set", "exchange.codec.node=auto"], "goes by what is measured"),
