@@ -28,6 +28,11 @@ trace_app = typer.Typer(
 )
 app.add_typer(trace_app, name="trace")
 
+_Hardware = Annotated[
+    list[str] | None,
+    typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or a YAML file; repeatable."),
+]
+
 
 def _folder(path: Path | None) -> Path | None:
     """The path with a ~ expanded, which no shell does in --out=~/x."""
@@ -70,6 +75,7 @@ def run(
         str | None, typer.Option(metavar="RAY", help="A Ray cluster to use; else one is started here.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view; one line at the end.")] = False,
+    hardware: _Hardware = None,
 ) -> None:
     """Run a scenario, check its output, and keep what happened in a run folder.
 
@@ -82,16 +88,18 @@ def run(
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address)}")
     with plain_errors():
+        from rayemu.hardware import load_hardware
         from rayemu.report.live import ViewConsole, make_view
         from rayemu.report.table import one_line, print_summary
         from rayemu.running.run import run_scenario
         from rayemu.scenario import Scenario
 
         chosen = Scenario.load(scenario).with_overrides(changes)
+        modelled = [load_hardware(name) for name in hardware or []]
         console = ViewConsole()
         folder = out or Path("runs") / chosen.name
-        with make_view(chosen, console, quiet) as view:
-            summary = run_scenario(chosen, folder, view, trace, overwrite)
+        with make_view(chosen, console, quiet, [one.name for one in modelled]) as view:
+            summary = run_scenario(chosen, folder, view, trace, overwrite, modelled)
         if quiet:
             typer.echo(one_line(summary, folder))
         else:
@@ -425,6 +433,30 @@ def hardware(
 
 
 @app.command()
+def price(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", callback=_folder, help="The folder of a finished run.")
+    ],
+    hardware: _Hardware = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    overfull: Annotated[
+        bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
+    ] = False,
+) -> None:
+    """What a run would have taken on modelled hardware, at the model's full width, side by side.
+
+    Emulated step time with its critical path, tokens per emulated second, utilisation, energy, memory, cost.
+    """
+    with plain_errors():
+        from rayemu.hardware import packaged
+        from rayemu.study.price import report
+
+        if not hardware:
+            refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
+        report(run, hardware or [], json, overfull)
+
+
+@app.command()
 def calibrate(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
         "this-machine.yaml"
@@ -445,32 +477,19 @@ def calibrate(
         typer.echo(f"{out}: price runs with it: rayemu price RUN --hardware {out}")
 
 
-_Hardware = Annotated[
-    list[str] | None,
-    typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or a YAML file; repeatable."),
-]
-
-
 @app.command()
-def price(
-    run: Annotated[Path, typer.Argument(metavar="RUN", callback=_folder, help="The folder of a finished run.")],
+def crossover(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A preset, a checkpoint or a scenario.")],
     hardware: _Hardware = None,
+    modules: Annotated[int | None, typer.Option(metavar="M", help="Modules of each; else 8.")] = None,
+    zipf: Annotated[float, typer.Option(metavar="S", help="Exponent of the experts' popularity.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
-    overfull: Annotated[
-        bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
-    ] = False,
 ) -> None:
-    """What a run would have taken on modelled hardware, at the model's full width, side by side.
-
-    Emulated step time with its critical path, tokens per emulated second, utilisation, energy, memory, cost.
-    """
+    """One layer on hardwares side by side, 1 to 4096 tokens: time, energy, and where they change places."""
     with plain_errors():
-        from rayemu.hardware import packaged
-        from rayemu.study.price import report
+        from rayemu.study.crossover import report
 
-        if not hardware:
-            refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
-        report(run, hardware or [], json, overfull)
+        report(model, hardware or [], modules, zipf, json)
 
 
 @app.command()

@@ -36,7 +36,7 @@ class Recorded:
 
 
 def recorded(scenario: Scenario, record: np.ndarray, summary: dict[str, Any]) -> Recorded:
-    """Make a run ready for pricing. Raises PricingError where it was not whole, or is not of this scenario."""
+    """Make a run ready for pricing. Raises PricingError where it was not whole or is of another model."""
     failed = [name for name, held in summary["checks"].items() if held is False]
     if failed:
         raise PricingError(f"the run did not hold {', '.join(failed)}; only whole runs are priced; {_AGAIN}")

@@ -66,8 +66,8 @@ def notes(of: dict[str, Any]) -> Iterator[str]:
         yield f"{of['hardware']}: DOES NOT FIT, the fullest module needs {format_bytes(most)} of {capacity}"
     if of["missing_causes"]:
         yield (
-            f"{of['hardware']}: {of['missing_causes']} causes are missing in the record, as of modules that died "
-            "with it; what they caused may begin too early"
+            f"{of['hardware']}: {of['missing_causes']} causes are missing in the record, as of modules that "
+            "died with it; what they caused may begin too early"
         )
 
 
