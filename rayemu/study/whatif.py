@@ -152,8 +152,8 @@ def refuse_too_large(scenario: Scenario) -> None:
     for name, many, most in (("events", events, MOST_EVENTS), ("choices of a layer", at_once, MOST_PAIRS)):
         if many > most:
             raise PricingError(
-                f"{run.batches} batches of {run.batch_tokens} tokens on {modules} modules may be {many} {name}; "
-                f"allowed: up to {most}; take fewer --batches, --tokens or layers, or a larger "
+                f"{run.batches} batches of {run.batch_tokens} tokens on {modules} modules may be {many} "
+                f"{name}; allowed: up to {most}; take fewer --batches, --tokens or layers, or a larger "
                 "exchange.min_slice_rows"
             )
 

@@ -157,11 +157,12 @@ def test_it_is_the_graph_of_the_run(changes: list[str]) -> None:
     assert drawn.flops.sum() == pytest.approx(ran.flops.sum(), rel=1e-12)
     assert drawn.bytes.sum() == pytest.approx(ran.bytes.sum(), rel=0.005)
     tokens = run.batches * run.batch_tokens
+    near = 0.005 if config.micro_batches == 1 else 0.02  # who is served first of equals is chance in a run
     for name in ("text-pim", "h100-sxm"):
         hw = load_hardware(name)
         figures = [price(g, schedule(g, hw, scenario.spec), hw, scenario.spec, tokens) for g in (ran, drawn)]
         for what in ("step_emu_s", "tokens_per_emu_s", "joules_per_token"):
-            assert figures[1][what] == pytest.approx(figures[0][what], rel=0.005), (name, what)
+            assert figures[1][what] == pytest.approx(figures[0][what], rel=near), (name, what)
 
 
 def test_causes_come_first_and_every_choice_is_computed_once() -> None:
