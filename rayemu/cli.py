@@ -12,7 +12,7 @@ import rayemu
 from rayemu.cli_errors import FAILED, plain_errors, refuse
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams", "planning")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -227,7 +227,7 @@ def model(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, streams; see their --help.
+    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, planning, ...; see --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
