@@ -12,7 +12,7 @@ import rayemu
 from rayemu.cli_errors import FAILED, plain_errors, refuse
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams", "planning")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -227,7 +227,7 @@ def model(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, streams; see their --help.
+    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, planning, ...; see --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
@@ -595,6 +595,61 @@ def router(
 
         work = work_of(model, tokens, modules, d_model, experts, top_k)
         report(load_hardware(hardware, *(settings or [])), work, json)
+
+
+@app.command()
+def whatif(
+    scenario: Annotated[
+        str,
+        typer.Argument(help="A YAML file, - for standard input, or the name of a scenario of rayemu's own."),
+    ],
+    hardware: _Hardware = None,
+    modules: Annotated[
+        str, typer.Option(metavar="M", help="How many: 8..4096 (doubling), 8,16,32 or one number.")
+    ] = "8..4096",
+    nodes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Nodes that the modules are in.")
+    ] = None,
+    modules_per_node: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Modules of a node; else the scenario's.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Tokens of a batch; else the scenario's.")
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="B", help="Batches; else the scenario's, fewer where that would be long."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.scale=1; repeatable."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="A list with an object for each, as price prints.")
+    ] = False,
+    overfull: Annotated[
+        bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
+    ] = False,
+) -> None:
+    """A scenario on modelled hardware that nobody has yet, by number of modules; nothing is started.
+
+    The same policies as a run's, on drawn routing, priced as `rayemu price` prices a run's record.
+    """
+    with plain_errors():
+        from rayemu.hardware import packaged
+        from rayemu.study.whatif import Machines, parse_modules, whatif
+
+        if not hardware:
+            refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
+        if nodes is not None and modules_per_node is not None:
+            refuse(["--nodes and --modules-per-node exclude each other; give one"])
+        try:
+            machines = Machines(parse_modules(modules), nodes, modules_per_node)
+        except ValueError as error:
+            refuse([f"--modules: {error}"])
+        whatif(scenario, hardware or [], machines, tokens, batches, settings or [], overfull, json)
 
 
 def main() -> None:
