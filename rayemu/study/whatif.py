@@ -22,7 +22,7 @@ from rich.table import Table
 from rayemu.hardware import Hardware, load_hardware
 from rayemu.model.model import Model
 from rayemu.pricing.choices import Drawn, chosen_by_model
-from rayemu.pricing.draw import Choices, Plan, draw_graph
+from rayemu.pricing.draw import Choices, Plan, draw_graph, most_events
 from rayemu.pricing.graph import MESSAGE
 from rayemu.pricing.memory import PricingError, memory_map, refuse_overfull
 from rayemu.pricing.price import price
@@ -145,10 +145,8 @@ def refuse_too_large(scenario: Scenario) -> None:
     spec, run, modules = scenario.spec, scenario.run, scenario.cluster.modules
     slices = max(1, min(modules, run.batch_tokens // scenario.exchange.min_slice_rows))
     units = slices * min(scenario.exchange.micro_batches, run.batch_tokens)
-    pairs = run.batch_tokens * spec.top_k
-    # Of a pair: out and back, by a relay too; of a unit: what it asks, computes and combines.
-    events = run.batches * spec.layers * (4 * min(pairs, units * spec.experts) + spec.experts + 6 * units)
-    at_once = min(run.in_flight, run.batches) * pairs
+    events = most_events(spec, run.batches, run.batch_tokens, units)
+    at_once = min(run.in_flight, run.batches) * run.batch_tokens * spec.top_k
     for name, many, most in (("events", events, MOST_EVENTS), ("choices of a layer", at_once, MOST_PAIRS)):
         if many > most:
             raise PricingError(
