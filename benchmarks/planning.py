@@ -1,6 +1,6 @@
 """How quick planning mode is: `python -m benchmarks.planning`.
 
-DeepSeek-V3, all 61 layers with 256 experts, on 4,096 modules of the texts' kind in nodes of 8: a step of 4,096
+DeepSeek-V3, all 61 layers with 256 experts, on 4,096 modules like the texts' in nodes of 8: a step of 4,096
 tokens in slices of 64 rows, which is the default, and with a token on every module. Timed is what planning
 takes from the scenario to the figures: drawing the choices, planning every home's exchange, making the
 graph, the schedule, the sums. One core; the best of some rounds, since others' work can only slow it down.

@@ -79,8 +79,18 @@ def draw_graph(plan: Plan, choices: Choices) -> EventGraph:
     return drawn.events.graph(plan.module_to_node)
 
 
+def most_events(spec: ModelSpec, batches: int, batch_tokens: int, units: int) -> int:
+    """Return how many events a plan has at most, with so many units in a batch and no parcel cut in chunks.
+
+    Of a token's choice there are two messages out and two back, if no other of its unit goes the same way;
+    of a unit what it asks, computes and combines; of an expert a product, or more where it has copies.
+    """
+    ways = min(batch_tokens * spec.top_k, units * spec.experts)
+    return batches * spec.layers * (4 * ways + min(ways, 8 * spec.experts) + 6 * units)
+
+
 class _Events:
-    """Columns that grow by blocks of events; what all events of a block share is one number."""
+    """Columns with room for `room` events, written block by block: what is never written takes no memory."""
 
     COLUMNS = (
         ("kind", np.uint8, None),
@@ -92,44 +102,54 @@ class _Events:
         ("expert", np.int32, -1),
         ("rows", np.int32, None),
         ("bytes", np.float64, 0.0),
-        ("flops", np.float64, 0.0),
-        ("request", np.int64, -1),
     )
 
-    def __init__(self) -> None:
-        self.size = 0
-        self.blocks: dict[str, list[Array]] = {name: [] for name, _, _ in self.COLUMNS}
-        self.counts: list[Array] = []
-        self.causes: list[Array] = []
+    def __init__(self, room: int) -> None:
+        self.size = self.causes = 0
+        self.columns: dict[str, Array] = {name: np.empty(room, dtype) for name, dtype, _ in self.COLUMNS}
+        self.columns["cause_start"] = np.zeros(room + 1, np.int64)
+        self.columns["causes"] = np.empty(2 * room, np.int64)
 
-    def add(self, count: int, causes: Array, each: Any = 1, **columns: Any) -> Array:
+    def add(self, count: int, causes: Array, each: Any = 1, **given: Any) -> Array:
         """Add `count` events with `each` causes, one event's after another's; returns their ids."""
-        for name, dtype, default in self.COLUMNS:
-            value = columns.get(name, default)
-            self.blocks[name].append(np.broadcast_to(np.asarray(value, dtype), count))
-        self.counts.append(np.broadcast_to(np.asarray(each, np.int64), count))
-        self.causes.append(np.asarray(causes, np.int64))
-        self.size += count
-        return np.arange(self.size - count, self.size)
+        low, high, end = self.size, self.size + count, self.causes + len(causes)
+        for name, _, default in self.COLUMNS:
+            self._room(name, high)[low:high] = given.get(name, default)
+        self._room("cause_start", high + 1)[low + 1 : high + 1] = each
+        self._room("causes", end)[self.causes : end] = causes
+        self.size, self.causes = high, end
+        return np.arange(low, high)
+
+    def _room(self, name: str, size: int) -> Array:
+        column = self.columns[name]
+        if size > len(column):
+            column = self.columns[name] = np.concatenate([column, np.zeros(max(size, 1024), column.dtype)])
+        return column
 
     def graph(self, module_to_node: Array) -> EventGraph:
-        """Return what was added as a graph."""
-        columns: dict[str, Any] = {name: np.concatenate(blocks) for name, blocks in self.blocks.items()}
-        start = np.zeros(self.size + 1, np.int64)
-        np.cumsum(np.concatenate(self.counts), out=start[1:])
-        causes = np.concatenate(self.causes)
-        return EventGraph(cause_start=start, causes=causes, module_to_node=module_to_node, **columns)
+        """Return what was added as a graph. Operations and requests are left out: nothing prices by them."""
+        size = self.size
+        columns = {name: self.columns[name][:size] for name, _, _ in self.COLUMNS}
+        start = self.columns["cause_start"][: size + 1]
+        np.cumsum(start, out=start)
+        return EventGraph(
+            **columns,
+            flops=np.broadcast_to(0.0, size),
+            request=np.broadcast_to(np.int64(-1), size),
+            cause_start=start,
+            causes=self.columns["causes"][: self.causes],
+            module_to_node=module_to_node,
+        )
 
 
 class _Drawn:
     """One plan on its way to a graph."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.spec, self.full = plan, plan.spec, plan.spec.full()
+        self.plan, self.spec = plan, plan.spec
         self.view = plan.view()
         self.nodes = plan.module_to_node
         self.frames = Frames(plan.spec, plan.config, len(self.nodes))
-        self.events = _Events()
         self.chunk = max(1, plan.config.chunk_bytes // (plan.spec.d_model * 4))
         cuts = cut_slices(plan.batch_tokens, len(self.nodes), plan.config.min_slice_rows)
         micro = [
@@ -140,6 +160,7 @@ class _Drawn:
         self.slices = len(cuts)
         self.slice_rows = np.diff(np.array(cuts), axis=1)[:, 0]
         self.cut = np.array(micro)  # [units of a batch, 3]: slice, micro-batch, first token
+        self.events = _Events(most_events(plan.spec, plan.batches, plan.batch_tokens, len(micro)) + 1024)
 
     def wave(self, batches: range, results: dict[int, Array], choices: Choices) -> list[Array]:
         """Draw batches that are under way together; returns the results of each."""
@@ -194,7 +215,6 @@ class _Drawn:
         return np.split(done, count)
 
     def _route(self, where: Any, batch: Array, layer: int, rows: Array, causes: Array) -> Array:
-        flops = 2.0 * self.full.d_model * self.full.experts * rows
         return self.events.add(
             len(rows),
             causes,
@@ -204,18 +224,16 @@ class _Drawn:
             batch=batch,
             layer=layer,
             rows=rows,
-            flops=flops,
         )
 
     def _layer(self, wave: _Wave, layer: int, experts: Array | None) -> None:
         """Draw one layer of all units, which goes on from `wave.begin` and leaves its combines there."""
-        spec, full, events, rows, home = self.spec, self.full, self.events, wave.rows, wave.units.home
-        width = full.dense_d_ff if experts is None else full.shared_d_ff
+        spec, events, rows, home = self.spec, self.events, wave.rows, wave.units.home
+        width = spec.dense_d_ff if experts is None else spec.shared_d_ff
         own = dict(src=home, dst=home, batch=wave.batch, layer=layer, rows=rows)
         causes, unit = [], []  # of the combines: events and whose they are
         if width:
-            flops = float(full.ffn_flops(width)) * rows
-            causes.append(events.add(len(rows), wave.begin, kind=EXPERT, expert=SHARED, flops=flops, **own))
+            causes.append(events.add(len(rows), wave.begin, kind=EXPERT, expert=SHARED, **own))
             unit.append(np.arange(len(rows)))
         if experts is not None:
             found, whose = self._experts(wave, layer, experts, self._chosen(wave, layer))
@@ -224,10 +242,7 @@ class _Drawn:
         whose = np.concatenate(unit)
         order = np.argsort(whose, kind="stable") if len(unit) > 1 else np.arange(len(whose))
         each = np.bincount(whose, minlength=len(rows))
-        flops = 2.0 * full.d_model * spec.top_k * rows
-        wave.begin = events.add(
-            len(rows), np.concatenate(causes)[order], each, kind=COMBINE, flops=flops, **own
-        )
+        wave.begin = events.add(len(rows), np.concatenate(causes)[order], each, kind=COMBINE, **own)
 
     def _chosen(self, wave: _Wave, layer: int) -> Array:
         """Draw how each unit comes by its choices; returns the event after which it has them [U]."""
@@ -262,7 +277,6 @@ class _Drawn:
         relayed = np.zeros(parcels, bool)
         relayed[of_part[handed]] = True
         batch = wave.batch[x.parcel_unit]
-        base = events.size
         told = dict(kind=MESSAGE, layer=layer)
 
         sent = sending_order(config.order, x, units, np.flatnonzero(away), len(nodes))
@@ -276,7 +290,6 @@ class _Drawn:
             dst=dst,
             batch=batch[sent],
             rows=x.parcel_rows[sent],
-            request=base + sent,
             bytes=self.frames.dispatch(
                 nodes[src] != nodes[dst], x.parcel_rows[sent], x.parcel_pairs[sent], np.diff(of_lots)[sent]
             ),
@@ -295,7 +308,6 @@ class _Drawn:
             dst=dst,
             batch=batch[parcel],
             rows=x.part_rows[forwards],
-            request=base + parcel,
             bytes=self.frames.dispatch(
                 nodes[src] != nodes[dst], x.part_rows[forwards], x.part_pairs[forwards], lots[forwards]
             ),
@@ -319,7 +331,6 @@ class _Drawn:
             dst=dst,
             batch=batch[parcel],
             rows=x.part_pairs[replied],
-            request=base + parcel,
             bytes=self.frames.reply(nodes[src] != nodes[dst], x.part_pairs[replied], np.ones(len(replied))),
             **told,
         )
@@ -341,7 +352,6 @@ class _Drawn:
             dst=dst,
             batch=batch[relays],
             rows=x.parcel_pairs[relays],
-            request=base + relays,
             bytes=self.frames.reply(
                 nodes[src] != nodes[dst], x.parcel_pairs[relays], np.diff(x.part_start)[relays]
             ),
@@ -388,7 +398,6 @@ class _Drawn:
             layer=layer,
             expert=x.lot_expert[lead],
             rows=total,
-            flops=float(self.full.flops_per_row()) * total,
         )
         lot_job = np.empty(len(order), np.int64)
         lot_job[order] = np.repeat(ids, np.diff(np.append(first, len(order))))

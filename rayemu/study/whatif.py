@@ -22,7 +22,7 @@ from rich.table import Table
 from rayemu.hardware import Hardware, load_hardware
 from rayemu.model.model import Model
 from rayemu.pricing.choices import Drawn, chosen_by_model
-from rayemu.pricing.draw import Choices, Plan, draw_graph
+from rayemu.pricing.draw import Choices, Plan, draw_graph, most_events
 from rayemu.pricing.graph import MESSAGE
 from rayemu.pricing.memory import PricingError, memory_map, refuse_overfull
 from rayemu.pricing.price import price
@@ -31,7 +31,6 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.report.wording import count
 from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.sections import MOST_MODULES
-from rayemu.streams import Trace, Zipf
 from rayemu.streams.aim import Aimed, aim
 from rayemu.units import format_bytes, format_seconds
 
@@ -145,10 +144,8 @@ def refuse_too_large(scenario: Scenario) -> None:
     spec, run, modules = scenario.spec, scenario.run, scenario.cluster.modules
     slices = max(1, min(modules, run.batch_tokens // scenario.exchange.min_slice_rows))
     units = slices * min(scenario.exchange.micro_batches, run.batch_tokens)
-    pairs = run.batch_tokens * spec.top_k
-    # Of a pair: out and back, by a relay too; of a unit: what it asks, computes and combines.
-    events = run.batches * spec.layers * (4 * min(pairs, units * spec.experts) + spec.experts + 6 * units)
-    at_once = min(run.in_flight, run.batches) * pairs
+    events = most_events(spec, run.batches, run.batch_tokens, units)
+    at_once = min(run.in_flight, run.batches) * run.batch_tokens * spec.top_k
     for name, many, most in (("events", events, MOST_EVENTS), ("choices of a layer", at_once, MOST_PAIRS)):
         if many > most:
             raise PricingError(
@@ -221,14 +218,13 @@ def choices_of(scenario: Scenario) -> tuple[Choices, str]:
         found = chosen_by_model(Model(spec), islice(batches, chosen))
         how = "the model's own" if chosen == run.batches else f"the model's own of {chosen} batches, in turn"
         return lambda which, layer: np.concatenate([found[b % chosen][layer] for b in which]), how
-    if isinstance(stream, Trace):
-        shares = stream.shares()  # [W, E]
-        every = stream.every
+    if told := getattr(stream, "shares", None):  # a stream that knows its experts' shares [W, E], by windows
+        shares, every = told(), stream.every
         drawn = Drawn(
             spec, run.batch_tokens, lambda b: shares[b // every % len(shares)], run.seed, shuffled=False
         )
         return drawn, f"drawn by {stream.path}"
-    alpha = stream.alpha if isinstance(stream, Zipf) else 0.0
+    alpha = getattr(stream, "alpha", 0.0)  # of streams whose tokens follow a Zipf law
     share = np.arange(1, spec.experts + 1) ** -alpha
     how = f"drawn, zipf {alpha:g}" if alpha else "drawn, all experts alike"
     return Drawn(spec, run.batch_tokens, lambda _: share, run.seed, shuffled=True), how
