@@ -34,12 +34,16 @@ def report(name: str, names: Sequence[str], modules: int | None, zipf: float, as
     modules = MODULES if modules is None else modules
     if len(names) < 2:
         raise PricingError("--hardware: name two or more to compare")
+    if len({*names}) < len(names):
+        raise PricingError(f"--hardware: {', '.join(names)} names one twice; name different ones")
     if not 1 <= modules <= MOST_MODULES:
         raise PricingError(f"--modules {modules} is not allowed; allowed: 1 to {MOST_MODULES}")
     if not 0 <= zipf <= 10:
         raise PricingError(f"--zipf {zipf} is not allowed; allowed: 0 to 10")
     model = find(name).spec.full()
     hardwares = [load_hardware(one) for one in names]
+    if len({one.name for one in hardwares}) < len(hardwares):
+        raise PricingError(f"--hardware: two of {', '.join(names)} have one name; give each file its own")
     facts = compare(hardwares, model, modules, zipf)
     if as_json:
         print(json.dumps(facts, indent=1))

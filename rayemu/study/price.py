@@ -45,12 +45,13 @@ def print_priced(priced: Sequence[dict[str, Any]], title: str) -> None:
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for of in priced:
-        table.add_column(escape(of["hardware"]), justify="right", no_wrap=True)
+        table.add_column(escape(of["hardware"]), justify="right", overflow="fold")
     columns = [dict(_rows(of)) for of in priced]
     for name in {name: None for column in columns for name in column}:
         table.add_row(name, *(escape(column.get(name, "-")) for column in columns))
     console = Console(soft_wrap=True)
     console.print(table)
+    console.print("busy: mean and most")
     for note in [note for of in priced for note in notes(of)]:
         console.print(escape(note), highlight=False)
 
@@ -80,7 +81,7 @@ def _rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokens_per_emu_s", count(rate) if rate is not None else "-"
     for name, use in of["utilisation"].items():
         if use is not None:
-            yield f"{name.replace('_', ' ')} busy", f"{use['mean']:.1%}, most {use['max']:.1%}"
+            yield f"{name.replace('_', ' ')} busy", f"{use['mean']:.1%}, {use['max']:.1%}"
     yield "joules_per_token", joules(of["joules_per_token"])
     for name in ENERGIES:
         energy = of["energy_joules"].get(name)

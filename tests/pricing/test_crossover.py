@@ -131,6 +131,7 @@ def test_the_command_tells_curves_and_crossovers() -> None:
     [
         (["--hardware", "text-pim"], "two or more"),
         (["--hardware", "text-pim", "--hardware", "none"], "no such hardware"),
+        (["--hardware", "text-pim", "--hardware", "text-pim"], "names one twice"),
         (["--hardware", "text-pim", "--hardware", "upmem", "--modules", "0"], "--modules 0"),
         (["--hardware", "text-pim", "--hardware", "upmem", "--zipf", "-1"], "--zipf -1"),
     ],

@@ -198,6 +198,27 @@ def test_a_run_with_unknown_hardware_does_not_begin(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def few(tmp_path: Path) -> list[str]:
+    """The arguments of a run of one batch."""
+    scenario = Scenario.from_dict(DATA | {"run": DATA["run"] | {"batches": 1}})
+    (tmp_path / "few.yaml").write_text(scenario.to_yaml())
+    return ["run", str(tmp_path / "few.yaml"), "--out", str(tmp_path / "run"), "--hardware", str(TOY)]
+
+
+def test_both_clocks_are_shown(few: list[str]) -> None:
+    shown = CliRunner().invoke(app, few)
+    assert shown.exit_code == 0, shown.output
+    assert "emulated time on toy when it is over" in shown.output.splitlines()[0]
+    for row in ("wall time", "emulated on toy", "critical path"):
+        assert row in shown.output
+
+
+def test_a_quiet_run_tells_both_clocks_in_its_line(few: list[str]) -> None:
+    (line,) = CliRunner().invoke(app, [*few, "--quiet"]).output.strip().splitlines()
+    assert "tokens/s" in line and "; toy: step " in line and "tokens per emulated s" in line
+
+
 def test_a_run_that_lost_tokens_says_why_it_is_not_priced(tmp_path: Path) -> None:
     faults = [{"kind": "kill", "module": 5, "at": {"batch": 1}}]
     with threadpool_limits(1):
