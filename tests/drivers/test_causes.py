@@ -239,3 +239,19 @@ def test_a_dispatch_waits_from_the_end_of_its_own_home_s_routing() -> None:
         (dispatch,) = rows[rows["kind"] == rec.DISPATCH]
         assert dispatch["start_wall_s"] == sent
         assert dispatch["queued_wall_s"] == (routed if here else sent)
+
+
+def test_choices_that_nobody_recorded_are_a_gap() -> None:
+    """The first layer's may have come with the slice; of later ones somebody must have told."""
+    story, later = Story(), {"layer": 1}
+    story.tell("submit", rec.SUBMIT, -2, -1, 2, batch=0)
+    story.tell("slice", rec.SLICE, -1, 0, 2, batch=0, slice=0, home=0)
+    story.job("job", 0, 0, 4)
+    story.combine()
+    story.dispatch("dispatch 1", 1, 1, 2, **later)
+    story.job("job 1", 1, 1, 4, job=1, **later)
+    story.reply("reply 1", 1, 0, 1, 4, **later)
+    story.combine("combine 1", **later)
+    told, gaps = story.causes()
+    assert told["job"] == {"slice"} and told["dispatch 1"] == {"combine"}
+    assert told["combine 1"] == {"reply 1"} and gaps == 1

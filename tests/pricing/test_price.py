@@ -173,4 +173,5 @@ def test_fetched_weights_are_held_where_they_are_fetched_from() -> None:
     offload = load_hardware(TOY, "module.banks.capacity={value: 1 GB, source: t}", fetch)
     found = memory_map(offload, model, np.array([2, 4, 2]), rows=1)
     assert found.elsewhere and found.fits is None
+    assert found.total.tolist() == [held + found.common for held in found.experts], "rows are in the module"
     refuse_overfull(found, offload)
