@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from rayemu import calibration
-from rayemu.calibration import measure
+from rayemu.calibration import measure, runs
 from rayemu.calibration.fit import fit_passes
 from rayemu.calibration.hardware import description, written
 from rayemu.calibration.measure import CODECS, SHAPES, _best, _measured
 from rayemu.calibration.runs import FIRST, Ran, fit_costs, predicted, with_costs
+from rayemu.drivers.record import RECORD
 from rayemu.hardware import Hardware, HardwareError
 from rayemu.model.spec import ModelSpec
 from tests.pricing.graphs import Draft
@@ -134,3 +135,13 @@ def test_a_call_takes_the_median_of_its_times_without_the_first(monkeypatch: pyt
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
     assert _best(call, 58.0) == 3.0
     assert turns == [0, 1, 2, 3, 4, 5]  # five that count, which take 60 seconds
+
+
+def test_codecs_are_timed_by_the_byte_and_runs_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_best", lambda *_: 1.0)
+    assert measure._codec("int8", 0.0) == dict.fromkeys(("encode int8", "decode int8"), 1 / (256 * 1024 * 4))
+    summary = {"tokens_out": 40, "tokens_per_wall_s": 20.0}
+    monkeypatch.setattr(runs, "run_scenario", lambda *_: summary)
+    monkeypatch.setattr(runs, "load_columns", lambda *_: np.zeros(0, RECORD))
+    told = runs.ran(calibration.calibration_scenario(0, runs.RUNS[0]))
+    assert (told.tokens, told.wall_s) == (40, 2.0)
