@@ -129,7 +129,7 @@ class _Events:
     def graph(self, module_to_node: Array) -> EventGraph:
         """Return what was added as a graph. Operations and requests are left out: nothing prices by them."""
         size = self.size
-        columns = {name: self.columns[name][:size] for name, _, _ in self.COLUMNS}
+        columns: dict[str, Any] = {name: self.columns[name][:size] for name, _, _ in self.COLUMNS}
         start = self.columns["cause_start"][: size + 1]
         np.cumsum(start, out=start)
         return EventGraph(

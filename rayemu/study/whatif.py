@@ -20,10 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayemu.hardware import Hardware, load_hardware
+from rayemu.hardware.transfers import bandwidth_needed
 from rayemu.model.model import Model
 from rayemu.pricing.choices import Drawn, chosen_by_model
 from rayemu.pricing.draw import Choices, Plan, draw_graph, most_events
-from rayemu.pricing.graph import MESSAGE
+from rayemu.pricing.graph import DISPATCH, MESSAGE, EventGraph
 from rayemu.pricing.memory import PricingError, memory_map, refuse_overfull
 from rayemu.pricing.price import price
 from rayemu.pricing.schedule import schedule
@@ -33,7 +34,7 @@ from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.sections import MOST_MODULES
 from rayemu.streams import Trace, Zipf
 from rayemu.streams.aim import Aimed, aim
-from rayemu.units import format_bytes, format_seconds
+from rayemu.units import format_bytes, format_rate, format_seconds
 
 MOST_FLOPS, MOST_WEIGHTS = 3e10, 1 << 30  # up to which the model itself chooses
 MOST_CHOICES = 1 << 21  # of all batches and layers, without --batches
@@ -59,9 +60,11 @@ def whatif(
     settings: list[str],
     allow_overfull: bool,
     as_json: bool,
+    deadline: float | None = None,
 ) -> None:
     """Plan a scenario on each hardware and number of modules, and print the figures.
 
+    With a `deadline` in seconds also the bandwidth that the fullest layer's dispatch needs to end in it.
     Raises PricingError or ScenarioError where not one of them can be.
     """
     hardwares = [load_hardware(name) for name in hardware]
@@ -76,7 +79,7 @@ def whatif(
         for one in hardwares:
             try:
                 placed = on_modules(scenario, machines, modules)
-                rows.append(planned(placed, one, allow_overfull, choosing))
+                rows.append(planned(placed, one, allow_overfull, choosing, deadline))
             except (PricingError, ScenarioError) as error:
                 refused.append((one.name, modules, error))
     if not rows:
@@ -161,6 +164,7 @@ def planned(
     hardware: Hardware,
     allow_overfull: bool = False,
     choosing: tuple[Choices, str] | None = None,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Plan a scenario as it stands on a hardware: the figures of `rayemu price`, and what planning says.
 
@@ -184,8 +188,10 @@ def planned(
     figures = price(graph, schedule(graph, hardware, spec), hardware, spec, run.batches * run.batch_tokens)
     took = time.perf_counter() - began
     messages = int(np.count_nonzero(graph.kind == MESSAGE))
+    wanted = {} if deadline is None else {"bandwidth_needed": _bandwidth(graph, hardware, deadline)}
     return {
         **figures,
+        **wanted,
         "choices": how,
         "events": len(graph),
         "messages": messages,
@@ -199,6 +205,25 @@ def planned(
         "plan_wall_s": took,
         "messages_per_wall_s": messages / took,
     }
+
+
+def _bandwidth(graph: EventGraph, hardware: Hardware, deadline: float) -> dict[str, float] | str:
+    """Bytes/s by link level with which the layer that dispatches most bytes does so in `deadline` seconds.
+
+    Or why no bandwidth is enough. Of a layer all batches count, and what relays hand on as well.
+    """
+    sent = np.flatnonzero((graph.kind == MESSAGE) & (graph.role == DISPATCH))
+    if not len(sent):
+        return {}
+    layer = int(np.bincount(graph.layer[sent], graph.bytes[sent]).argmax())
+    sent = sent[graph.layer[sent] == layer]
+    modules = len(graph.module_to_node)
+    pair = graph.src[sent].astype(np.int64) * modules + graph.dst[sent]
+    sizes = np.bincount(pair, graph.bytes[sent], modules * modules).reshape(modules, modules)
+    try:
+        return bandwidth_needed(hardware.spec, sizes, graph.module_to_node, deadline)
+    except ValueError as error:
+        return str(error)
 
 
 def choices_of(scenario: Scenario) -> tuple[Choices, str]:
@@ -290,6 +315,14 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
         notes.append(
             "empty: modules without experts, since there are fewer copies than modules; they are homes only"
         )
+    for row in rows:
+        if needed := row.get("bandwidth_needed"):
+            told = (
+                needed
+                if isinstance(needed, str)
+                else ", ".join(f"{level} links {format_rate(rate)}" for level, rate in needed.items())
+            )
+            notes.append(f"{row['hardware']}, {row['modules']} modules, to dispatch a layer in time: {told}")
     seconds, messages = (sum(row[name] for row in rows) for name in ("plan_wall_s", "messages"))
     notes.append(f"{count(messages)} messages planned and priced in {format_seconds(seconds)} of wall time")
     return notes
