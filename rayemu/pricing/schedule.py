@@ -21,6 +21,7 @@ Array = np.ndarray
 EXACTLY = 1 << 16  # events that are served in exactly their order; of larger graphs
 WINDOWS = 1024  # is how many windows there are at least: what gets ready in the same may change places
 _AT_ONCE = 1 << 14  # events that are looked up together: few enough for the processor's cache
+_MOST_ENTRIES = 4  # of an event on average: two ports and two shared links
 _RADIX = 1 << 16  # NumPy sorts keys of 16 bits by radix, ten times as fast as wider ones
 
 
@@ -208,12 +209,27 @@ class _Asked:
 
 def _asked(graph: EventGraph, hardware: Hardware, model: ModelSpec, groups: dict[str, range]) -> _Asked:
     """Look up what all events ask; notes the links in `groups`."""
-    parts = [
-        _asked_by(graph, low, min(low + _AT_ONCE, len(graph)), hardware, model, groups)
-        for low in range(0, max(len(graph), 1), _AT_ONCE)
-    ]
-    count, *rest = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _Asked(np.concatenate([[0], np.cumsum(count)]), *rest)
+    size = len(graph)
+    start = np.zeros(size + 1, np.int64)
+    latency, floor, alone = (np.empty(size) for _ in range(3))
+    level = np.empty(size, np.int8)
+    # Room for most; what is not used of it is never touched, and so costs nothing.
+    resource, seconds = np.empty(_MOST_ENTRIES * size, np.int32), np.empty(_MOST_ENTRIES * size)
+    used = 0
+    for low in range(0, max(size, 1), _AT_ONCE):
+        high = min(low + _AT_ONCE, size)
+        count, *entries, latency[low:high], floor[low:high], alone[low:high], level[low:high] = _asked_by(
+            graph, low, high, hardware, model, groups
+        )
+        start[low + 1 : high + 1] = count
+        end = used + len(entries[0])
+        if end > len(resource):  # as on long ways through a torus
+            resource = np.concatenate([resource[:used], np.empty(2 * end - used, np.int32)])
+            seconds = np.concatenate([seconds[:used], np.empty(2 * end - used)])
+        resource[used:end], seconds[used:end] = entries
+        used = end
+    np.cumsum(start, out=start)
+    return _Asked(start, resource[:used], seconds[:used], latency, floor, alone, level)
 
 
 def _asked_by(

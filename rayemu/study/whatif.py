@@ -32,7 +32,6 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.report.wording import count
 from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.sections import MOST_MODULES
-from rayemu.streams import Trace, Zipf
 from rayemu.streams.aim import Aimed, aim
 from rayemu.units import format_bytes, format_rate, format_seconds
 
@@ -244,14 +243,13 @@ def choices_of(scenario: Scenario) -> tuple[Choices, str]:
         found = chosen_by_model(Model(spec), islice(batches, chosen))
         how = "the model's own" if chosen == run.batches else f"the model's own of {chosen} batches, in turn"
         return lambda which, layer: np.concatenate([found[b % chosen][layer] for b in which]), how
-    if isinstance(stream, Trace):
-        shares = stream.shares()  # [W, E]
-        every = stream.every
+    if told := getattr(stream, "shares", None):  # a stream that knows its experts' shares [W, E], by windows
+        shares, every = told(), stream.every
         drawn = Drawn(
             spec, run.batch_tokens, lambda b: shares[b // every % len(shares)], run.seed, shuffled=False
         )
         return drawn, f"drawn by {stream.path}"
-    alpha = stream.alpha if isinstance(stream, Zipf) else 0.0
+    alpha = getattr(stream, "alpha", 0.0)  # of streams whose tokens follow a Zipf law
     share = np.arange(1, spec.experts + 1) ** -alpha
     how = f"drawn, zipf {alpha:g}" if alpha else "drawn, all experts alike"
     return Drawn(spec, run.batch_tokens, lambda _: share, run.seed, shuffled=True), how

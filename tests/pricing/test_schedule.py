@@ -137,6 +137,7 @@ def test_it_does_not_matter_how_many_events_are_looked_up_at_once(
     graph = step(batches=3)
     whole = schedule(graph, pim, MODEL)
     monkeypatch.setattr(sys.modules[schedule.__module__], "_AT_ONCE", 7)
+    monkeypatch.setattr(sys.modules[schedule.__module__], "_MOST_ENTRIES", 0)
     np.testing.assert_array_equal(schedule(graph, pim, MODEL).end, whole.end)
 
 
