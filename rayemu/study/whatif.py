@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -73,12 +74,12 @@ def whatif(
     if batches is None:
         scenario = scenario.with_overrides([f"run.batches={affordable_batches(scenario)}"])
     rows, refused = [], []
-    choosing = None if isinstance(scenario.stream.build(), Aimed) else choices_of(scenario)
+    once = None if isinstance(scenario.stream.build(), Aimed) else cache(lambda: choices_of(scenario))
     for modules in machines.modules:
         for one in hardwares:
             try:
                 placed = on_modules(scenario, machines, modules)
-                rows.append(planned(placed, one, allow_overfull, choosing, deadline))
+                rows.append(planned(placed, one, allow_overfull, once, deadline))
             except (PricingError, ScenarioError) as error:
                 refused.append((one.name, modules, error))
     if not rows:
@@ -162,12 +163,12 @@ def planned(
     scenario: Scenario,
     hardware: Hardware,
     allow_overfull: bool = False,
-    choosing: tuple[Choices, str] | None = None,
+    choosing: Callable[[], tuple[Choices, str]] | None = None,
     deadline: float | None = None,
 ) -> dict[str, Any]:
     """Plan a scenario as it stands on a hardware: the figures of `rayemu price`, and what planning says.
 
-    `choosing` is what `choices_of` gives, where that was asked before. Raises PricingError where modules
+    `choosing` gives what `choices_of` would, where that is the same for several. Raises PricingError where modules
     cannot hold their experts, unless `allow_overfull`.
     """
     began = time.perf_counter()
@@ -179,7 +180,7 @@ def planned(
     memory = memory_map(hardware, spec, held, rows)
     if not allow_overfull:
         refuse_overfull(memory, hardware)
-    choices, how = choosing or choices_of(scenario)
+    choices, how = choosing() if choosing is not None else choices_of(scenario)
     nodes = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
     config = ProtocolConfig.from_scenario(scenario)
     plan = Plan(spec, config, placed, nodes, run.batch_tokens, run.batches, run.in_flight)
