@@ -168,8 +168,8 @@ def planned(
 ) -> dict[str, Any]:
     """Plan a scenario as it stands on a hardware: the figures of `rayemu price`, and what planning says.
 
-    `choosing` gives what `choices_of` would, where that is the same for several. Raises PricingError where modules
-    cannot hold their experts, unless `allow_overfull`.
+    `choosing` gives what `choices_of` would, where that is the same for several. Raises PricingError where
+    modules cannot hold their experts, unless `allow_overfull`.
     """
     began = time.perf_counter()
     refuse_too_large(scenario)
