@@ -622,6 +622,10 @@ def whatif(
             min=1, metavar="B", help="Batches; else the scenario's, fewer where that would be long."
         ),
     ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Also the bandwidth that a layer's dispatch needs to end in it."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.scale=1; repeatable."),
@@ -640,6 +644,7 @@ def whatif(
     with plain_errors():
         from rayemu.hardware import packaged
         from rayemu.study.whatif import Machines, parse_modules, whatif
+        from rayemu.units import parse_seconds
 
         if not hardware:
             refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
@@ -649,7 +654,11 @@ def whatif(
             machines = Machines(parse_modules(modules), nodes, modules_per_node)
         except ValueError as error:
             refuse([f"--modules: {error}"])
-        whatif(scenario, hardware or [], machines, tokens, batches, settings or [], overfull, json)
+        try:
+            within = None if deadline is None else parse_seconds(deadline)
+        except ValueError as error:
+            refuse([f"--deadline: {deadline} {error}"])
+        whatif(scenario, hardware or [], machines, tokens, batches, settings or [], overfull, json, within)
 
 
 def main() -> None:
