@@ -8,6 +8,7 @@ See docs/calibration.md.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,5 +46,6 @@ def calibrate(out: Path, report: Callable[[str], None]) -> tuple[Hardware, dict[
         report(f"short run {number + 1} of {len(RUNS)} ...")
         runs.append(ran(scenario))
     name = processor()
-    first = written(description(measured, FIRST, name), out)
+    with tempfile.TemporaryDirectory() as folder:  # `out` is of what was fitted, or left as it was
+        first = written(description(measured, FIRST, name), Path(folder) / "first.yaml")
     return written(description(measured, fit_costs(first, runs), name), out), measured, runs

@@ -83,7 +83,10 @@ def written(content: dict[str, Any], file: Path) -> Hardware:
     """Write the file, and load it as whoever uses it will."""
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
     part = file.with_name(f"{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    load_hardware(part)
-    part.replace(file)
+    try:
+        part.write_text(text, encoding="utf-8")
+        load_hardware(part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
     return load_hardware(file)

@@ -57,10 +57,11 @@ def load(source: str | os.PathLike[str], changes: tuple[str, ...] = ()) -> Loade
         raise HardwareError(error.problems) from None
     except RecursionError:
         raise HardwareError([f"{where}: lists or mappings lie in themselves"]) from None
+    _refuse_large(data, where)
     sources: dict[str, str] = {}
     remarks: dict[str, str] = {}
     problems: list[str] = []
-    plain = _Splitter(where, sources, remarks, problems).split(data, ())
+    plain = _Splitter(sources, remarks, problems).split(data, ())
     try:
         spec = Spec.model_validate(plain)
     except ValidationError as error:
@@ -73,24 +74,49 @@ def load(source: str | os.PathLike[str], changes: tuple[str, ...] = ()) -> Loade
     return Loaded(spec, sources, remarks)
 
 
-def _data(source: str, below: int = 0) -> dict[str, Any]:
-    """What a file says, laid over the hardware that it is `like`, if it names one."""
+def _data(source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a file says, laid over the hardware that it is `like`, if it names one; `above` are like it."""
     data = parse(_read(source), source)
     if not isinstance(data, dict):
         raise HardwareError([f"{source}: {show(data)} is not a hardware; it takes keys: name, module, ..."])
+    _refuse_large(data, source)  # what is laid over each other is walked through
     if "like" not in data:
         return data
     base = data.pop("like")
     if not isinstance(base, str):
         raise HardwareError([f"{source}: like: {show(base)} is not allowed; write a hardware's name or path"])
-    if below == LIKE:
+    path = base
+    if base not in packaged():
+        path = os.path.join(os.path.dirname(source), os.path.expanduser(base))
+    files = *above, source
+    if os.path.realpath(path) in map(os.path.realpath, files):
+        raise HardwareError([f"{source}: like: {show(base)} leads back to itself; write one of them out"])
+    if len(files) > LIKE:
         raise HardwareError(
             [f"{source}: like: {show(base)} is the {LIKE + 1}th in a row; write one of them out"]
         )
-    if base not in packaged():
-        base = os.path.join(os.path.dirname(source), os.path.expanduser(base))
-    merged: dict[str, Any] = _laid_over(_data(base, below + 1), data)
+    merged: dict[str, Any] = _laid_over(_data(path, files), data)
     return merged
+
+
+def _refuse_large(data: Any, where: str) -> None:
+    """Raise HardwareError where data has more levels or entries than any hardware, aliases counted again."""
+    entries = 0
+
+    def count(value: Any, path: tuple[str, ...]) -> None:
+        nonlocal entries
+        entries += 1
+        if len(path) > DEEPEST or entries > MOST:
+            at = ".".join(path[:3])
+            raise HardwareError([f"{where}: {at}: holds more than any hardware; write what is meant"])
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            if isinstance(inner, (dict, list)):
+                count(inner, (*path, str(key)))
+            else:
+                entries += 1
+
+    count(data, ())
 
 
 def _laid_over(base: Any, over: Any) -> Any:
@@ -132,17 +158,11 @@ def _read(source: str) -> str:
 class _Splitter:
     """Takes the values out of the data; notes where they are from, and complains where they do not say."""
 
-    where: str
     sources: dict[str, str]
     remarks: dict[str, str]
     problems: list[str]
-    entries: int = 0
 
     def split(self, data: Any, path: tuple[str, ...]) -> Any:
-        self.entries += 1
-        if len(path) > DEEPEST or self.entries > MOST:
-            at = ".".join(path[:3])
-            raise HardwareError([f"{self.where}: {at}: holds more than any hardware; write what is meant"])
         if isinstance(data, dict):
             if set(data) & {"value", "source"}:
                 return self.quantity(data, ".".join(path))
@@ -224,4 +244,8 @@ def _impossible(spec: Spec) -> list[str]:
             found.append(f"{where}.dimensions: only a torus has them, this is {topology.kind}")
         if topology.kind != "fat_tree" and topology.arity is not None:
             found.append(f"{where}.arity: only a fat tree has it, this is {topology.kind}")
+        elif topology.arity is not None and topology.arity % 2:
+            found.append(
+                f"{where}.arity: {topology.arity} is not allowed; half of a switch's ports go up: even"
+            )
     return found

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rayemu.hardware.loading import HardwareError
 from rayemu.hardware.spec import LEVELS, Hardware, Level
-from rayemu.hardware.topology import network
+from rayemu.hardware.topology import Network, network
 
 Array = np.ndarray
 HOST, CLIENT = -1, -2  # as src or dst: the host of node 0, and the client, whose messages are free
@@ -55,7 +56,8 @@ def services(hardware: Hardware, src: Array, dst: Array, sizes: Array, module_to
     Inside a node: the links of its module level. Between nodes: those of the node level, whose ends are the
     modules, or, where a node's link is shared, the nodes; then a message passes its modules' own ports too.
     The sender's first link also takes the level's overhead. To oneself and with the client is free. The host
-    has a port of its own on a crossbar; elsewhere it is at the first end of node 0. Raises ValueError.
+    has a port of its own on a crossbar; elsewhere it is at the first end of node 0. Raises ValueError, and
+    HardwareError for a topology that does not join so many.
     """
     plan = _Plan(hardware, np.asarray(module_to_node))
     return plan.services(np.asarray(src, np.int64), np.asarray(dst, np.int64), np.asarray(sizes, np.float64))
@@ -185,16 +187,16 @@ class _Plan:
         rank[order] = np.arange(modules) - np.repeat(np.cumsum(members) - members, members)
         most = int(members.max(initial=1))
         ported = _ported(inside)  # the host has a port of its own: the end after the last
-        self.inside = network(inside.topology, most + ported)
+        self.inside = _network(hardware, "module", most + ported)
         self.modules, self.node = modules, np.r_[nodes, 0]  # the host is module M, on node 0
         self.end = np.r_[rank, most if ported else 0]
         self.ported, self.shared = ported, between.shared
         if between.shared:
-            self.between, self.outer = network(between.topology, count), self.node
+            self.between, self.outer = _network(hardware, "node", count), self.node
         else:
             own = _ported(between)
             first = int(order[0]) if modules else 0  # where the host is when it has no port
-            self.between = network(between.topology, modules + own)
+            self.between = _network(hardware, "node", modules + own)
             self.outer = np.r_[np.arange(modules), modules if own else first]
         split = count * len(self.inside.links)
         self.count = split + len(self.between.links)
@@ -247,6 +249,14 @@ class _Plan:
             (which, self.node[out] * links + self.end[out], held),
             (which, self.node[back] * links + self.inside.ends + self.end[back], held),
         ]
+
+
+def _network(hardware: Hardware, name: str, ends: int) -> Network:
+    try:
+        return network(level_of(hardware, name).topology, ends)
+    except ValueError as error:
+        remedy = "leave it out, and it is what fits, or take other nodes"
+        raise HardwareError([f"{hardware.name}: links.{name}.{error}; {remedy}"]) from None
 
 
 def _ported(level: Level) -> bool:

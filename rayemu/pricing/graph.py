@@ -190,16 +190,15 @@ def _bytes(rows: np.ndarray, full: ModelSpec, scale: int) -> np.ndarray:
 
 def _flops(kind: np.ndarray, lead: np.ndarray, rows: np.ndarray, full: ModelSpec) -> np.ndarray:
     """What each event [N] computes at full width."""
-    own = np.where(
-        lead["layer"] < full.dense_layers, full.ffn_flops(full.dense_d_ff), full.ffn_flops(full.shared_d_ff)
-    )
+    dense = lead["layer"] < full.dense_layers
+    own = np.where(dense, full.ffn_flops(full.dense_d_ff), full.ffn_flops(full.shared_d_ff))
     per_row = np.select(
         [kind == ROUTE, (kind == EXPERT) & (lead["expert"] >= 0), kind == EXPERT, kind == COMBINE],
         [
             np.float64(2 * full.d_model * full.experts),
             np.float64(full.flops_per_row()),
             own.astype(np.float64),
-            np.float64(2 * full.d_model * full.top_k),
+            2.0 * full.d_model * np.where(dense, 1, full.top_k),
         ],
     )
     return per_row * rows

@@ -9,10 +9,10 @@ import numpy as np
 from rayemu.hardware import Hardware
 from rayemu.hardware.spec import BITS, LEVELS
 from rayemu.model.spec import ModelSpec
-from rayemu.pricing.graph import COMBINE, MESSAGE, EventGraph
+from rayemu.pricing.graph import MESSAGE, EventGraph
 from rayemu.pricing.memory import PricingError
 from rayemu.pricing.path import PARTS, critical_paths
-from rayemu.pricing.schedule import Schedule, expert_widths
+from rayemu.pricing.schedule import Schedule, combine_widths, expert_widths
 
 YEARS = 3
 _YEAR_S = 365 * 24 * 3600.0
@@ -81,11 +81,16 @@ def _energy(
             )
         )
     found, unknown = {"experts": passes}, []
-    rows = int(graph.rows[graph.kind == COMBINE].sum(dtype=np.int64))
+    if passes and spec.module.fetch is not None and energy.fetch is None:
+        unknown.append("fetch")
+    moved = sum(
+        (outputs + 1) * int(graph.rows[work[mine]].sum(dtype=np.int64))
+        for outputs, mine in combine_widths(graph, work, model)
+    )  # rows in and out
     if energy.activations is not None:
         bits = BITS[spec.module.compute.precision]
-        found["combine"] = rows * (model.top_k + 1) * model.d_model * bits * energy.activations
-    elif rows:
+        found["combine"] = moved * model.d_model * bits * energy.activations
+    elif moved:
         unknown.append("combine")
     routed = float(plan.busy["routing"].sum())
     if spec.router is not None and spec.router.power is not None:

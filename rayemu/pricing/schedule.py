@@ -84,8 +84,8 @@ def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: Mo
     took = np.zeros(len(events))
     if (mine := kind == ROUTE).any():
         took[mine] = hardware.route_seconds(model.d_model, model.experts, rows[mine])
-    if (mine := kind == COMBINE).any():
-        took[mine] = hardware.combine_seconds(model.d_model, model.top_k, rows[mine])
+    for outputs, mine in combine_widths(graph, events, model):
+        took[mine] = hardware.combine_seconds(model.d_model, outputs, rows[mine])
     for width, mine in expert_widths(graph, events, model):
         took[mine] = hardware.expert_seconds(model.d_model, width, rows[mine], gated=model.gated)
     return took
@@ -105,6 +105,17 @@ def expert_widths(graph: EventGraph, events: Array, model: ModelSpec) -> Iterato
             if width < 1:
                 raise ValueError(f"the graph has passes of a shared or dense FFN, and {model.name} has none")
             yield width, mine
+
+
+def combine_widths(graph: EventGraph, events: Array, model: ModelSpec) -> Iterator[tuple[int, Array]]:
+    """Give how many outputs a combine sums for each row, and which of the events [n] sum so many.
+
+    K of experts; a dense layer has one FFN, whose output is added to the row.
+    """
+    is_combine, dense = graph.kind[events] == COMBINE, graph.layer[events] < model.dense_layers
+    for outputs, mine in ((model.top_k, is_combine & ~dense), (1, is_combine & dense)):
+        if mine.any():
+            yield outputs, mine
 
 
 # -- the order of events ----------------------------------------------------------------------------------

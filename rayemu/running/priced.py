@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.hardware import Hardware
+from rayemu.hardware.transfers import services
 from rayemu.pricing import EventGraph, Schedule
 from rayemu.pricing.memory import PricingError, refuse_overfull
 from rayemu.pricing.recorded import held_by, price_recorded, recorded
@@ -15,9 +16,15 @@ from rayemu.scenario import Scenario
 
 
 def refuse_what_cannot_hold_it(scenario: Scenario, hardware: Sequence[Hardware]) -> None:
-    """Raise PricingError for hardware whose modules cannot hold the experts that a scenario puts on them."""
+    """Refuse hardware whose modules cannot hold a scenario's experts, or whose links do not join its nodes.
+
+    Raises PricingError, HardwareError.
+    """
+    nothing, cluster = np.zeros(0, np.int64), scenario.cluster
+    nodes = np.repeat(np.arange(cluster.nodes), cluster.modules_per_node)
     for one in hardware:
         refuse_overfull(held_by(scenario, one), one)
+        services(one.spec, nothing, nothing, nothing, nodes)
 
 
 def price_run(

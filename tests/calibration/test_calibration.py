@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayemu import calibration
+from rayemu.calibration import measure, runs
 from rayemu.calibration.fit import fit_passes
 from rayemu.calibration.hardware import description, written
-from rayemu.calibration.measure import CODECS, SHAPES, _measured
+from rayemu.calibration.measure import CODECS, SHAPES, _best, _measured
 from rayemu.calibration.runs import FIRST, Ran, fit_costs, predicted, with_costs
-from rayemu.hardware import Hardware
+from rayemu.drivers.record import RECORD
+from rayemu.hardware import Hardware, HardwareError
 from rayemu.model.spec import ModelSpec
 from tests.pricing.graphs import Draft
 
@@ -47,6 +50,29 @@ def test_the_file_is_a_hardware_with_a_source_for_every_number(tmp_path: Path) -
     fitted = ("frame", "job", "bandwidth")
     assert all("calibrate" in hardware.sources[f"processors.{name}"] for name in fitted)
     assert [file.name for file in tmp_path.iterdir()] == ["this-machine.yaml"]
+
+
+def test_an_unfinished_calibration_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it would claim to be fitted."""
+
+    def interrupted(*_: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibration, "on_every_core", lambda *_: made())
+    monkeypatch.setattr(calibration, "ran", lambda *_: None)
+    monkeypatch.setattr(calibration, "fit_costs", interrupted)
+    file = tmp_path / "this-machine.yaml"
+    for before in (None, "of last week"):
+        if before is not None:
+            file.write_text(before)
+        with pytest.raises(KeyboardInterrupt):
+            calibration.calibrate(file, print)
+        assert [path.read_text() for path in tmp_path.iterdir()] == [before] * (before is not None)
+    with pytest.raises(HardwareError):
+        written(description(made(), {**FIRST, "job": -1.0}, "a processor"), file)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of last week"]
 
 
 def a_graph(size: float, batches: int) -> Draft:
@@ -97,3 +123,25 @@ def test_the_costs_of_runs_come_back(tmp_path: Path) -> None:
 def test_every_rate_is_measured() -> None:
     found = _measured(0.3)
     assert set(found) == set(made()) and all(0 < seconds < 5 for seconds in found.values())
+
+
+def test_a_call_takes_the_median_of_its_times_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, turns = [0.0], []
+
+    def call(turn: int) -> None:
+        turns.append(turn)
+        now[0] += [100.0, 3.0, 50.0, 1.0, 2.0, 4.0][turn]
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert _best(call, 58.0) == 3.0
+    assert turns == [0, 1, 2, 3, 4, 5]  # five that count, which take 60 seconds
+
+
+def test_codecs_are_timed_by_the_byte_and_runs_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_best", lambda *_: 1.0)
+    assert measure._codec("int8", 0.0) == dict.fromkeys(("encode int8", "decode int8"), 1 / (256 * 1024 * 4))
+    summary = {"tokens_out": 40, "tokens_per_wall_s": 20.0}
+    monkeypatch.setattr(runs, "run_scenario", lambda *_: summary)
+    monkeypatch.setattr(runs, "load_columns", lambda *_: np.zeros(0, RECORD))
+    told = runs.ran(calibration.calibration_scenario(0, runs.RUNS[0]))
+    assert (told.tokens, told.wall_s) == (40, 2.0)

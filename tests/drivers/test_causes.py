@@ -204,3 +204,54 @@ def test_what_is_missing_is_counted_and_waits_for_the_submission() -> None:
     assert told["combine"] == {"route"}, "the last that is known of its unit"
     assert told["of another"] == {"submit"}
     assert gaps == 2  # the combine's choices, and the job of that reply
+
+
+def test_a_result_that_comes_again_frees_no_place() -> None:
+    """Batch 1 may begin when batch 0 is there, one at a time; what a second home says of batch 0 is late."""
+    story = Story()
+    story.begin()
+    story.job("job", 0, 0, 4)
+    story.combine()
+    story.tell("result", rec.RESULT, 0, -2, 2, batch=0, slice=0, home=0)
+    story.tell("submit 1", rec.SUBMIT, -2, -1, 2, batch=1)
+    story.tell("result again", rec.RESULT, 3, -2, 2, batch=0, slice=0, home=3)
+    story.tell("slice 1", rec.SLICE, -1, 0, 2, batch=1, slice=0, home=0)
+    story.tell("result 1", rec.RESULT, 0, -2, 2, batch=1, slice=0, home=0)
+    told, _ = story.causes()
+    assert told["submit 1"] == {"result"} and told["slice 1"] == {"submit 1"}
+
+
+def test_a_dispatch_waits_from_the_end_of_its_own_home_s_routing() -> None:
+    """The window of its hop was full; of choices made elsewhere only the time of the frame is known."""
+    for here in (True, False):
+        story = Story()
+        story.begin()
+        if not here:
+            story = Story()
+            story.tell("submit", rec.SUBMIT, -2, -1, 2, batch=0)
+            story.tell("route", rec.ROUTE, -1, -1, 2, **{**UNIT, "micro": -1})
+            story.tell("slice", rec.SLICE, -1, 0, 2, batch=0, slice=0, home=0)
+        routed = story.at - 0.5
+        story.at += 5.0
+        sent = story.at
+        story.dispatch("dispatch", 1, 0, 2)
+        rows = collected(story.recorder.rows())
+        (dispatch,) = rows[rows["kind"] == rec.DISPATCH]
+        assert dispatch["start_wall_s"] == sent
+        assert dispatch["queued_wall_s"] == (routed if here else sent)
+
+
+def test_choices_that_nobody_recorded_are_a_gap() -> None:
+    """The first layer's may have come with the slice; of later ones somebody must have told."""
+    story, later = Story(), {"layer": 1}
+    story.tell("submit", rec.SUBMIT, -2, -1, 2, batch=0)
+    story.tell("slice", rec.SLICE, -1, 0, 2, batch=0, slice=0, home=0)
+    story.job("job", 0, 0, 4)
+    story.combine()
+    story.dispatch("dispatch 1", 1, 1, 2, **later)
+    story.job("job 1", 1, 1, 4, job=1, **later)
+    story.reply("reply 1", 1, 0, 1, 4, **later)
+    story.combine("combine 1", **later)
+    told, gaps = story.causes()
+    assert told["job"] == {"slice"} and told["dispatch 1"] == {"combine"}
+    assert told["combine 1"] == {"reply 1"} and gaps == 1

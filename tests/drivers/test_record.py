@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayemu.drivers.notes import ModuleRecord
+from rayemu.drivers.notes import ActorRecord, ModuleRecord
 from rayemu.drivers.record import (
     GEMM,
     RECORD,
+    ROUTE,
+    ROUTE_REPLY,
+    SLICE,
     VIRTUAL_RECORD,
     Recorder,
     RecordError,
@@ -27,6 +30,7 @@ from rayemu.drivers.record import (
     save_columns,
 )
 from rayemu.model.spec import ModelSpec
+from rayemu.protocol.messages import RouteReply, Send, Slice
 from rayemu.protocol.server import SHARED, Job, Part
 from rayemu.protocol.slices import HeldSlice, Unit
 
@@ -175,6 +179,44 @@ def test_a_merged_gemm_has_a_row_for_each_part() -> None:
     assert noted["end_wall_s"].tolist() == [12, 15, 16, 18, 21]
     assert noted["raw_bytes"].tolist() == [32, 48, 16, 32, 128]
     assert (record.totals["rows"], record.totals["busy_s"]) == (16, 9)
+
+
+def test_the_coordinator_s_routing_is_shared_out_by_rows_and_choices_are_carried() -> None:
+    """Three slices and a reply routed in eight seconds, one row each second; what has no choices is none."""
+    recorder, spec, now = Recorder(), ModelSpec("tiny", 4, 8, 5, 2), [18.0]
+    record = ActorRecord(recorder, -1, 0, spec, lambda: now[0])
+
+    def chosen(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((count, 2), np.int32), np.zeros((count, 2), np.float32)
+
+    def slice_of(number: int, count: int, *choices: np.ndarray) -> Slice:
+        return Slice(7, number, 0, 3, 0, np.zeros((count, 4), np.float32), *choices)
+
+    messages = [
+        slice_of(0, 1, *chosen(1)),
+        slice_of(1, 5),
+        RouteReply(6, 2, 1, 3, *chosen(3)),
+        slice_of(2, 4, *chosen(4)),
+    ]
+    sends = [Send(10 + number, message) for number, message in enumerate(messages)]
+    record.routed(sends, 10.0)
+    record.routed([sends[1]], 10.0)
+    noted = recorder.rows()
+    assert noted["kind"].tolist() == [ROUTE] * 3
+    assert noted["rows"].tolist() == [1, 3, 4] and noted["home"].tolist() == [10, 12, 13]
+    assert noted["queued_wall_s"].tolist() == [10, 10, 10]
+    assert noted["start_wall_s"].tolist() == [10, 11, 14]
+    assert noted["end_wall_s"].tolist() == [11, 14, 18]
+    assert noted["batch"].tolist() == [7, 6, 7] and noted["slice"].tolist() == [0, 2, 2]
+    assert noted["layer"].tolist() == [0, 3, 0] and noted["micro"].tolist() == [-1, 1, -1]
+    assert noted["flops"].tolist() == [2 * rows * 4 * 5 for rows in (1, 3, 4)]
+    for send in sends:
+        record.frame(send.message, send.to, 100, 18.0, 18.5)
+    frames = recorder.rows()[3:]
+    assert frames["kind"].tolist() == [SLICE, SLICE, ROUTE_REPLY, SLICE]
+    assert frames["rows"].tolist() == [1, 5, 3, 4]
+    # Rows of four float32, and for each of two choices an expert and a weight of four bytes each.
+    assert frames["raw_bytes"].tolist() == [16 + 16, 5 * 16, 3 * 16, 4 * 16 + 4 * 16]
 
 
 FULL_DISK = """

@@ -73,6 +73,10 @@ def test_values_apart_from_their_sources(tmp_path: Path) -> None:
             "links.module.topology={kind: ring, arity: {value: 4, source: made up}}",
             "links.module.topology.arity: only a fat tree has it, this is ring",
         ),
+        (
+            "links.module.topology={kind: fat_tree, arity: {value: 5, source: made up}}",
+            "links.module.topology.arity: 5 is not allowed; half of a switch's ports go up: even",
+        ),
     ],
 )
 def test_one_line_with_field_value_and_remedy(tmp_path: Path, change: str, line: str) -> None:
@@ -97,7 +101,7 @@ def test_every_number_that_is_missing_is_named(tmp_path: Path) -> None:
         ("module: &a {x: *a}\n", "holds more than any hardware"),
         ("name: " + "[" * 3000, "lie too deep in each other"),
         ("like: 3\n", "like: 3 is not allowed; write a hardware's name or path"),
-        ("like: bad.yaml\n", "in a row; write one of them out"),
+        ("like: bad.yaml\n", "like: 'bad.yaml' leads back to itself; write one of them out"),
         ("like: no-such\n", "no such hardware or file"),
     ],
 )
@@ -106,10 +110,25 @@ def test_files_that_are_no_hardware(tmp_path: Path, text: str | bytes, line: str
 
 
 def test_aliases_that_multiply_end_soon(tmp_path: Path) -> None:
+    """Also where two files of them are laid over each other, which walks through both."""
     levels = "".join(f"l{i}: &l{i} {{a: *l{i - 1}, b: *l{i - 1}, c: *l{i - 1}}}\n" for i in range(1, 40))
-    assert any(
-        "holds more than any hardware" in line for line in problems(tmp_path, text=f"l0: &l0 x\n{levels}")
-    )
+    text = f"l0: &l0 {{x: 1}}\n{levels}"
+    (tmp_path / "base.yaml").write_text(text)
+    for like in ("", "like: base.yaml\n", "like: h100-sxm\n"):
+        assert any("holds more than any hardware" in line for line in problems(tmp_path, text=like + text))
+
+
+def test_a_row_of_files_like_each_other_ends(tmp_path: Path) -> None:
+    """Five are read, the sixth is refused, and what leads back to itself is told as that."""
+    (tmp_path / "0.yaml").write_text(TOY)
+    for n in range(1, 7):
+        (tmp_path / f"{n}.yaml").write_text(f"like: {n - 1}.yaml\nname: number {n}\n")
+    assert load_hardware(tmp_path / "5.yaml").name == "number 5"
+    with pytest.raises(HardwareError, match=r"1\.yaml: like: '0\.yaml' is the 6th in a row; write one"):
+        load_hardware(tmp_path / "6.yaml")
+    (tmp_path / "0.yaml").write_text("like: ./2.yaml\n")
+    with pytest.raises(HardwareError, match=r"0\.yaml: like: '\./2\.yaml' leads back to itself"):
+        load_hardware(tmp_path / "2.yaml")
 
 
 def test_paths_that_are_no_file(tmp_path: Path) -> None:

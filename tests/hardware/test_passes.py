@@ -170,3 +170,20 @@ def test_a_gpu_that_fetches_is_slower_until_many_rows_share_the_fetch() -> None:
     rows = np.array([1, 4096])
     fetched = fetching.expert_seconds(4096, 14336, rows) - holding.expert_seconds(4096, 14336, rows)
     assert fetched == pytest.approx([352321536 / 54.9e9] * 2, rel=0.01)
+
+
+def test_a_power_limit_is_shared_out_like_the_banks_bandwidth(tmp_path: Path) -> None:
+    """36 B at half of 12 B/s; not at half of the banks' 18 B/s, which the limit would not touch."""
+    hw = toy(tmp_path, number("module.banks.limit", "12 B/s"), number("module.banks.share", 0.5))
+    assert hw.expert_seconds(2, 3, 1) == pytest.approx(6.0)
+
+
+def test_routing_and_combining_by_hand(tmp_path: Path) -> None:
+    """Three rows of D 2 with four experts: 48 operations, (6 + 8) values of 4 B; K 2: 18 values of 2 B."""
+    hw = toy(tmp_path)
+    assert hw.route_seconds(2, 4, 3) == pytest.approx(56 + 1)  # more bytes than operations
+    assert hw.route_seconds(2, 4, np.array([0, 100])).tolist() == pytest.approx([0, 1600 + 1])
+    assert hw.combine_seconds(2, 2, 3) == pytest.approx(36 / 18)
+    router = "router={macs: {value: 3, source: x}, comparators: {value: 3, source: x}, "
+    hw = toy(tmp_path, router + "clock: {value: 2 Hz, source: x}}")
+    assert hw.route_seconds(2, 4, 3) == pytest.approx(3 * (3 + 2) / 2)  # 8 MACs by threes, 4 scores by threes

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
 from rayemu import cli
 from rayemu.hardware import load_hardware, packaged
 from rayemu.hardware.describe import NOT_GIVEN, as_data, derived, figures
+from rayemu.hardware.spec import Hardware as Spec
 
 NAMES = packaged()
 
@@ -101,3 +106,18 @@ def test_the_command_refuses_in_one_line() -> None:
         refused = invoke(*arguments)
         assert refused.exit_code == 2
         assert refused.stderr.count("\n") == 1 and refused.stderr.startswith("rayemu: ")
+
+
+def test_every_field_is_documented() -> None:
+    """A key that a file may have is in docs/hardware.md: as `key`, or `.key` after the one above it."""
+    told = re.findall(r"`([a-z_.]+)`", (Path(__file__).parents[2] / "docs" / "hardware.md").read_text())
+    documented = {word for name in told for word in name.split(".")}
+
+    def keys(section: type[BaseModel]) -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            yield name
+            for inner in (field.annotation, *get_args(field.annotation)):
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from keys(inner)
+
+    assert sorted({*keys(Spec)} - documented) == []

@@ -58,6 +58,8 @@ def test_an_exchange_by_hand(messages: list[tuple[int, int, float]], expected: f
         ([(0, 2, 1e4), (4, 3, 1e4)], 3e-6 + 10e-6),  # down one link of node 1
         ([(0, 2, 1e4), (2, 0, 1e4)], 3e-6 + 5e-6),  # up and down are two
         ([(0, 2, 1e4), (0, 1, 2e5)], 3e-6 + 21e-6),  # its own port carries both
+        ([(2, 0, 1e4), (1, 0, 2e5)], 3e-6 + 21e-6),  # and so does the one that takes them in
+        ([(2, 0, 1e4), (0, 1, 2e5)], 1e-6 + 20e-6),  # out and in are two
     ],
 )
 def test_a_shared_link_carries_what_all_of_a_node_send(

@@ -13,7 +13,7 @@ from rayemu import Emulator, Scenario
 from rayemu.drivers import record as rec
 from rayemu.drivers.causes import causes_of, collected
 from rayemu.model.reference import prepare, route
-from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph, graph_of
+from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph, _levels, graph_of
 from tests.drivers import chaos
 
 D = 8
@@ -196,6 +196,9 @@ def test_what_must_hold_of_layers_relays_and_micro_batches(place: str, codec: st
     routed = (graph.kind == EXPERT) & (graph.expert >= 0)
     np.add.at(rows, (graph.layer[routed], graph.expert[routed]), graph.rows[routed])
     assert rows.tolist() == sum(r.expert_tokens for r in results).tolist()
+    summed = graph.kind == COMBINE
+    assert graph.flops[summed & (graph.layer == 0)].sum() == 200 * 2 * D  # the dense FFN's output alone
+    assert graph.flops[summed & (graph.layer > 0)].sum() == 2 * 200 * 2 * 2 * D
     jobs = record[(kinds == rec.GEMM)]
     assert (graph.kind == EXPERT).sum() == len(
         {*zip(jobs["src"].tolist(), jobs["job"].tolist(), strict=True)}
@@ -204,6 +207,30 @@ def test_what_must_hold_of_layers_relays_and_micro_batches(place: str, codec: st
     own = (graph.kind == EXPERT) & (graph.expert < 0)
     assert graph.flops[own & (graph.layer == 0)].sum() == 200 * 3 * 2 * D * 32  # dense
     assert graph.flops[own & (graph.layer > 0)].sum() == 2 * 200 * 3 * 2 * D * 16  # shared
+
+
+def test_what_is_decoded_is_what_its_sender_coded() -> None:
+    """A relay's forwards too: who sent, to whom, for which request, over which link, how many rows."""
+    scenario = Scenario.from_dict(
+        {
+            "model": {"d_model": D, "d_ff": 16, "experts": 8, "top_k": 2, "layers": 1},
+            "cluster": {"nodes": 2, "modules_per_node": 4, "transport": "memory"},
+            "placement": {"copies": 1},
+            "exchange": {"kind": "hierarchical", "min_slice_rows": 8}
+            | {"codec": {"module": "int8", "node": "int8"}},
+        }
+    )
+    with Emulator(scenario) as emulator:
+        emulator.forward(np.random.default_rng(0).standard_normal((64, D), dtype=np.float32))
+        record = emulator.record()
+    names = ["src", "dst", "home", "request", "level", "rows", "codec", "raw_bytes"]
+    frames = np.isin(record["kind"], (rec.DISPATCH, rec.FORWARD, rec.REPLY)) & (record["codec"] > 0)
+    assert (record["kind"][frames] == rec.FORWARD).any()
+    sent = sorted(record[frames][names].tolist())
+    for kind in (rec.ENCODE, rec.DECODE):
+        assert sorted(record[record["kind"] == kind][names].tolist()) == sent
+    decoded = np.flatnonzero(record["kind"] == rec.DECODE)
+    assert (record[record["cause"][decoded]][names] == record[decoded][names]).all()
 
 
 def test_bytes_at_full_width() -> None:
@@ -288,6 +315,15 @@ def test_another_model_s_record_is_refused() -> None:
         ).spec
         with pytest.raises(ValueError, match=told):
             graph_of(record, spec)
+
+
+def test_of_a_circle_only_what_goes_back_in_time_is_cut() -> None:
+    """0 before 1 before 2 before 0, and 3 after 2; then two that began at once and wait for each other."""
+    effects, causes = [1, 2, 0, 3, 5, 4], [0, 1, 2, 2, 4, 5]
+    began = np.array([0.0, 1.0, 2.0, 3.0, 9.0, 9.0])
+    level, edges, cut = _levels(np.array([effects, causes]), began)
+    assert level.tolist() == [0, 1, 2, 3, 0, 1] and cut == 2
+    assert sorted(zip(*edges.tolist(), strict=True)) == [(1, 0), (2, 1), (3, 2), (5, 4)]
 
 
 def test_an_empty_record_is_an_empty_graph() -> None:

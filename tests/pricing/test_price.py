@@ -45,6 +45,17 @@ def test_the_figures_of_a_small_step_by_hand() -> None:
     assert found["utilisation"]["node_links"]["max"] == pytest.approx(1e-6 / took)
 
 
+def test_what_was_before_the_first_submission_is_in_no_figure_of_batches() -> None:
+    draft = Draft([0])
+    before = draft.route(0, 5, batch=-1)
+    submit = draft.send(-2, -1, 1.0, OTHER, after=before)
+    draft.send(0, -2, 1.0, OTHER, after=draft.combine(0, 4, after=submit))
+    found = price(draft.graph(), schedule(draft.graph(), PIM, MODEL), PIM, MODEL, tokens=4)
+    took = PIM.combine_seconds(512, 2, 4)
+    assert found["step_emu_s"] == pytest.approx(took) == found["stream_emu_s"]
+    assert found["tokens_per_emu_s"] == pytest.approx(4 / took)
+
+
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_the_critical_path_sums_to_the_step(in_flight: int) -> None:
     graph = step(batches=5, in_flight=in_flight)
@@ -64,19 +75,46 @@ def test_no_figure_of_time_hides_its_clock() -> None:
     assert times and all(key.endswith("_emu_s") for key in times)
 
 
-def test_cost_over_three_years_by_hand() -> None:
+@pytest.mark.parametrize("drawn", [1.0, 1.25])
+def test_cost_over_three_years_by_hand(drawn: float) -> None:
+    """`drawn` watts for each that the modules use."""
     graph = step(batches=1, modules=4, per_node=2)
-    plan = schedule(graph, PIM, MODEL)
-    found = price(graph, plan, PIM, MODEL, tokens=16)
+    hardware = load_hardware(TOY, f"price.overhead={{value: {drawn}, source: t}}")
+    plan = schedule(graph, hardware, MODEL)
+    found = price(graph, plan, hardware, MODEL, tokens=16)
     watts = found["joules_per_token"] * 16 / plan.span
     hours = 3 * 365 * 24
     cost = found["cost"]
     assert cost["bought_usd"] == 4 * 1000 + 2 * 5000
     assert cost["mean_watts"] == pytest.approx(watts)
-    assert cost["power_usd"] == pytest.approx(watts / 1000 * hours * 0.1)
+    assert cost["power_usd"] == pytest.approx(drawn * watts / 1000 * hours * 0.1)
     assert cost["total_usd"] == pytest.approx(cost["bought_usd"] + cost["power_usd"])
     tokens = found["tokens_per_emu_s"] * hours * 3600
     assert cost["usd_per_million_tokens"] == pytest.approx(cost["total_usd"] / tokens * 1e6)
+
+
+def test_a_dense_layer_s_combine_adds_one_output_only() -> None:
+    """Of five rows: two values in and one out of D in layer 1, one in and one out in layer 0; fp16."""
+    model = ModelSpec("m", 512, 256, 8, 2, layers=2, dense_layers=1, dense_d_ff=128)
+    hardware = load_hardware(TOY, "energy.activations={value: 3 pJ/bit, source: t}")
+    draft = Draft([0])
+    first = draft.combine(0, 5, layer=0)
+    draft.combine(0, 5, layer=1, after=first)
+    plan = schedule(draft.graph(), hardware, model)
+    each = 5 * 512 * 2 / (16 * 16e9)
+    assert (plan.end - plan.start).tolist() == pytest.approx([2 * each, 3 * each])
+    found = price(draft.graph(), plan, hardware, model, 5)
+    assert found["energy_joules"]["combine"] == pytest.approx((2 + 3) * 5 * 512 * 16 * 3e-12)
+
+
+def test_a_fetch_whose_energy_is_not_told_is_said_to_be_missing() -> None:
+    graph = step(batches=1)
+    fetch = "module.fetch={bandwidth: {value: 50 GB/s, source: t}, latency: {value: 1 us, source: t}}"
+    for told, unknown in (("", True), ("energy.fetch={value: 10 pJ/bit, source: t}", False)):
+        hardware = load_hardware(TOY, *filter(None, (fetch, told)))
+        found = price(graph, schedule(graph, hardware, MODEL), hardware, MODEL, 16)
+        assert ("fetch" in found["energy_not_known"]) == unknown
+    assert "fetch" not in price(graph, schedule(graph, PIM, MODEL), PIM, MODEL, 16)["energy_not_known"]
 
 
 def test_hardware_without_a_price_has_no_cost() -> None:
@@ -109,6 +147,15 @@ def test_a_memory_map_counts_the_full_width_at_the_hardware_s_precision() -> Non
     assert found.fits is True
 
 
+def test_activations_have_sixteen_bits_where_weights_have_fewer() -> None:
+    model = ModelSpec("m", 512, 256, 8, 2, layers=2)
+    rates = "{int8: {value: 1 TOP/s, source: t}}"
+    hardware = load_hardware(TOY, "module.compute.precision=int8", f"module.compute.rates={rates}")
+    found = memory_map(hardware, model, np.array([1]), rows=10)
+    assert found.experts.tolist() == [3 * 512 * 256]
+    assert found.activations == model.activation_bytes(10) // 2  # which counts four bytes a value
+
+
 def test_a_module_that_cannot_hold_its_experts_is_refused_with_sizes_and_remedy() -> None:
     model = ModelSpec("m", 4096, 14336, 8, 2)
     found = memory_map(narrow(), model, np.array([2, 4, 2]), rows=1)
@@ -126,4 +173,5 @@ def test_fetched_weights_are_held_where_they_are_fetched_from() -> None:
     offload = load_hardware(TOY, "module.banks.capacity={value: 1 GB, source: t}", fetch)
     found = memory_map(offload, model, np.array([2, 4, 2]), rows=1)
     assert found.elsewhere and found.fits is None
+    assert found.total.tolist() == [held + found.common for held in found.experts], "rows are in the module"
     refuse_overfull(found, offload)

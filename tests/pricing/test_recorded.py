@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rayemu.cli import app
 from rayemu.drivers.record import load_columns, save_columns
-from rayemu.hardware import load_hardware
+from rayemu.hardware import HardwareError, load_hardware
 from rayemu.pricing.graph import EXPERT
 from rayemu.pricing.memory import PricingError
 from rayemu.pricing.recorded import load_recorded, price_recorded
@@ -228,3 +228,19 @@ def test_a_run_that_lost_tokens_says_why_it_is_not_priced(tmp_path: Path) -> Non
     assert not summary["passed"]
     assert "did not hold nothing_lost" in summary["priced"]["refused"]
     assert summary["priced"]["hardware"] == ["toy"]
+
+
+def test_links_that_do_not_join_the_nodes_are_refused_before_a_run_and_in_a_line(
+    finished: Path, tmp_path: Path
+) -> None:
+    ring = tmp_path / "torus.yaml"
+    ring.write_text(
+        f"like: {TOY}\nname: torus\nlinks: {{module: {{topology: "
+        "{kind: torus, dimensions: {value: [3, 3], source: t}}}}\n"
+    )
+    said = refused(str(finished), "--hardware", str(ring))
+    for part in ("torus: links.module.topology.dimensions: [3, 3] join 9 ends, not 4", "leave it out"):
+        assert part in said
+    with pytest.raises(HardwareError, match="join 9 ends, not 4"):
+        run_scenario(Scenario.from_dict(DATA), tmp_path / "run", hardware=[load_hardware(ring)])
+    assert not (tmp_path / "run").exists()

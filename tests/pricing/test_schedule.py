@@ -256,3 +256,14 @@ def test_a_million_messages_in_a_few_seconds(pim: Hardware) -> None:
     began = time.process_time()
     schedule(graph, pim, MODEL)
     assert time.process_time() - began < 8 * count / 1e6
+
+
+def test_a_message_takes_its_level_s_floor_at_least() -> None:
+    """640 B are 10 ns and 1 us of latency; 640 kB are 10 us."""
+    hardware = load_hardware(TOY, "links.module.floor={value: 5 us, source: t}")
+    draft = Draft([0, 0])
+    small = draft.send(0, 1, 640.0)
+    draft.send(1, 0, 640e3, after=small)
+    found = schedule(draft.graph(), hardware, MODEL)
+    assert found.end.tolist() == pytest.approx([5e-6, 5e-6 + 11e-6])
+    assert (found.end - found.start).tolist() == pytest.approx([5e-6, 11e-6])

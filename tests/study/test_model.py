@@ -163,6 +163,8 @@ def test_copies_of_a_scenario_are_counted_where_they_are() -> None:
     assert found["tokens"] == 4 * 512, "four batches are under way"
     assert any("width/8" in note for note in found["notes"])
     assert facts("laptop", "--modules", 5)["modules"]["count"] == 5
+    roomy = facts("laptop", "--memory", "9000 GB")["modules"]
+    assert roomy["fits"] and roomy["modules_needed"] == 2, "copies are on different modules"
     code, text = run("laptop", "--modules", 1)
     assert code == 2 and "--modules 1 is not allowed; allowed: 2 and above" in text
 
@@ -240,3 +242,10 @@ def test_unreadable_checkpoints_are_one_line(tmp_path: Path) -> None:
     assert code == 2 and "is not JSON" in text and len(text.splitlines()) == 1
     (tmp_path / "config.json").write_text(json.dumps(good))
     assert facts(tmp_path)["parameters"]["experts"] == 2 * 3 * 3 * 16 * 24
+
+
+def test_a_shared_expert_s_gate_is_computed_too() -> None:
+    """D 4: three matrices of 4 x 3 in each of two layers, two operations a weight, and a gate of 4 weights."""
+    plain = ModelSpec("m", 4, 8, 5, 2, layers=2, shared_d_ff=3)
+    gated = dataclasses.replace(plain, shared_gate=True)
+    assert [flops_per_token(spec)["shared"] for spec in (plain, gated)] == [2 * 72, 2 * (72 + 8)]
