@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import rayemu
-from rayemu.cli_errors import FAILED, plain_errors, refuse
+from rayemu.cli_errors import FAILED, plain_errors, refuse, until_unread
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
 BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams")
@@ -447,7 +447,7 @@ def calibrate(
 
 def main() -> None:
     """The entry point of the `rayemu` command."""
-    app()
+    until_unread(app)
 
 
 if __name__ == "__main__":
