@@ -70,6 +70,9 @@ def derived(hardware: Hardware) -> list[Derived]:
             "ridge_reached", rate * compute.share / reached, "FLOP/B", "rate / bandwidth, both as reached"
         ),
     ]
+    if (fetch := hardware.spec.module.fetch) is not None:
+        reached = fetch.bandwidth * fetch.share
+        found.append(_quantity("fetched_reached", reached, "rate", "fetch.bandwidth x fetch.share"))
     if (external := hardware.spec.module.external) is not None:
         within = min(inside, banks.limit or inside)
         found.append(
