@@ -426,9 +426,9 @@ def hardware(
 
 @app.command()
 def calibrate(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
-        "this-machine.yaml"
-    ),
+    out: Annotated[
+        Path, typer.Argument(metavar="FILE", callback=_folder, help="Where to write it (.yaml); is replaced.")
+    ] = Path("this-machine.yaml"),
 ) -> None:
     """Measure this machine (a minute, best when it is quiet) and write it as a hardware to price runs on."""
     with plain_errors():
