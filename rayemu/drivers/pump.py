@@ -146,7 +146,8 @@ class ModulePump:
 
     def tick(self) -> None:
         """Handle the passing of time."""
-        self.emit(self.machine.tick(self._clock()), self._record_clock())
+        start = self._record_clock()
+        self.emit(self.machine.tick(self._clock()), start)
 
     def work(self) -> None:
         """Begin jobs, until one is under way or none is worth beginning."""
@@ -165,7 +166,8 @@ class ModulePump:
         """Handle a job computed between these times of the record's clock."""
         self.busy = False
         self.record.computed(job, start_s, end_s, self._record_clock() - self._clock())
-        self.emit(self.machine.finish(job, self._clock()), self._record_clock())
+        start = self._record_clock()
+        self.emit(self.machine.finish(job, self._clock()), start)
 
     # -- life -------------------------------------------------------------------------------------------
     def has_joined(self) -> bool:

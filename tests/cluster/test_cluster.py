@@ -54,7 +54,9 @@ pytestmark = pytest.mark.usefixtures("one_ray")
 def test_bit_identical(sections: dict[str, Any]) -> None:
     with Emulator(scenario(**sections)) as emulator:
         check(emulator, batches(6))
-        graph = graph_of(emulator.record(), emulator.spec)
+        record = emulator.record()
+        assert (record["queued_wall_s"] <= record["start_wall_s"]).all()
+        graph = graph_of(record, emulator.spec)
         assert graph.gaps == 0 and {*graph.src.tolist()} >= {-2, -1}, "client and coordinator record too"
         tokens = graph.rows[(graph.kind == COMBINE) & (graph.layer == 0)].sum()
         assert tokens == graph.rows[graph.src == -2].sum() == graph.rows[graph.dst == -2].sum()
