@@ -7,6 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import typer
 
@@ -37,14 +38,14 @@ def plain_errors() -> Iterator[None]:
         refuse(lines)
 
 
-def until_unread(command: Callable[[], None]) -> None:
-    """Run a command; where nobody reads its output any more (`| head -1`) it ends with 141 and says nothing.
+def until_unread(command: Callable[[], int | None]) -> NoReturn:
+    """End with what a command returns; where nobody reads its output (`| head -1`) with 141, saying nothing.
 
     Click and rich end it with 1 then, which means that a check failed.
     """
     try:
         try:
-            command()
+            code = command()
         finally:
             if sys.stdout is not None and not sys.stdout.closed:
                 sys.stdout.flush()
@@ -61,6 +62,7 @@ def until_unread(command: Callable[[], None]) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
         raise SystemExit(code) from None
+    raise SystemExit(code)
 
 
 def _nobody_reads() -> bool:
