@@ -138,7 +138,8 @@ class ModuleRuntime:
             while self.done:
                 pump.finished(*self.done.popleft())
             while self.beaten:
-                self.record.control(COORDINATOR, *self.beaten.popleft())
+                size, start_s, end_s = self.beaten.popleft()
+                self.record.control(COORDINATOR, size, start_s, start_s, end_s)
             pump.work()
             if machine.wake <= clock():
                 pump.tick()

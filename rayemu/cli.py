@@ -12,7 +12,7 @@ import rayemu
 from rayemu.cli_errors import FAILED, plain_errors, refuse, until_unread
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams")
+BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams", "planning")
 
 app = typer.Typer(
     help="Runs a Mixture-of-Experts stack for real over emulated processing-in-memory modules on Ray.",
@@ -27,6 +27,11 @@ trace_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(trace_app, name="trace")
+
+_Hardware = Annotated[
+    list[str] | None,
+    typer.Option("--hardware", metavar="NAME", help="Modelled hardware, a name or a YAML file; repeatable."),
+]
 
 
 def _folder(path: Path | None) -> Path | None:
@@ -70,6 +75,7 @@ def run(
         str | None, typer.Option(metavar="RAY", help="A Ray cluster to use; else one is started here.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live view; one line at the end.")] = False,
+    hardware: _Hardware = None,
 ) -> None:
     """Run a scenario, check its output, and keep what happened in a run folder.
 
@@ -82,16 +88,18 @@ def run(
     if address is not None:
         changes.append(f"cluster.address={json.dumps(address)}")
     with plain_errors():
+        from rayemu.hardware import load_hardware
         from rayemu.report.live import ViewConsole, make_view
         from rayemu.report.table import one_line, print_summary
         from rayemu.running.run import run_scenario
         from rayemu.scenario import Scenario
 
         chosen = Scenario.load(scenario).with_overrides(changes)
+        modelled = [load_hardware(name) for name in hardware or []]
         console = ViewConsole()
         folder = out or Path("runs") / chosen.name
-        with make_view(chosen, console, quiet) as view:
-            summary = run_scenario(chosen, folder, view, trace, overwrite)
+        with make_view(chosen, console, quiet, [one.name for one in modelled]) as view:
+            summary = run_scenario(chosen, folder, view, trace, overwrite, modelled)
         if quiet:
             typer.echo(one_line(summary, folder))
         else:
@@ -219,7 +227,7 @@ def model(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> None:
-    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, streams; see their --help.
+    """Benchmarks: step (the default), recovery, hang, codecs, products, planner, planning, ...; see --help.
 
     step compares the speed with the bare GEMMs, the reference and plain Ray.
     """
@@ -425,6 +433,30 @@ def hardware(
 
 
 @app.command()
+def price(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", callback=_folder, help="The folder of a finished run.")
+    ],
+    hardware: _Hardware = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    overfull: Annotated[
+        bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
+    ] = False,
+) -> None:
+    """What a run would have taken on modelled hardware, at the model's full width, side by side.
+
+    Emulated step time with its critical path, tokens per emulated second, utilisation, energy, memory, cost.
+    """
+    with plain_errors():
+        from rayemu.hardware import packaged
+        from rayemu.study.price import report
+
+        if not hardware:
+            refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
+        report(run, hardware or [], json, overfull)
+
+
+@app.command()
 def calibrate(
     out: Annotated[
         Path, typer.Argument(metavar="FILE", callback=_folder, help="Where to write it (.yaml); is replaced.")
@@ -443,6 +475,181 @@ def calibrate(
         hardware, rates, runs = measured(out, typer.echo)
         print_calibration(hardware, rates, runs, Console())
         typer.echo(f"{out}: price runs with it: rayemu price RUN --hardware {out}")
+
+
+@app.command()
+def crossover(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A preset, a checkpoint or a scenario.")],
+    hardware: _Hardware = None,
+    modules: Annotated[int | None, typer.Option(metavar="M", help="Modules of each; else 8.")] = None,
+    zipf: Annotated[float, typer.Option(metavar="S", help="Exponent of the experts' popularity.")] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+) -> None:
+    """One layer on hardwares side by side, 1 to 4096 tokens: time, energy, and where they change places."""
+    with plain_errors():
+        from rayemu.study.crossover import report
+
+        report(model, hardware or [], modules, zipf, json)
+
+
+_OneHardware = Annotated[
+    str, typer.Option("--hardware", metavar="NAME", help="One of `rayemu hardware`, or a YAML file.")
+]
+_HardwareSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one of its values, like module.banks.count.value=32."
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="As JSON, in SI units.")]
+
+
+@app.command()
+def banks(
+    hardware: _OneHardware = "text-pim",
+    lookahead: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Accesses of a bank that are sorted by row before served.")
+    ] = 1,
+    settings: _HardwareSettings = None,
+    json: _Json = False,
+) -> None:
+    """Mappings of experts to a module's banks side by side: row-buffer hits, banks at work, bandwidth."""
+    with plain_errors():
+        from rayemu.hardware import load_hardware
+        from rayemu.study.banks import report
+
+        report(load_hardware(hardware, *(settings or [])), lookahead, json)
+
+
+@app.command()
+def tiers(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRACE",
+            callback=_folder,
+            help="Whatever trace import reads, or a scenario for its stream.",
+        ),
+    ],
+    hardware: _OneHardware = "text-pim",
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A preset, for the bytes of an expert at full width.")
+    ] = None,
+    expert_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of an expert's weights, like 352 MB.")
+    ] = None,
+    bits: Annotated[int, typer.Option(min=1, max=64, help="Of a weight, with --model.")] = 16,
+    capacity: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=N", help="Experts (or a size) that a tier holds instead; repeatable."),
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only these of lru, lfu, predicted, belady; repeatable."),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, metavar="T", help="Tokens of a step, where FILE has their choices.")
+    ] = 1,
+    settings: _HardwareSettings = None,
+    json: _Json = False,
+    format: _TraceFormat = None,
+    experts: _Experts = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N tokens (scenarios, flame).")
+    ] = None,
+    window: _Window = 65536,
+) -> None:
+    """An expert cache over a hardware's tiers on a routing trace: who is served from where, time and energy.
+
+    Policies side by side, Belady's optimum among them as the bound.
+    """
+    with plain_errors():
+        from rayemu.hardware import load_hardware
+        from rayemu.study.tiers import expert_size, report
+
+        known = dict(format=format, experts=experts, window=window)
+        size = expert_size(model, expert_bytes, bits)
+        chosen = load_hardware(hardware, *(settings or []))
+        report(file, chosen, size, capacity or [], policy or [], batch, json, tokens, known)
+
+
+@app.command()
+def router(
+    model: Annotated[str, typer.Argument(help="A preset, like deepseek-v3.")] = "mixtral-8x7b",
+    hardware: _OneHardware = "text-pim",
+    tokens: Annotated[int, typer.Option(min=1, metavar="T", help="Tokens that are routed at once.")] = 64,
+    modules: Annotated[int, typer.Option(min=1, max=1024, metavar="M", help="Modules that hold them.")] = 8,
+    d_model: Annotated[int | None, typer.Option(min=1, metavar="D", help="Instead of the model's.")] = None,
+    experts: Annotated[int | None, typer.Option(min=1, metavar="E", help="Instead of the model's.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, metavar="K", help="Instead of the model's.")] = None,
+    settings: _HardwareSettings = None,
+    json: _Json = False,
+) -> None:
+    """Where routing is computed, and at which precision: bytes on links, emulated time, energy.
+
+    Then the router's silicon, where the hardware has it, and comparator trees, beside the texts' figures.
+    """
+    with plain_errors():
+        from rayemu.hardware import load_hardware
+        from rayemu.study.router import report, work_of
+
+        work = work_of(model, tokens, modules, d_model, experts, top_k)
+        report(load_hardware(hardware, *(settings or [])), work, json)
+
+
+@app.command()
+def whatif(
+    scenario: Annotated[
+        str,
+        typer.Argument(help="A YAML file, - for standard input, or the name of a scenario of rayemu's own."),
+    ],
+    hardware: _Hardware = None,
+    modules: Annotated[
+        str, typer.Option(metavar="M", help="How many: 8..4096 (doubling), 8,16,32 or one number.")
+    ] = "8..4096",
+    nodes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Nodes that the modules are in.")
+    ] = None,
+    modules_per_node: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Modules of a node; else the scenario's.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Tokens of a batch; else the scenario's.")
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="B", help="Batches; else the scenario's, fewer where that would be long."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.scale=1; repeatable."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="A list with an object for each, as price prints.")
+    ] = False,
+    overfull: Annotated[
+        bool, typer.Option("--allow-overfull", help="Also where modules cannot hold their experts.")
+    ] = False,
+) -> None:
+    """A scenario on modelled hardware that nobody has yet, by number of modules; nothing is started.
+
+    The same policies as a run's, on drawn routing, priced as `rayemu price` prices a run's record.
+    """
+    with plain_errors():
+        from rayemu.hardware import packaged
+        from rayemu.study.whatif import Machines, parse_modules, whatif
+
+        if not hardware:
+            refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
+        if nodes is not None and modules_per_node is not None:
+            refuse(["--nodes and --modules-per-node exclude each other; give one"])
+        try:
+            machines = Machines(parse_modules(modules), nodes, modules_per_node)
+        except ValueError as error:
+            refuse([f"--modules: {error}"])
+        whatif(scenario, hardware or [], machines, tokens, batches, settings or [], overfull, json)
 
 
 def main() -> None:

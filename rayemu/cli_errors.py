@@ -81,6 +81,7 @@ def _expected(error: Exception) -> list[str] | None:
     from rayemu.emulator import LostExpertError
     from rayemu.model.tensor_files import CheckpointError
     from rayemu.numerics import DenormalsFlushed
+    from rayemu.pricing.memory import PricingError
     from rayemu.protocol.client import StalledError
     from rayemu.running.folder import RunError
     from rayemu.scenario import ScenarioError
@@ -102,6 +103,7 @@ def _expected(error: Exception) -> list[str] | None:
         TraceError,
         RecordError,
         PlanError,
+        PricingError,
         ModelError,
     )
     if isinstance(error, (*ours, OSError)):

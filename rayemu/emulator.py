@@ -112,6 +112,7 @@ class Emulator:
                 heartbeat=cluster.heartbeat,
                 record=scenario.run.record,
             )
+            simulator.settle()
             self._running = SerialSimulator(simulator)
         else:
             from rayemu.cluster.session import Session

@@ -41,6 +41,8 @@ from rayemu.protocol.server import SHARED, Job
 from rayemu.protocol.slices import Unit
 
 _BYTES_PER_CHOICE = 8  # expert and weight
+
+
 _CARRYING = {
     Submit: SUBMIT,
     Slice: SLICE,
@@ -59,7 +61,7 @@ class ActorRecord:
     def __init__(
         self, recorder: Recorder, me: int, incarnation: int, spec: ModelSpec, clock: Callable[[], float]
     ) -> None:
-        self._append, self._clock, self._on = recorder.append, clock, recorder.on
+        self._write, self._clock, self._on = recorder.write, clock, recorder.on
         self._me, self._incarnation, self._spec = me, incarnation, spec
 
     def frame(
@@ -69,39 +71,38 @@ class ActorRecord:
         if not self._on:
             return
         kind = _CARRYING.get(type(message), CONTROL)
-        facts: dict[str, int] = {}
-        rows = 0
-        if kind != CONTROL:
-            if isinstance(message, RouteReply):
-                rows = len(message.experts)
-                facts["raw_bytes"] = message.experts.size * _BYTES_PER_CHOICE
-            else:
-                rows, facts["raw_bytes"] = len(message.rows), message.rows.nbytes  # type: ignore[union-attr]
-            facts["batch"] = message.batch  # type: ignore[union-attr]
-            if kind != SUBMIT:
-                facts["slice"] = message.slice  # type: ignore[union-attr]
-                facts["home"] = self._me if self._me >= 0 else to
-            if isinstance(message, (RouteRequest, RouteReply)):
-                facts["micro"], facts["layer"] = message.micro, message.layer
-            elif isinstance(message, Slice) and message.experts is not None:
-                facts["raw_bytes"] += message.experts.size * _BYTES_PER_CHOICE
-        self._append(
-            kind,
-            self._me,
-            to,
-            rows,
-            start_s,
-            self._clock(),
-            queued_s=queued_s,
-            incarnation=self._incarnation,
-            level=level,
-            sent_bytes=size,
-            **facts,
-        )
+        if kind == CONTROL:
+            self.control(to, size, queued_s, start_s, self._clock(), level)
+            return
+        me = self._me
+        home = me if me >= 0 else to
+        batch: int = message.batch  # type: ignore[union-attr]
+        slice = micro = layer = -1
+        if isinstance(message, Submit):
+            home = -1
+        else:
+            slice = message.slice  # type: ignore[union-attr]
+        if isinstance(message, (RouteRequest, RouteReply)):
+            micro, layer = message.micro, message.layer
+        if isinstance(message, RouteReply):
+            rows, carried = len(message.experts), message.experts.size * _BYTES_PER_CHOICE
+        else:
+            rows, carried = len(message.rows), message.rows.nbytes  # type: ignore[union-attr]
+            if isinstance(message, Slice) and message.experts is not None:
+                carried += message.experts.size * _BYTES_PER_CHOICE
+        where = (kind, level, 0, me, to, self._incarnation, home, layer, micro, batch, slice, -1, -1)
+        self._write((*where, rows, -1, -1, -1, -1, 0.0, carried, size, queued_s, start_s, self._clock()))
 
-    def control(self, to: int, size: int, start_s: float, end_s: float) -> None:
-        """Note a frame of the protocol's own that another thread sent."""
-        self._append(CONTROL, self._me, to, 0, start_s, end_s, incarnation=self._incarnation, sent_bytes=size)
+    def control(
+        self, to: int, size: int, queued_s: float, start_s: float, end_s: float, level: int = 0
+    ) -> None:
+        """Note a frame of the protocol's own."""
+        # fmt: off
+        self._write((
+            CONTROL, level, 0, self._me, to, self._incarnation, -1, -1, -1, -1, -1, -1, -1,
+            0, -1, -1, -1, -1, 0.0, 0, size, queued_s, start_s, end_s,
+        ))
+        # fmt: on
 
     def routed(self, sends: list[Send], start_s: float) -> None:
         """Note the routing of what the coordinator is about to send, which took it from `start_s` to now."""
@@ -134,23 +135,10 @@ class ActorRecord:
         start_s: float,
         end_s: float,
     ) -> None:
-        self._append(
-            ROUTE,
-            self._me,
-            self._me,
-            rows,
-            start_s,
-            end_s,
-            queued_s=queued_s,
-            incarnation=self._incarnation,
-            batch=batch,
-            slice=slice,
-            micro=micro,
-            layer=layer,
-            home=home,
-            flops=2.0 * rows * self._spec.d_model * self._spec.experts,
-            raw_bytes=rows * self._spec.d_model * 4,
-        )
+        me, d_model = self._me, self._spec.d_model
+        where = (ROUTE, 0, 0, me, me, self._incarnation, home, layer, micro, batch, slice, -1, -1)
+        flops = 2.0 * rows * d_model * self._spec.experts
+        self._write((*where, rows, -1, -1, -1, -1, flops, rows * d_model * 4, 0, queued_s, start_s, end_s))
 
 
 class ModuleRecord(ActorRecord):
@@ -168,39 +156,27 @@ class ModuleRecord(ActorRecord):
         for done in self._machine.worked():
             if not self._on:
                 continue
-            where = done.batch, done.slice, done.micro, done.layer
+            me, rows, began_s, ended_s = self._me, done.rows, done.began_s, done.ended_s
+            batch, slice, micro, layer = done.batch, done.slice, done.micro, done.layer
             if done.what != COMBINED:
-                self._route(*where, self._me, done.rows, queued_s, done.began_s, done.ended_s)
+                self._route(batch, slice, micro, layer, me, rows, queued_s, began_s, ended_s)
                 continue
-            batch, slice, micro, layer = where
-            self._append(
-                COMBINE,
-                self._me,
-                self._me,
-                done.rows,
-                done.began_s,
-                done.ended_s,
-                queued_s=queued_s,
-                incarnation=self._incarnation,
-                layer=layer,
-                micro=micro,
-                batch=batch,
-                slice=slice,
-                home=self._me,
-                flops=2.0 * done.rows * spec.top_k * spec.d_model,
-                raw_bytes=done.rows * spec.d_model * 4,
-            )
+            where = (COMBINE, 0, 0, me, me, self._incarnation, me, layer, micro, batch, slice, -1, -1)
+            flops = 2.0 * rows * spec.top_k * spec.d_model
+            size = rows * spec.d_model * 4
+            self._write((*where, rows, -1, -1, -1, -1, flops, size, 0, queued_s, began_s, ended_s))
 
     def encoded(self, message: Dispatch | Reply, to: int, codec: int, start_s: float) -> None:
         """Note that a codec encoded a message's rows, to be sent to another module."""
-        level = self._machine.level(to)
-        self._rows(ENCODE, message, self._me, to, start_s, start_s, level=level, codec=codec)
+        if self._on:
+            self._rows(ENCODE, self._machine.level(to), codec, self._me, to, message, start_s, start_s)
 
     def decoded(self, message: Dispatch | Reply, codec: int, start_s: float) -> None:
         """Note that a codec decoded a message's rows, which another module sent."""
-        sender = sender_of(message)
-        level = self._machine.level(sender)
-        self._rows(DECODE, message, sender, self._me, start_s, start_s, level=level, codec=codec)
+        if self._on:
+            sender = sender_of(message)
+            level = self._machine.level(sender)
+            self._rows(DECODE, level, codec, sender, self._me, message, start_s, start_s)
 
     def sent(
         self,
@@ -220,24 +196,11 @@ class ModuleRecord(ActorRecord):
             return
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self._me else FORWARD
-            slice, epoch = message.slice, message.epoch
             expert = message.lots[0][1] if len(message.lots) == 1 else -1
+            slice, epoch = message.slice, message.epoch
         else:
             kind, slice, epoch, expert = REPLY, -1, -1, -1
-        self._rows(
-            kind,
-            message,
-            self._me,
-            to,
-            queued_s,
-            start_s,
-            slice=slice,
-            epoch=epoch,
-            expert=expert,
-            level=level,
-            codec=codec,
-            sent_bytes=size,
-        )
+        self._rows(kind, level, codec, self._me, to, message, queued_s, start_s, size, slice, epoch, expert)
 
     def computed(self, job: Job, start_s: float, end_s: float, ahead_s: float = 0.0) -> None:
         """Note a GEMM: a row for each part of it, with the share of the time that its rows have.
@@ -248,71 +211,55 @@ class ModuleRecord(ActorRecord):
         self.totals["busy_s"] += end_s - start_s
         if not self._on:
             return
-        number = self._jobs
+        number, me, layer = self._jobs, self._me, job.layer
         self._jobs += 1
-        shared = job.expert == SHARED
-        d_model, done, began_s = self._spec.d_model, 0, start_s
+        expert = -1 if job.expert == SHARED else job.expert
+        flops, width = job.flops / max(1, job.rows), self._spec.d_model * 4
+        took_s, done, began_s = (end_s - start_s) / max(1, job.rows), 0, start_s
         for part in job.parts:
             rows = part.count
             done += rows
-            ended_s = start_s + (end_s - start_s) * done / job.rows if done < job.rows else end_s
+            ended_s = start_s + took_s * done if done < job.rows else end_s
             if part.work is not None:
                 d = part.work.dispatch
                 home, request, batch, slice, micro = d.home, d.request, d.batch, d.slice, d.micro
             else:
                 unit = part.tag
                 assert isinstance(unit, Unit)
-                home, request, micro = self._me, -1, unit.micro
+                home, request, micro = me, -1, unit.micro
                 batch, slice = unit.slice.batch, unit.slice.slice
-            self._append(
-                GEMM,
-                self._me,
-                self._me,
-                rows,
-                began_s,
-                ended_s,
-                queued_s=min(part.since + ahead_s, began_s),
-                incarnation=self._incarnation,
-                layer=job.layer,
-                micro=micro,
-                batch=batch,
-                slice=slice,
-                expert=-1 if shared else job.expert,
-                home=home,
-                request=request,
-                job=number,
-                flops=job.flops * rows / job.rows,
-                raw_bytes=rows * d_model * 4,
-            )
+            # fmt: off
+            self._write((
+                GEMM, 0, 0, me, me, self._incarnation, home, layer, micro, batch, slice, -1, expert,
+                rows, -1, -1, request, number, flops * rows, rows * width, 0,
+                min(part.since + ahead_s, began_s), began_s, ended_s,
+            ))
+            # fmt: on
             began_s = ended_s
 
     def _rows(
         self,
         kind: int,
-        message: Dispatch | Reply,
+        level: int,
+        codec: int,
         src: int,
         dst: int,
+        m: Dispatch | Reply,
         queued_s: float,
         start_s: float,
-        **facts: int,
+        size: int = 0,
+        slice: int = -1,
+        epoch: int = -1,
+        expert: int = -1,
     ) -> None:
-        self._append(
-            kind,
-            src,
-            dst,
-            len(message.rows),
-            start_s,
-            self._clock(),
-            queued_s=queued_s,
-            incarnation=self._incarnation,
-            layer=message.layer,
-            micro=message.micro,
-            batch=message.batch,
-            home=message.home,
-            request=message.request,
-            raw_bytes=message.rows.nbytes,
-            **facts,
-        )
+        rows = m.rows
+        # fmt: off
+        self._write((
+            kind, level, codec, src, dst, self._incarnation, m.home, m.layer, m.micro, m.batch, slice,
+            epoch, expert, len(rows), -1, -1, m.request, -1, 0.0, rows.nbytes, size,
+            queued_s, start_s, self._clock(),
+        ))
+        # fmt: on
 
 
 def sender_of(message: Dispatch | Reply) -> int:

@@ -165,9 +165,9 @@ class ModulePump:
     def finished(self, job: Job, start_s: float, end_s: float) -> None:
         """Handle a job computed between these times of the record's clock."""
         self.busy = False
-        self.record.computed(job, start_s, end_s, self._record_clock() - self._clock())
-        start = self._record_clock()
-        self.emit(self.machine.finish(job, self._clock()), start)
+        start, now = self._record_clock(), self._clock()
+        self.record.computed(job, start_s, end_s, start - now)
+        self.emit(self.machine.finish(job, now), start)
 
     # -- life -------------------------------------------------------------------------------------------
     def has_joined(self) -> bool:

@@ -9,6 +9,7 @@ and their columns are named so.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def _record(clock: str) -> np.dtype:
 
 RECORD = _record("wall")  # Unix time
 VIRTUAL_RECORD = _record("virtual")
+_LETTERS = {"u1": "B", "u2": "H", "i2": "h", "i4": "i", "i8": "q", "f8": "d"}  # of fields, in structs
+_ROW = struct.Struct("<" + "".join(_LETTERS[RECORD[n].str[1:]] for n in range(len(RECORD.names or ()))))
 _GROW = 1 << 14  # rows
 
 
@@ -107,8 +110,17 @@ class Recorder:
     def __init__(self, path: Path | None = None, on: bool = True) -> None:
         self.path, self.on = path, on
         self._size = 0
-        self._rows = np.zeros(0, RECORD)
+        self._take(np.zeros(0, RECORD))
         if on:
+            self._grow()
+
+    def write(self, row: tuple[float, ...]) -> None:
+        """Write one row, its fields in the order of RECORD: this is what everyone does for every frame."""
+        if self._size == self._room:
+            return
+        _ROW.pack_into(self._bytes, self._size * _ROW.size, *row)
+        self._size += 1
+        if self._size == self._room:
             self._grow()
 
     def append(
@@ -138,14 +150,9 @@ class Recorder:
         sent_bytes: int = 0,
     ) -> None:
         """Write one row; see RECORD for the fields. What is not told of a queue began at once."""
-        if self._size == len(self._rows):
-            return
         where = (kind, level, codec, src, dst, incarnation, home, layer, micro, batch, slice, epoch, expert)
         cost = (rows, -1, -1, request, job, flops, raw_bytes, sent_bytes)
-        self._rows[self._size] = (*where, *cost, start_s if queued_s is None else queued_s, start_s, end_s)
-        self._size += 1
-        if self._size == len(self._rows):
-            self._grow()
+        self.write((*where, *cost, start_s if queued_s is None else queued_s, start_s, end_s))
 
     def rows(self) -> np.ndarray:
         """Return what was written so far."""
@@ -155,14 +162,18 @@ class Recorder:
         """Make room for more rows, if there is any."""
         if self.path is None:
             more = np.zeros(max(self._size, _GROW), RECORD)
-            self._rows = np.concatenate([self._rows, more])
+            self._take(np.concatenate([self._rows, more]))
             return
         rows = self._size + _GROW
         try:
             os.close(open_with_room(self.path, rows * RECORD.itemsize))
-            self._rows = np.memmap(self.path, RECORD, "r+", shape=rows)
+            self._take(np.memmap(self.path, RECORD, "r+", shape=rows))
         except OSError:
             pass
+
+    def _take(self, rows: np.ndarray) -> None:
+        self._rows, self._room = rows, len(rows)
+        self._bytes = memoryview(rows.view(np.uint8))  # type: ignore[arg-type]
 
 
 def is_cut(path: Path) -> bool:

@@ -72,6 +72,11 @@ class Simulator:
     # -- for whoever runs it ----------------------------------------------------------------------------
     new_rows = staticmethod(fresh_rows)
 
+    def settle(self) -> None:
+        """Run until every module knows of all others: before, some look dead, and relays are passed by."""
+        epoch = self.coordinator.membership.view.epoch
+        self.world.run_until(lambda: all(m.machine.view.epoch >= epoch for m in self.modules), 60.0)
+
     def submit(self, x: np.ndarray) -> int:
         """Submit a batch x [T, D]; return its number."""
         number, sends = self.client.submit(x, self.now)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from rayemu.hardware.banks import row_share
 from rayemu.hardware.door import Hardware
 from rayemu.hardware.passes import reached_bandwidth
 from rayemu.hardware.quantities import KINDS, write
@@ -73,6 +74,12 @@ def derived(hardware: Hardware) -> list[Derived]:
     if (fetch := hardware.spec.module.fetch) is not None:
         reached = fetch.bandwidth * fetch.share
         found.append(_quantity("fetched_reached", reached, "rate", "fetch.bandwidth x fetch.share"))
+    if banks.rows is not None:
+        found.append(
+            _ratio(
+                "share_by_rows", row_share(banks.rows), "", "what rows opened one by one leave; not in share"
+            )
+        )
     if (external := hardware.spec.module.external) is not None:
         within = min(inside, banks.limit or inside)
         found.append(
@@ -118,6 +125,9 @@ def _leaves(section: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[str, An
         at = (*path, name)
         if isinstance(value, BaseModel):
             yield from _leaves(value, at)
+        elif isinstance(value, dict) and any(isinstance(inner, BaseModel) for inner in value.values()):
+            for key, inner in value.items():
+                yield from _leaves(inner, (*at, key))
         elif isinstance(value, dict):
             yield from ((".".join((*at, key)), number, kind) for key, number in value.items())
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import dataclass, field
@@ -240,6 +241,10 @@ def _impossible(spec: Spec) -> list[str]:
         found.append(
             f"energy.busy: {given} is not more than energy.static, {least}; it is the limit under load"
         )
+    tiers = list((spec.tiers or {}).items())
+    for (above, faster), (below, slower) in itertools.pairwise(tiers):
+        if slower.latency < faster.latency or slower.bandwidth > faster.bandwidth:
+            found.append(f"tiers.{below}: is quicker than {above}, which is before it; put the fastest first")
     for name, level in (("bank", spec.links.bank), ("module", spec.links.module), ("node", spec.links.node)):
         topology = level.topology if level is not None else None
         if topology is None:

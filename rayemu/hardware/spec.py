@@ -181,6 +181,15 @@ class Energy(Section):
     parts: dict[str, q.EnergyPerBit] = Field(default_factory=dict)  # what `weights` is made of, to be shown
 
 
+class Tier(Section):
+    """A place for experts' weights, of one module: how long until they come, how fast, and at what cost."""
+
+    size: q.Size
+    latency: q.Time
+    bandwidth: q.Rate
+    energy: q.EnergyPerBit | None = None
+
+
 class Price(Section):
     """What it costs to buy and to run."""
 
@@ -204,3 +213,4 @@ class Hardware(Section):
     router: RouterAccelerator | None = None
     processors: Processors | None = None
     price: Price | None = None
+    tiers: dict[str, Tier] | None = None  # where weights can be, fastest first; the last holds all

@@ -120,7 +120,6 @@ def graph_of(
     role = np.where(kind == MESSAGE, OTHER, 0).astype(np.uint8)
     for recorded, priced_as in _ROLE_OF.items():
         role[lead["kind"] == recorded] = priced_as
-    role[(lead["kind"] == FORWARD) & (lead["dst"] == lead["home"])] = REPLY  # a relay gathers for the home
     return EventGraph(
         kind=kind,
         role=role,

@@ -1,14 +1,13 @@
 """The schedule of a graph of events on modelled hardware: when each would have begun and ended there.
 
-Level by level of the graph (an event's level is the length of the longest chain of causes before it), so that
-each level is a few operations on arrays. docs/pricing.md states the rule and its limits.
+Events are served in order of time, those of a short window together, so that each window is a few operations
+on arrays. docs/pricing.md states the rule and its limits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,7 +18,10 @@ from rayemu.model.spec import ModelSpec
 from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
 
 Array = np.ndarray
+EXACTLY = 1 << 16  # events that are served in exactly their order; of larger graphs
+WINDOWS = 1024  # is how many windows there are at least: what gets ready in the same may change places
 _AT_ONCE = 1 << 14  # events that are looked up together: few enough for the processor's cache
+_MOST_ENTRIES = 4  # of an event on average: two ports and two shared links
 _RADIX = 1 << 16  # NumPy sorts keys of 16 bits by radix, ten times as fast as wider ones
 
 
@@ -30,8 +32,9 @@ class Schedule:
     An event is ready when its last cause has ended; `end - start` is what it takes alone, `start - ready`
     what it waited for modules and links, of a message all along its way. `busy` [R] is what each resource
     served, by groups: "modules" (one each), "routing" (a router each, or a host of each node, and last that
-    of the coordinator), and the links by level, "module" and "node". `level` [N] says which links a message
-    passes: an index of `rayemu.hardware.spec.LEVELS`, FREE for work and for messages that pass none.
+    of the coordinator), "processors" of a machine that emulates, and the links by level, "module" and
+    "node". `level` [N] says which links a message passes: an index of `rayemu.hardware.spec.LEVELS`, FREE
+    for work and for messages that pass none.
     """
 
     ready: Array  # [N] float64
@@ -46,29 +49,33 @@ class Schedule:
         return float(self.end.max(initial=0.0) - self.ready.min(initial=0.0))
 
 
-def schedule(graph: EventGraph, hardware: Hardware, model: ModelSpec) -> Schedule:
+def schedule(graph: EventGraph, hardware: Hardware, model: ModelSpec, windows: int | None = None) -> Schedule:
     """List the events of a graph on a hardware; `model` is taken at its full widths.
 
-    Every resource (a module, a router or host, each link) serves one event at a time: of a level, whoever is
-    ready first, ties by their order in the graph; events of lower levels come before. A message asks all
-    links of its way at once and has passed when the last has served it, plus latency (see
-    `rayemu.hardware.transfers.services`). Raises ValueError for a graph whose causes come later than their
-    effects.
+    Every resource (a module, a router or host, each link) serves one event at a time, first come first
+    served, ties by their order in the graph. A message asks all links of its way at once and has passed when
+    the last has served it, plus latency (see `rayemu.hardware.transfers.services`). What becomes ready in
+    the same of `windows` parts of the whole time may change places; with 0 nothing does, None is 0 up to
+    EXACTLY events and WINDOWS beyond.
+    Raises ValueError for a graph whose causes come later than their effects.
     """
-    depth = _depths(graph)
-    if np.all(depth[1:] >= depth[:-1]):
-        return _scheduled(graph, depth, hardware, model.full())
-    order = np.argsort(depth, kind="stable")
-    found = _scheduled(_reordered(graph, order), depth[order], hardware, model.full())
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return replace(
-        found,
-        ready=found.ready[place],
-        start=found.start[place],
-        end=found.end[place],
-        level=found.level[place],
-    )
+    size, modules, model = len(graph), len(graph.module_to_node), model.full()
+    nodes = int(graph.module_to_node.max(initial=0)) + 1
+    routers = (modules if _routes_itself(hardware) else nodes) + 1
+    groups = {"modules": range(modules), "routing": range(modules, modules + routers)}
+    if hardware.spec.processors is not None:
+        groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + 1)
+    asked = _asked(graph, hardware, model, groups)
+    queues = _Queues(max(ids.stop for ids in groups.values()), asked)
+    longest = _longest(graph, asked.alone)
+    ready, end = np.zeros((2, size))
+    if windows is None:
+        windows = 0 if size <= EXACTLY else WINDOWS
+    if size:
+        window = max(longest, float(queues.busy.max())) / windows if windows else 0.0
+        _serve(graph, asked, queues, window, ready, end)
+    busy = {name: queues.busy[ids.start : ids.stop] for name, ids in groups.items()}
+    return Schedule(ready, end - asked.alone, end, asked.level, busy)
 
 
 def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: ModelSpec) -> Array:
@@ -100,20 +107,69 @@ def expert_widths(graph: EventGraph, events: Array, model: ModelSpec) -> Iterato
             yield width, mine
 
 
-# -- levels -----------------------------------------------------------------------------------------------
-def _depths(graph: EventGraph) -> Array:
-    """Return the longest chain of causes before each event [N]."""
-    size = len(graph)
+# -- the order of events ----------------------------------------------------------------------------------
+def _serve(
+    graph: EventGraph, asked: _Asked, queues: _Queues, window: float, ready: Array, end: Array
+) -> None:
+    """Fill in when all events [N] are ready and end.
+
+    What is not ready yet will not be before one of those that are could end: so all that are ready before
+    that can be served together, and with a `window` also those that are ready that long after the first.
+    """
+    count = np.diff(graph.cause_start)
+    waits = count.copy()
+    order = np.argsort(graph.causes, kind="stable")
+    effects = np.repeat(np.arange(len(graph)), count)[order]
+    begin = np.concatenate([[0], np.cumsum(np.bincount(graph.causes, minlength=len(graph)))])
+    front = np.flatnonzero(waits == 0)
+    slot = np.zeros(len(graph), np.int64)
+    while len(front):
+        at = ready[front]
+        first, could = at.min(), (at + asked.alone[front]).min()
+        if could > first:
+            now = (at < could) | (at <= first + window)
+        else:  # what takes no time makes others ready at the same time
+            now = (at <= first + window) & ((asked.alone[front] == 0) | (window > 0))
+        if now.all():
+            events, front = front, front[:0]
+        else:
+            events, front = front[now], front[~now]
+        events.sort()
+        end[events] = queues.served(events, ready[events])
+        reached, of = _spread(begin, events)
+        reached = effects[reached]
+        if not len(reached):
+            continue
+        np.maximum.at(ready, reached, end[events][of])
+        np.subtract.at(waits, reached, 1)
+        new = reached[waits[reached] == 0]
+        number = np.arange(len(new))
+        slot[new] = number  # each once: of the places of one event the last stays
+        front = np.concatenate([front, new[slot[new] == number]])
+
+
+def _longest(graph: EventGraph, alone: Array) -> float:
+    """Return the time of the longest chain of causes if nothing ever waited for a resource."""
     last = _over_causes(np.maximum, graph.cause_start, graph.causes, -1)
-    if (last >= np.arange(size)).any() or (size and graph.causes.min(initial=0) < 0):
-        wrong = int(np.flatnonzero(last >= np.arange(size))[0])
-        raise ValueError(f"event {wrong} has cause {last[wrong]}; causes must come before what they cause")
-    depth = np.zeros(size, np.int32)
+    late = np.flatnonzero(last >= np.arange(len(graph)))
+    if len(late):
+        raise ValueError(
+            f"event {late[0]} has cause {last[late[0]]}; causes must come before what they cause"
+        )
+    end = np.zeros(len(graph))
     for low, high in _runs(last):
         starts = graph.cause_start[low : high + 1]
-        causes = graph.causes[starts[0] : starts[-1]]
-        depth[low:high] = _over_causes(np.maximum, starts - starts[0], depth[causes], -1) + 1
-    return depth
+        begun = end[graph.causes[starts[0] : starts[-1]]]
+        end[low:high] = _over_causes(np.maximum, starts - starts[0], begun, 0.0) + alone[low:high]
+    return float(end.max(initial=0.0))
+
+
+def _spread(start: Array, chosen: Array) -> tuple[Array, Array]:
+    """Return the entries of the chosen [n], and of which chosen each is."""
+    low = start[chosen]
+    count = start[chosen + 1] - low
+    of = np.repeat(np.arange(len(chosen)), count)
+    return np.arange(len(of)) + (low - np.cumsum(count) + count)[of], of
 
 
 def _runs(last_cause: Array) -> Iterator[tuple[int, int]]:
@@ -137,22 +193,6 @@ def _over_causes(reduce: np.ufunc, start: Array, values: Array, none: float) -> 
     return found
 
 
-def _reordered(graph: EventGraph, order: Array) -> EventGraph:
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    count = np.diff(graph.cause_start)[order]
-    start = np.concatenate([[0], np.cumsum(count)])
-    which = np.repeat(graph.cause_start[:-1][order] - start[:-1], count) + np.arange(start[-1])
-    apart = ("cause_start", "causes", "module_to_node")
-    columns = {f.name: getattr(graph, f.name) for f in fields(graph) if f.name not in apart}
-    return replace(
-        graph,
-        **{name: column[order] for name, column in columns.items() if isinstance(column, np.ndarray)},
-        cause_start=start,
-        causes=place[graph.causes[which]],
-    )
-
-
 # -- what events ask of resources -------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class _Asked:
@@ -167,10 +207,35 @@ class _Asked:
     level: Array  # [n]
 
 
-def _asked(
+def _asked(graph: EventGraph, hardware: Hardware, model: ModelSpec, groups: dict[str, range]) -> _Asked:
+    """Look up what all events ask; notes the links in `groups`."""
+    size = len(graph)
+    start = np.zeros(size + 1, np.int64)
+    latency, floor, alone = (np.empty(size) for _ in range(3))
+    level = np.empty(size, np.int8)
+    # Room for most; what is not used of it is never touched, and so costs nothing.
+    resource, seconds = np.empty(_MOST_ENTRIES * size, np.int32), np.empty(_MOST_ENTRIES * size)
+    used = 0
+    for low in range(0, max(size, 1), _AT_ONCE):
+        high = min(low + _AT_ONCE, size)
+        count, *entries, latency[low:high], floor[low:high], alone[low:high], level[low:high] = _asked_by(
+            graph, low, high, hardware, model, groups
+        )
+        start[low + 1 : high + 1] = count
+        end = used + len(entries[0])
+        if end > len(resource):  # as on long ways through a torus
+            resource = np.concatenate([resource[:used], np.empty(2 * end - used, np.int32)])
+            seconds = np.concatenate([seconds[:used], np.empty(2 * end - used)])
+        resource[used:end], seconds[used:end] = entries
+        used = end
+    np.cumsum(start, out=start)
+    return _Asked(start, resource[:used], seconds[:used], latency, floor, alone, level)
+
+
+def _asked_by(
     graph: EventGraph, low: int, high: int, hardware: Hardware, model: ModelSpec, groups: dict[str, range]
-) -> _Asked:
-    """Look up what the events from `low` to before `high` ask; notes the links in `groups`."""
+) -> tuple[Array, ...]:
+    """Look up the columns of _Asked of the events from `low` to before `high`, with counts for starts."""
     events = np.arange(low, high)
     message = graph.kind[low:high] == MESSAGE
     sent, work = events[message], events[~message]
@@ -182,19 +247,15 @@ def _asked(
     count = np.ones(high - low, np.int64)
     count[message] = np.diff(links.start)
     start = np.concatenate([[0], np.cumsum(count)])
-    took = work_seconds(graph, work, hardware, model)
-    if not len(work):
-        resource, seconds = links.resource + offset, links.seconds
-    else:
-        resource, seconds = np.empty(start[-1], np.int64), np.empty(start[-1])
-        entry = start[:-1][~message]
-        resource[entry] = _worker(graph, work, hardware, groups)
-        seconds[entry] = took
-        others = np.ones(len(resource), bool)
-        others[entry] = False
-        resource[others], seconds[others] = links.resource + offset, links.seconds
+    resource, seconds = np.empty(start[-1], np.int32), np.empty(start[-1])
+    entry = start[:-1][~message]
+    resource[entry] = _worker(graph, work, hardware, groups)
+    seconds[entry] = took = work_seconds(graph, work, hardware, model)
+    others = np.ones(len(resource), bool)
+    others[entry] = False
+    resource[others], seconds[others] = links.resource + offset, links.seconds
     level = np.full(len(events), FREE, np.int8)
-    latency, floor, alone = np.zeros((3, len(events)))
+    latency, floor = np.zeros((2, len(events)))
     level[message], latency[message], floor[message] = links.level, links.latency, links.floor
     if hardware.spec.processors is not None:
         start, resource, seconds, more = _on_processors(
@@ -202,7 +263,7 @@ def _asked(
         )
         latency += more
     alone = np.maximum(_over_causes(np.maximum, start, seconds, 0.0) + latency, floor)
-    return _Asked(start, resource, seconds, latency, floor, alone, level)
+    return np.diff(start), resource, seconds, latency, floor, alone, level
 
 
 def _on_processors(
@@ -254,76 +315,28 @@ def _routes_itself(hardware: Hardware) -> bool:
     return hardware.spec.router is not None or hardware.spec.host.each
 
 
-# -- the schedule -----------------------------------------------------------------------------------------
-def _scheduled(graph: EventGraph, depth: Array, hardware: Hardware, model: ModelSpec) -> Schedule:
-    """Schedule events that are sorted by level."""
-    size, modules = len(graph), len(graph.module_to_node)
-    nodes = int(graph.module_to_node.max(initial=0)) + 1
-    routers = (modules if _routes_itself(hardware) else nodes) + 1
-    groups = {"modules": range(modules), "routing": range(modules, modules + routers)}
-    if hardware.spec.processors is not None:
-        groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + 1)
-    ready, end, alone = np.zeros((3, size))
-    level = np.full(size, FREE, np.int8)
-    borders = np.concatenate([[0], np.flatnonzero(np.diff(depth)) + 1, [size]])
-    queues: _Queues | None = None
-    for levels in _grouped(borders):
-        first, last = levels[0], levels[-1]
-        asked = _asked(graph, first, last, hardware, model, groups)
-        queues = queues or _Queues(max(ids.stop for ids in groups.values()))
-        queues.count(asked.resource, asked.seconds)
-        for low, high in pairwise(levels):
-            starts = graph.cause_start[low : high + 1]
-            begun = end[graph.causes[starts[0] : starts[-1]]]
-            ready[low:high] = at = _over_causes(np.maximum, starts - starts[0], begun, 0.0)
-            end[low:high] = queues.served(asked, low - first, high - first, at)
-        alone[first:last], level[first:last] = asked.alone, asked.level
-    busy = np.zeros(groups["routing"].stop) if queues is None else queues.busy
-    return Schedule(
-        ready, end - alone, end, level, {name: busy[ids.start : ids.stop] for name, ids in groups.items()}
-    )
-
-
-def _grouped(borders: Array) -> Iterator[list[int]]:
-    """Group consecutive levels so that a group has few enough events, or is one level."""
-    group = [int(borders[0])]
-    for border in borders[1:].tolist():
-        if len(group) > 1 and border - group[0] > _AT_ONCE:
-            yield group
-            group = [group[-1]]
-        group.append(border)
-    if group[-1] > group[0]:
-        yield group
-
-
+# -- the queues -------------------------------------------------------------------------------------------
 class _Queues:
-    """When each of R resources is free, and what it has served."""
+    """When each of R resources is free, and what it will have served."""
 
-    def __init__(self, resources: int) -> None:
-        self.free, self.busy = np.zeros((2, resources))
+    def __init__(self, resources: int, asked: _Asked) -> None:
+        self.asked = asked
+        self.free = np.zeros(resources)
+        self.busy = np.bincount(asked.resource, asked.seconds, resources)
         self.key = np.uint16 if resources <= _RADIX else np.int64
 
-    def count(self, resource: Array, seconds: Array) -> None:
-        """Note what is served."""
-        self.busy += np.bincount(resource, seconds, len(self.busy))
-
-    def served(self, asked: _Asked, low: int, high: int, ready: Array) -> Array:
-        """Serve the events from `low` to before `high`, ready at `ready` [n]; returns their ends."""
-        first, last = asked.start[low], asked.start[high]
-        if first == last:
-            return ready
-        starts = asked.start[low : high + 1] - first
-        resource, seconds = asked.resource[first:last], asked.seconds[first:last]
-        order = self._order(resource, starts, ready)
-        mine = resource[order]
-        new = np.empty(len(mine), bool)
-        new[0] = True
-        np.not_equal(mine[1:], mine[:-1], out=new[1:])
-        begin = np.flatnonzero(new)  # of each resource's entries
-        length = np.diff(np.append(begin, len(mine)))
-        came = np.repeat(ready, np.diff(starts))[order]
+    def served(self, events: Array, ready: Array) -> Array:
+        """Serve events [n], which are ready at `ready` [n]; returns when they end."""
+        asked = self.asked
+        entries, of = _spread(asked.start, events)
+        if not len(entries):
+            return np.maximum(ready + asked.latency[events], ready + asked.floor[events])
+        order = self._order(asked.resource[entries], of, ready)
+        entries, of = entries[order], of[order]
+        mine, took, came = asked.resource[entries], asked.seconds[entries], ready[of]
+        begin = np.flatnonzero(np.diff(mine, prepend=-1))  # of each resource's entries
+        length = np.diff(begin, append=len(mine))
         np.maximum(came, self.free[mine], out=came)
-        took = seconds[order]
         done = np.cumsum(took)
         done -= np.repeat(done[begin] - took[begin], length)  # of the resource's own
         # An entry ends at the latest of: when an entry up to it came, plus all service from that one on.
@@ -331,22 +344,18 @@ class _Queues:
         came += took
         done += _running_maximum(came, begin, length)
         self.free[mine[begin]] = done[begin + length - 1]
-        ended = np.empty(len(mine))
-        ended[order] = done
-        end = _over_causes(np.maximum, starts, ended, -np.inf)
-        none = end == -np.inf
-        if none.any():
-            end = np.where(none, ready, end)
-        return np.maximum(end + asked.latency[low:high], ready + asked.floor[low:high])
+        end = ready.copy()
+        np.maximum.at(end, of, done)
+        return np.maximum(end + asked.latency[events], ready + asked.floor[events])
 
-    def _order(self, resource: Array, starts: Array, ready: Array) -> Array:
-        """Sort entries by resource, then by when they are ready, then by their order."""
+    def _order(self, resource: Array, of: Array, ready: Array) -> Array:
+        """Sort entries by resource, then by when their events `of` are ready, then by the events' order."""
         keys = resource.astype(self.key)
         if (ready[1:] >= ready[:-1]).all():
             return np.argsort(keys, kind="stable")
         rank = np.empty(len(ready), np.uint16 if len(ready) <= _RADIX else np.int64)
         rank[np.argsort(ready, kind="stable")] = np.arange(len(ready))
-        order = np.argsort(np.repeat(rank, np.diff(starts)), kind="stable")
+        order = np.argsort(rank[of], kind="stable")
         return order[np.argsort(keys[order], kind="stable")]
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -76,21 +76,25 @@ class View(AbstractContextManager["View"]):
                 yield since_start(event), f"more events of the kind {kind} are in events.jsonl only"
 
 
-def make_view(scenario: Scenario, console: Console, quiet: bool = False) -> View:
+def make_view(
+    scenario: Scenario, console: Console, quiet: bool = False, priced_on: Sequence[str] = ()
+) -> View:
     """The view that fits: nothing if `quiet`, live on a terminal, otherwise lines."""
     if quiet:
         return View()
-    return LiveView(scenario, console) if console.is_terminal else LinesView(scenario, console)
+    kind = LiveView if console.is_terminal else LinesView
+    return kind(scenario, console, priced_on)
 
 
-def headline(scenario: Scenario) -> str:
-    """What is run, in one line."""
+def headline(scenario: Scenario, priced_on: Sequence[str] = ()) -> str:
+    """What is run, in one line; `priced_on` is hardware whose time is told when the run is over."""
     spec, cluster, exchange = scenario.spec, scenario.cluster, scenario.exchange
     codecs = f"{exchange.codec.module} in a node, {exchange.codec.node} between nodes"
     return (
         f"{scenario.name}: {spec.name} (D={spec.d_model} F={spec.d_ff} E={spec.experts} K={spec.top_k} "
         f"L={spec.layers}) on {cluster.nodes} x {cluster.modules_per_node} modules, {cluster.transport}, "
         f"{exchange.kind} exchange, {codecs}"
+        + (f"; emulated time on {', '.join(priced_on)} when it is over" if priced_on else "")
     )
 
 
@@ -109,10 +113,10 @@ def headway(progress: Progress) -> str:
 class LinesView(View):
     """Plain lines, for logs and pipes: what happens, and how far the run is every two seconds."""
 
-    def __init__(self, scenario: Scenario, console: Console) -> None:
+    def __init__(self, scenario: Scenario, console: Console, priced_on: Sequence[str] = ()) -> None:
         super().__init__()
         self.console = console
-        self.headline = headline(scenario)
+        self.headline = headline(scenario, priced_on)
         self.phase, self.next_at = "", 0.0
 
     def __call__(self, progress: Progress) -> None:
@@ -131,9 +135,9 @@ class LinesView(View):
 class LiveView(View):
     """A display, redrawn four times a second: progress, load by module, bytes by link level, events."""
 
-    def __init__(self, scenario: Scenario, console: Console) -> None:
+    def __init__(self, scenario: Scenario, console: Console, priced_on: Sequence[str] = ()) -> None:
         super().__init__()
-        self.scenario = scenario
+        self.scenario, self.priced_on = scenario, priced_on
         self.progress = Progress("start", 0, scenario.run.batches)
         self.events: deque[str] = deque(maxlen=SHOWN_EVENTS)
         self.states = [""] * scenario.cluster.modules
@@ -162,7 +166,10 @@ class LiveView(View):
 
     def __rich__(self) -> RenderableType:
         """The display as it is now; called by the refreshing thread."""
-        parts: list[RenderableType] = [Text(headline(self.scenario), style="bold"), self._bar()]
+        parts: list[RenderableType] = [
+            Text(headline(self.scenario, self.priced_on), style="bold"),
+            self._bar(),
+        ]
         if self.progress.phase != "start":
             parts += [self._modules(), self._links()]
         parts += [Text(line, style="yellow", no_wrap=True, overflow="ellipsis") for line in list(self.events)]

@@ -35,7 +35,10 @@ def one_line(summary: Mapping[str, Any], folder: Path) -> str:
     """The shortest account of a run."""
     rate = f", {count(summary['tokens_per_wall_s'])} tokens/s" if summary["tokens_per_wall_s"] else ""
     cut = f"; {summary['record_cut']}" if summary["record_cut"] else ""
-    return f"{summary['name']}: {verdict(summary)}; {summary['tokens_out']} tokens{rate}; {folder}{cut}"
+    priced = "".join(f"; {name}: {text}" for name, text, _ in _priced(summary))
+    return (
+        f"{summary['name']}: {verdict(summary)}; {summary['tokens_out']} tokens{rate}{priced}; {folder}{cut}"
+    )
 
 
 def print_summary(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
@@ -69,6 +72,10 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 keys = {name: f"{what}_{name}_{clock}_s" for name in ("p50", "p90", "p99", "max")}
                 took = [f"{name} {format_seconds(s[key])}" for name, key in keys.items() if key in s]
                 yield words, ", ".join(took) + (" (virtual)" if clock == "virtual" else "")
+    for name, text, parts in _priced(s):
+        yield f"emulated on {name}", text
+        if parts:
+            yield "  critical path", parts
     if s["record_cut"]:
         yield "record", f"{s['record_cut']}; nor are the figures below complete"
     if s["bytes_sent"] is not None:
@@ -96,6 +103,23 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "", f"and {len(s['rebalances']) - SHOWN_MOVES} more in summary.json"
     for fault in s["faults"]:
         yield f"fault: {fault['kind']}", _fault(fault)
+
+
+def _priced(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What modelled hardware would have taken: its name, the figures, and the parts of a step."""
+    priced = summary.get("priced")
+    if priced is None:
+        return
+    if "refused" in priced:
+        yield ", ".join(priced["hardware"]), f"not priced: {priced['refused']}", ""
+        return
+    for of in priced["hardware"] if isinstance(priced["hardware"], list) else [priced]:
+        rate, step = of["tokens_per_emu_s"], of["step_emu_s"]
+        figures = [f"step {format_seconds(step)}", f"{of['joules_per_token']:.3g} J per token"]
+        if rate is not None:
+            figures.insert(1, f"{count(rate)} tokens per emulated s")
+        parts = [f"{part} {format_seconds(s)}" for part, s in of["critical_path"].items()]
+        yield of["hardware"], ", ".join(figures), ", ".join(parts)
 
 
 def _ratio(of: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,9 +26,11 @@ import xxhash
 from rayemu import machine
 from rayemu.drivers.record import RECORD, save_columns
 from rayemu.emulator import Emulator
+from rayemu.hardware import Hardware
 from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
+from rayemu.report.emulated import add_emulated
 from rayemu.report.progress import Progress
 from rayemu.report.summary import account_tokens, account_traffic, batch_times, latencies, slow_batches
 from rayemu.report.trace import save_trace
@@ -36,6 +38,7 @@ from rayemu.report.trace import trace as trace_of
 from rayemu.running.faults import Injected, due, fault_entry, parameters
 from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
+from rayemu.running.priced import price_run, refuse_what_cannot_hold_it
 from rayemu.running.rebalances import decisions, rebalances
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
@@ -73,21 +76,25 @@ def run_scenario(
     on_progress: Report | None = None,
     trace: bool = False,
     overwrite: bool = False,
+    hardware: Sequence[Hardware] = (),
 ) -> dict[str, Any]:
     """Run a scenario and return its summary, which is also in the run folder (default: runs/NAME).
 
     The folder gets scenario.yaml (as resolved), events.jsonl, record.npz, summary.json, and trace.json if
     `trace`. With `run.check: exact` every output is kept (tokens x width x 4 bytes) and compared bit by bit.
-    `summary["passed"]` says whether every check held. Raises RunError for a folder that holds a run already
+    With `hardware` the run is also priced on it: `summary["priced"]`, and tracks of the trace.
+    `summary["passed"]` says whether every check held. Raises PricingError before the run for hardware that
+    cannot hold it, RunError for a folder that holds a run already
     (unless `overwrite`) and for what does not fit the memory, and whatever the emulator raises.
     """
     report = on_progress or (lambda progress: None)
     refuse_too_large(scenario)
+    refuse_what_cannot_hold_it(scenario, hardware)
     with claimed_folder(out or Path("runs") / scenario.name, overwrite) as (folder, file):
         (folder / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         journal = Journal(file)
         try:
-            summary = _run(scenario, folder, journal, report, trace)
+            summary = _run(scenario, folder, journal, report, trace, hardware)
         except KeyboardInterrupt:
             journal.write("interrupted")
             raise
@@ -124,7 +131,14 @@ def refuse_too_large(scenario: Scenario) -> None:
         )
 
 
-def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, trace: bool) -> dict[str, Any]:
+def _run(
+    scenario: Scenario,
+    folder: Path,
+    journal: Journal,
+    report: Report,
+    trace: bool,
+    hardware: Sequence[Hardware],
+) -> dict[str, Any]:
     if notice := denormals_notice():
         journal.write("fallback", what=notice)
     if "OPENBLAS_CORETYPE" in os.environ:
@@ -144,6 +158,7 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
         exact = _compare(emulator, measured, inputs(), journal, report)
         check_wall_s = time.perf_counter() - start
     summary = _summary(scenario, emulator, measured, journal, exact, check_wall_s)
+    emulated = price_run(scenario, measured.record, summary, hardware)
     journal.write("finished", passed=summary["passed"])
     save_columns(folder / "record.npz", measured.record)
     save_loads(folder / RUN_LOADS, {r.batch: r.expert_tokens for r in measured.results if r.failure is None})
@@ -152,6 +167,8 @@ def _run(scenario: Scenario, folder: Path, journal: Journal, report: Report, tra
         codecs = [codec.name for codec in emulator.config.codecs]
         events = read_journal(folder / "events.jsonl")
         content = trace_of(measured.record, nodes.tolist(), codecs, events, measured.began)
+        for one in emulated:
+            add_emulated(content, *one)
         save_trace(folder / "trace.json", content)
     return summary
 

@@ -109,6 +109,9 @@ def test_overhead_is_the_median_over_pairs() -> None:
     }
     shown = text(overhead_table(SIZES["small"], {"default": default, "never": never}, relative))
     assert "+2.0 %" in shown and "-1.0 %" in shown and "+10.0 %" in shown
+    recorded = {"default": default, "unrecorded": never}
+    assert overhead_ratios(recorded, "unrecorded") == relative
+    assert "Cost of the record" in text(overhead_table(SIZES["small"], recorded, relative, "recording"))
 
 
 def test_results_are_written_whole(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def drawn(seed: int, events: int = 120, modules: int = 6, nodes: int = 3) -> Eve
     for number in range(events):
         after = rng.choice(number, size=min(number, int(rng.integers(5))), replace=False).tolist()
         module, other = rng.integers(modules, size=2).tolist()
-        common = dict(after=after, batch=int(rng.integers(3)), rows=int(rng.integers(0, 40)))
+        common = dict(after=after, batch=int(rng.integers(3)), rows=int(rng.integers(1, 40)))
         kind = int(rng.integers(6))
         if kind == ROUTE:
             draft.route(int(rng.integers(-1, modules)), **common)

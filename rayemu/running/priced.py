@@ -1,0 +1,37 @@
+"""A run priced on modelled hardware as soon as it is over: its second clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rayemu.hardware import Hardware
+from rayemu.pricing import EventGraph, Schedule
+from rayemu.pricing.memory import PricingError, refuse_overfull
+from rayemu.pricing.recorded import held_by, price_recorded, recorded
+from rayemu.scenario import Scenario
+
+
+def refuse_what_cannot_hold_it(scenario: Scenario, hardware: Sequence[Hardware]) -> None:
+    """Raise PricingError for hardware whose modules cannot hold the experts that a scenario puts on them."""
+    for one in hardware:
+        refuse_overfull(held_by(scenario, one), one)
+
+
+def price_run(
+    scenario: Scenario, record: np.ndarray, summary: dict[str, Any], hardware: Sequence[Hardware]
+) -> list[tuple[str, EventGraph, Schedule]]:
+    """Put the pricing of a run in its summary, or why there is none; gives the schedules, by name."""
+    if not hardware:
+        return []
+    try:
+        run = recorded(scenario, record, summary)
+        priced = [price_recorded(run, one) for one in hardware]
+    except PricingError as error:
+        summary["priced"] = {"hardware": [one.name for one in hardware], "refused": str(error)}
+        return []
+    figures = [found for found, _ in priced]
+    summary["priced"] = figures[0] if len(figures) == 1 else {"hardware": figures}
+    return [(found["hardware"], run.graph, plan) for found, plan in priced]

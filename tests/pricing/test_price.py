@@ -1,0 +1,129 @@
+"""Figures of a schedule against sums by hand, and which modules hold what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rayemu.hardware import Hardware, load_hardware
+from rayemu.model.spec import ModelSpec
+from rayemu.pricing import schedule
+from rayemu.pricing.graph import OTHER, REPLY
+from rayemu.pricing.memory import PricingError, memory_map, refuse_overfull
+from rayemu.pricing.price import price
+from tests.pricing.graphs import TOY, Draft, step
+
+MODEL = ModelSpec("m", 512, 256, 8, 2, layers=2)
+PIM = load_hardware(TOY)
+
+
+def test_the_figures_of_a_small_step_by_hand() -> None:
+    draft = Draft([0, 0, 1])
+    submit = draft.send(-2, -1, 1.0, OTHER)
+    near = draft.send(0, 1, 64e3, after=submit)
+    far = draft.send(0, 2, 12.5e3, after=submit)
+    passes = [draft.expert(1, 1, 3, after=near), draft.expert(2, 2, 5, after=far)]
+    back = [draft.send(1, 0, 64e3, REPLY, after=passes[0]), draft.send(2, 0, 12.5e3, REPLY, after=passes[1])]
+    draft.send(0, -2, 1.0, OTHER, after=draft.combine(0, 4, after=back))
+    graph = draft.graph()
+    plan = schedule(graph, PIM, MODEL)
+    found = price(graph, plan, PIM, MODEL, tokens=4)
+    took = plan.end.max()
+    assert found["step_emu_s"] == found["stream_emu_s"] == took
+    assert found["tokens_per_emu_s"] == pytest.approx(4 / took)
+    assert (found["batches"], found["modules"], found["nodes"]) == (1, 3, 2)
+    energy = found["energy_joules"]
+    weights = 3 * 512 * 256
+    assert energy["experts"] == pytest.approx(2 * weights * 16 * 2e-12 + 2 * weights * 8 * 1e-12)
+    assert energy["module_links"] == pytest.approx(2 * 64e3 * 8 * 10e-12)
+    assert energy["static"] == pytest.approx(2.0 * 3 * took)
+    assert found["energy_not_known"] == ["combine", "node_links"]
+    assert found["joules_per_token"] == pytest.approx(sum(energy.values()) / 4)
+    busy = [PIM.combine_seconds(512, 2, 4), *(PIM.expert_seconds(512, 256, rows) for rows in (3, 5))]
+    use = found["utilisation"]["modules"]
+    assert use == {"mean": pytest.approx(sum(busy) / 3 / took), "max": pytest.approx(max(busy) / took)}
+    assert found["utilisation"]["node_links"]["max"] == pytest.approx(1e-6 / took)
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_the_critical_path_sums_to_the_step(in_flight: int) -> None:
+    graph = step(batches=5, in_flight=in_flight)
+    found = price(graph, schedule(graph, PIM, MODEL), PIM, MODEL, tokens=80)
+    assert list(found["critical_path"]) == ["route", "dispatch", "queue", "compute", "combine"]
+    assert sum(found["critical_path"].values()) == pytest.approx(found["step_emu_s"], rel=1e-12)
+    if in_flight == 1:  # one batch after the other
+        assert found["stream_emu_s"] == pytest.approx(5 * found["step_emu_s"])
+    else:
+        assert found["stream_emu_s"] < 5 * found["step_emu_s"]
+
+
+def test_no_figure_of_time_hides_its_clock() -> None:
+    graph = step()
+    found = price(graph, schedule(graph, PIM, MODEL), PIM, MODEL, tokens=32)
+    times = [key for key in found if key.endswith("_s")]
+    assert times and all(key.endswith("_emu_s") for key in times)
+
+
+def test_cost_over_three_years_by_hand() -> None:
+    graph = step(batches=1, modules=4, per_node=2)
+    plan = schedule(graph, PIM, MODEL)
+    found = price(graph, plan, PIM, MODEL, tokens=16)
+    watts = found["joules_per_token"] * 16 / plan.span
+    hours = 3 * 365 * 24
+    cost = found["cost"]
+    assert cost["bought_usd"] == 4 * 1000 + 2 * 5000
+    assert cost["mean_watts"] == pytest.approx(watts)
+    assert cost["power_usd"] == pytest.approx(watts / 1000 * hours * 0.1)
+    assert cost["total_usd"] == pytest.approx(cost["bought_usd"] + cost["power_usd"])
+    tokens = found["tokens_per_emu_s"] * hours * 3600
+    assert cost["usd_per_million_tokens"] == pytest.approx(cost["total_usd"] / tokens * 1e6)
+
+
+def test_hardware_without_a_price_has_no_cost() -> None:
+    graph = step(batches=1)
+    hardware = load_hardware("hbm2-pim")
+    assert price(graph, schedule(graph, hardware, MODEL), hardware, MODEL, 16)["cost"] is None
+
+
+def test_nothing_finished_is_refused() -> None:
+    draft = Draft([0])
+    draft.send(-2, -1, 1.0, OTHER, batch=-1)
+    graph = draft.graph()
+    with pytest.raises(PricingError, match="no batch was finished"):
+        price(graph, schedule(graph, PIM, MODEL), PIM, MODEL, 4)
+
+
+def narrow() -> Hardware:
+    return load_hardware(TOY, "module.banks.capacity={value: 1 GB, source: test}")
+
+
+def test_a_memory_map_counts_the_full_width_at_the_hardware_s_precision() -> None:
+    model = ModelSpec("m", 512, 256, 8, 2, layers=2, shared_d_ff=128)
+    found = memory_map(PIM, model.scaled(8), np.array([3, 13]), rows=10)
+    expert = 3 * 512 * 256 * 2  # fp16
+    assert found.experts.tolist() == [3 * expert, 13 * expert]
+    gate, norm, shared = 8 * 512, 512, 3 * 512 * 128
+    assert found.common == 2 * (gate + norm + shared) * 2
+    assert found.activations == model.activation_bytes(10) // 2
+    assert found.total.tolist() == [held + found.common + found.activations for held in found.experts]
+    assert found.fits is True
+
+
+def test_a_module_that_cannot_hold_its_experts_is_refused_with_sizes_and_remedy() -> None:
+    model = ModelSpec("m", 4096, 14336, 8, 2)
+    found = memory_map(narrow(), model, np.array([2, 4, 2]), rows=1)
+    assert found.fits is False
+    with pytest.raises(
+        PricingError, match=r"toy: module 1 needs 1\.\d+ GiB .* holds 954 MiB .*1 of 3.*--allow"
+    ):
+        refuse_overfull(found, narrow())
+    refuse_overfull(memory_map(PIM, model, np.array([2, 4, 2]), rows=1), PIM)
+
+
+def test_fetched_weights_are_held_where_they_are_fetched_from() -> None:
+    model = ModelSpec("m", 4096, 14336, 8, 2)
+    fetch = "module.fetch={bandwidth: {value: 50 GB/s, source: t}, latency: {value: 1 us, source: t}}"
+    offload = load_hardware(TOY, "module.banks.capacity={value: 1 GB, source: t}", fetch)
+    found = memory_map(offload, model, np.array([2, 4, 2]), rows=1)
+    assert found.elsewhere and found.fits is None
+    refuse_overfull(found, offload)
