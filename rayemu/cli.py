@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import rayemu
-from rayemu.cli_errors import FAILED, plain_errors, refuse
+from rayemu.cli_errors import FAILED, plain_errors, refuse, until_unread
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
 BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams", "planning")
@@ -458,9 +458,9 @@ def price(
 
 @app.command()
 def calibrate(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
-        "this-machine.yaml"
-    ),
+    out: Annotated[
+        Path, typer.Argument(metavar="FILE", callback=_folder, help="Where to write it (.yaml); is replaced.")
+    ] = Path("this-machine.yaml"),
 ) -> None:
     """Measure this machine (a minute, best when it is quiet) and write it as a hardware to price runs on."""
     with plain_errors():
@@ -663,7 +663,7 @@ def whatif(
 
 def main() -> None:
     """The entry point of the `rayemu` command."""
-    app()
+    until_unread(app)
 
 
 if __name__ == "__main__":
