@@ -71,4 +71,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

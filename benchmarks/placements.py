@@ -151,4 +151,6 @@ CASES: list[tuple[str, Any, dict[str, int]]] = [
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

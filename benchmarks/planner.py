@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -361,4 +360,6 @@ def _show(console: Console, results: list[dict[str, Any]], drifted: dict[str, fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

@@ -38,7 +38,9 @@ def layers(count: int, modules: int, tokens: int) -> EventGraph:
     causes = [graph.causes, *(chained + layer * size for layer in range(1, count))]
     apart = ("cause_start", "causes", "module_to_node")
     columns: dict[str, Any] = {f.name: getattr(graph, f.name) for f in fields(graph) if f.name not in apart}
-    tiled = {name: np.tile(c, count) for name, c in columns.items() if isinstance(c, np.ndarray)}
+    tiled: dict[str, Any] = {
+        name: np.tile(c, count) for name, c in columns.items() if isinstance(c, np.ndarray)
+    }
     start = np.concatenate([[0], np.cumsum(np.concatenate([first, np.tile(waits, count - 1)]))])
     return replace(graph, **tiled, cause_start=start, causes=np.concatenate(causes))
 

@@ -9,7 +9,6 @@ activation between them, by turns, with one BLAS thread. The environment can cho
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,4 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

@@ -9,7 +9,6 @@ more than 1.5 times as long while experts move (p99 against the median at other 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,4 +118,6 @@ def plot(still: dict[str, Any], moved: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

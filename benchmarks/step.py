@@ -9,7 +9,6 @@ and writes JSON.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -156,4 +155,6 @@ def _right(results: dict[str, Result]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

@@ -9,7 +9,6 @@ tokens that have an expert in common.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import islice
@@ -105,4 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

@@ -162,4 +162,6 @@ def entropy(ids: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

@@ -97,4 +97,6 @@ def plain(check: Check) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from rayemu.cli_errors import until_unread
+
+    until_unread(main)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import rayemu
-from rayemu.cli_errors import FAILED, plain_errors, refuse
+from rayemu.cli_errors import FAILED, plain_errors, refuse, until_unread
 
 TRACE_FORMATS = "rayemu, eplb, vllm, sglang, trtllm, flame or npy"
 BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams", "planning")
@@ -458,9 +458,9 @@ def price(
 
 @app.command()
 def calibrate(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")] = Path(
-        "this-machine.yaml"
-    ),
+    out: Annotated[
+        Path, typer.Argument(metavar="FILE", callback=_folder, help="Where to write it (.yaml); is replaced.")
+    ] = Path("this-machine.yaml"),
 ) -> None:
     """Measure this machine (a minute, best when it is quiet) and write it as a hardware to price runs on."""
     with plain_errors():
@@ -622,6 +622,10 @@ def whatif(
             min=1, metavar="B", help="Batches; else the scenario's, fewer where that would be long."
         ),
     ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Also the bandwidth that a layer's dispatch needs to end in it."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.scale=1; repeatable."),
@@ -640,6 +644,7 @@ def whatif(
     with plain_errors():
         from rayemu.hardware import packaged
         from rayemu.study.whatif import Machines, parse_modules, whatif
+        from rayemu.units import parse_seconds
 
         if not hardware:
             refuse([f"--hardware is missing; one or more of {', '.join(packaged())}, or a YAML file"])
@@ -649,12 +654,16 @@ def whatif(
             machines = Machines(parse_modules(modules), nodes, modules_per_node)
         except ValueError as error:
             refuse([f"--modules: {error}"])
-        whatif(scenario, hardware or [], machines, tokens, batches, settings or [], overfull, json)
+        try:
+            within = None if deadline is None else parse_seconds(deadline)
+        except ValueError as error:
+            refuse([f"--deadline: {deadline} {error}"])
+        whatif(scenario, hardware or [], machines, tokens, batches, settings or [], overfull, json, within)
 
 
 def main() -> None:
     """The entry point of the `rayemu` command."""
-    app()
+    until_unread(app)
 
 
 if __name__ == "__main__":

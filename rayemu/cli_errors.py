@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import typer
 
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130  # exit codes
+FAILED, REFUSED, INTERRUPTED, UNREAD = 1, 2, 130, 141  # exit codes; 141 is what a shell gives for SIGPIPE
 
 
 def refuse(lines: list[str]) -> None:
@@ -26,10 +30,46 @@ def plain_errors() -> Iterator[None]:
         typer.secho("rayemu: interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise  # `until_unread` ends the command
         lines = _expected(error)
         if lines is None:
             raise
         refuse(lines)
+
+
+def until_unread(command: Callable[[], int | None]) -> NoReturn:
+    """End with what a command returns; where nobody reads its output (`| head -1`) with 141, saying nothing.
+
+    Click and rich end it with 1 then, which means that a check failed.
+    """
+    try:
+        try:
+            code = command()
+        finally:
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
+    except (SystemExit, OSError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, BrokenPipeError):
+            cause = cause.__context__
+        if cause is not None and not isinstance(error.__context__, typer.Exit):
+            code = UNREAD
+        elif isinstance(error, OSError):  # a full disk
+            typer.secho(f"rayemu: {error}", fg=typer.colors.RED, err=True)
+            code = REFUSED
+        else:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+        raise SystemExit(code) from None
+    raise SystemExit(code)
+
+
+def _nobody_reads() -> bool:
+    """Whether the standard output is a pipe whose other end is closed."""
+    waiting = select.poll()
+    waiting.register(sys.stdout, 0)
+    return bool(waiting.poll(0))
 
 
 def _expected(error: Exception) -> list[str] | None:

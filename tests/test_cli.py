@@ -48,6 +48,35 @@ def test_help_explains_and_is_quick() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(f"rayemu.cli {line}" for line in ("--help", "list", "hardware --json", "model olmoe", "reproduce")),
+        "benchmarks.validation parts",
+    ],
+)
+def test_output_that_nobody_reads_ends_a_command_quietly(arguments: str) -> None:
+    """As `| head -1` leaves it: no line, no traceback, and not the exit code of a failed check."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", *arguments.split()]
+    try:
+        ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=120, check=False)
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the disk that is always full is Linux's")
+@pytest.mark.parametrize("arguments", ["--version", "hardware --json"])
+def test_output_that_finds_no_room_is_one_line(arguments: str) -> None:
+    command = [sys.executable, "-m", "rayemu.cli", *arguments.split()]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1 and b"No space left" in ended.stderr
+
+
 def test_the_version_is_the_package_s() -> None:
     assert invoke("--version").stdout.strip() == f"rayemu {rayemu.__version__}"
 

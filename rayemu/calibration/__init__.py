@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rayemu.calibration.hardware import description, written
+from rayemu.calibration.hardware import check_writable, description, written
 from rayemu.calibration.measure import on_every_core
 from rayemu.calibration.runs import FIRST, RUNS, Ran, fit_costs, predicted, ran
 from rayemu.hardware import Hardware
@@ -34,10 +34,12 @@ def calibration_scenario(number: int, extra: dict[str, Any]) -> Scenario:
 def calibrate(out: Path, report: Callable[[str], None]) -> tuple[Hardware, dict[str, float], list[Ran]]:
     """Measure this machine and write it as a hardware file; returns it, what was measured, and the runs.
 
-    Best on a machine that does nothing else. Raises OSError where the file cannot be written, and what a run
+    Best on a machine that does nothing else. The file is there when all is done, and stays as it was where
+    that fails. Raises OSError where the file cannot be written, before anything is measured, and what a run
     raises.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = out.resolve()  # of a link, what it points to
+    check_writable(out)
     report(f"expert passes and codecs on {cores()} cores at once ...")
     measured = on_every_core(cores(), PASSES_S)
     runs = []

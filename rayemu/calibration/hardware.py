@@ -79,6 +79,16 @@ def description(measured: dict[str, float], costs: dict[str, float], processor: 
     }
 
 
+def check_writable(file: Path) -> None:
+    """Make the folder of a file, and a file beside it as `written` does. Raises OSError where that fails."""
+    if file.exists() and not file.is_file():
+        raise OSError(f"{file}: is no file that can be replaced; name another")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part")
+    part.touch()
+    part.unlink()
+
+
 def written(content: dict[str, Any], file: Path) -> Hardware:
     """Write the file, and load it as whoever uses it will."""
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)

@@ -6,8 +6,10 @@ Everything is measured while all cores do the same, as modules do: one core alon
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,15 @@ CACHES = 64e6  # bytes of weights that are used in turn, so that no cache holds 
 def on_every_core(cores: int, seconds: float) -> dict[str, Any]:
     """Run `measured` in a process per core at once; return the median of what they found, key by key."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(cores) as pool:
+    # Ctrl-C goes to all processes of a terminal: this one ends the others, which have nothing to say of it.
+    # They inherit what is blocked here; the start of the tracker, on its own, would unblock it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pool = context.Pool(cores)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with pool:
         found = pool.map(_measured, [seconds] * cores, chunksize=1)
     return {key: float(np.median([one[key] for one in found])) for key in found[0]}
 

@@ -216,7 +216,7 @@ def save_columns(path: Path, record: np.ndarray) -> None:
 
 
 def load_columns(path: Path) -> np.ndarray:
-    """Load what `save_columns` wrote. Raises RecordError for another version and for a file that is cut."""
+    """Load what `save_columns` wrote. Raises RecordError for another version and what is cut or damaged."""
     remedy = "run the scenario again to record it anew"
     try:
         with np.load(path) as file:
@@ -237,6 +237,15 @@ def load_columns(path: Path) -> np.ndarray:
         told = ", ".join(f"{name} {shape}" for name, shape in lengths.items())
         raise RecordError(f"{path}: cut, its columns are not of one length ({told}); {remedy}")
     record = np.zeros(len(columns["kind"]), dtype)
+    most = {"kind": len(KINDS) - 1, "level": 2, "cause": len(record) - 1}
+    least = {"src": -2, "dst": -2, "cause": -1, "rows": 0}
     for name in names:
-        record[name] = columns[name]
+        given = columns[name]
+        if given.dtype.kind in "biuf" and np.isfinite(given).all():
+            record[name] = given
+            held = record[name]  # where a value is beyond the column's type it is another one
+            low, high = held >= least.get(name, -np.inf), held <= most.get(name, np.inf)
+            if np.array_equal(held, given) and low.all() and high.all():
+                continue
+        raise RecordError(f"{path}: damaged, {name} has values that it cannot have; {remedy}")
     return record

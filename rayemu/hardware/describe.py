@@ -71,6 +71,9 @@ def derived(hardware: Hardware) -> list[Derived]:
             "ridge_reached", rate * compute.share / reached, "FLOP/B", "rate / bandwidth, both as reached"
         ),
     ]
+    if (fetch := hardware.spec.module.fetch) is not None:
+        reached = fetch.bandwidth * fetch.share
+        found.append(_quantity("fetched_reached", reached, "rate", "fetch.bandwidth x fetch.share"))
     if banks.rows is not None:
         found.append(
             _ratio(

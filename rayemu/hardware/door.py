@@ -11,8 +11,12 @@ import numpy as np
 from rayemu.hardware import passes, transfers
 from rayemu.hardware.loading import HardwareError, Loaded, load
 from rayemu.hardware.quantities import write
-from rayemu.hardware.spec import BITS, Level
+from rayemu.hardware.spec import BITS, LEVELS, Level
 from rayemu.hardware.spec import Hardware as Spec
+from rayemu.plain_yaml import show
+
+MOST = 1 << 53  # rows and sizes, up to which float64 counts whole numbers
+MOST_NODES = 1 << 20  # each has links of its own
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,10 @@ class Hardware:
     ) -> float | np.ndarray:
         """Seconds of one expert's pass over `rows`: D x F, gated is SwiGLU, weights in the module's memory.
 
-        `weight_bits` None: those of the hardware's precision. Raises ValueError for sizes below 1.
+        `weight_bits` None: those of the hardware's precision. Raises ValueError for sizes that are no whole
+        numbers from 1 on.
         """
-        _check(d_model=d_model, d_ff=d_ff, rows=rows, weight_bits=weight_bits)
+        _check(d_model=d_model, d_ff=d_ff, rows=rows, weight_bits=weight_bits, gated=gated)
         return _like(
             passes.expert_seconds(self.spec, d_model, d_ff, np.asarray(rows), gated, weight_bits), rows
         )
@@ -63,7 +68,7 @@ class Hardware:
 
         `static` False: of its work alone, for whoever charges static power by the clock, idle time included.
         """
-        _check(d_model=d_model, d_ff=d_ff, rows=rows, weight_bits=weight_bits)
+        _check(d_model=d_model, d_ff=d_ff, rows=rows, weight_bits=weight_bits, gated=gated)
         count = np.asarray(rows)
         return _like(passes.expert_joules(self.spec, d_model, d_ff, count, gated, weight_bits, static), rows)
 
@@ -92,9 +97,10 @@ class Hardware:
     def check_fits(self, held: np.ndarray | Sequence[float], what: str = "experts") -> None:
         """Refuse a module that cannot hold its share: `held` [M] bytes of `what` on each module.
 
-        Where weights are fetched, they have to fit where they come from. Raises HardwareError, with numbers.
+        Where weights are fetched, they have to fit where they come from. Raises HardwareError, with numbers,
+        and ValueError for what is no number of bytes.
         """
-        sizes = np.asarray(held, np.float64)
+        sizes = _amounts(held, "held").astype(np.float64).ravel()
         if not sizes.size or sizes.max() <= self.capacity:
             return
         worst = int(sizes.argmax())
@@ -114,7 +120,9 @@ class Hardware:
         return fetch.capacity if fetch.capacity is not None else float("inf")
 
     def level(self, name: str) -> Level:
-        """The link of a level: bank, module, node or cluster."""
+        """The link of a level: bank, module, node or cluster. Raises ValueError for any other."""
+        if name not in LEVELS:
+            raise ValueError(f"level: {_shown(name)} is not allowed; allowed: {', '.join(LEVELS)}")
         return transfers.level_of(self.spec, name)
 
     def all_to_all_seconds(
@@ -134,22 +142,31 @@ class Hardware:
 
         Levels that nothing crosses are left out. Raises ValueError where latency alone takes longer.
         """
+        seconds = _array(deadline, "deadline")
+        if seconds.ndim or seconds.dtype.kind not in "iuf" or not np.isfinite(seconds):
+            raise ValueError(f"deadline: {_shown(deadline)} is not allowed; allowed: a number of seconds")
         sizes, nodes = self._exchange(bytes_between, module_to_node)
         return transfers.bandwidth_needed(self.spec, sizes, nodes, deadline)
 
     def _exchange(
         self, bytes_between: np.ndarray, module_to_node: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        sizes = np.asarray(bytes_between)
-        if sizes.ndim != 2 or not np.issubdtype(sizes.dtype, np.number):
-            raise ValueError(
-                f"bytes_between has shape {sizes.shape} of {sizes.dtype}; it must be numbers [M, M]"
-            )
-        if (sizes < 0).any() or not np.isfinite(sizes).all():
-            raise ValueError("bytes_between: every number of bytes must be 0 or more, and finite")
+        sizes = _amounts(bytes_between, "bytes_between")
+        modules = len(sizes) if sizes.ndim else 0
+        if sizes.shape != (modules, modules):
+            raise ValueError(f"bytes_between has shape {sizes.shape}; it must be [M, M], from row to column")
         if module_to_node is None:
-            return sizes, np.arange(len(sizes)) // self.spec.modules_per_node
-        return sizes, np.asarray(module_to_node)
+            return sizes, np.arange(modules) // self.spec.modules_per_node
+        nodes = _array(module_to_node, "module_to_node")
+        if nodes.shape != (modules,) or (modules and nodes.dtype.kind not in "iu"):
+            raise ValueError(
+                f"module_to_node: {_shown(module_to_node)} is not allowed; it must be the node of each of "
+                f"{modules} modules, whole numbers from 0"
+            )
+        if modules and not 0 <= nodes.min() <= nodes.max() < MOST_NODES:
+            wrong = nodes.min() if nodes.min() < 0 else nodes.max()
+            raise ValueError(f"module_to_node: node {wrong} is not allowed; allowed: 0 to {MOST_NODES - 1}")
+        return sizes, nodes
 
 
 def load_hardware(source: str | os.PathLike[str], *changes: str) -> Hardware:
@@ -157,6 +174,10 @@ def load_hardware(source: str | os.PathLike[str], *changes: str) -> Hardware:
 
     `changes` are assignments such as "module.banks.count.value=32".
     """
+    if wrong := [change for change in changes if not isinstance(change, str)]:
+        raise HardwareError(
+            [f"{_shown(wrong[0])}: is not an assignment; write 'module.banks.count.value=32'"]
+        )
     loaded: Loaded = load(source, changes)
     return Hardware(loaded.spec, loaded.sources, loaded.remarks)
 
@@ -165,12 +186,39 @@ def _like(result: np.ndarray, rows: int | np.ndarray) -> float | np.ndarray:
     return float(result) if np.ndim(rows) == 0 and not isinstance(rows, np.ndarray) else np.asarray(result)
 
 
-def _check(**given: int | np.ndarray | None) -> None:
+def _check(*, weight_bits: int | None = None, gated: bool = True, **given: int | np.ndarray) -> None:
+    if weight_bits is not None:
+        given["weight_bits"] = weight_bits
+    if not isinstance(gated, (bool, np.bool_)):
+        raise ValueError(f"gated: {_shown(gated)} is not allowed; allowed: True or False")
     for name, value in given.items():
-        if value is None:
-            continue
-        numbers = np.asarray(value)
-        least = 0 if name == "rows" else 1
-        whole = np.issubdtype(numbers.dtype, np.integer) and (name == "rows" or not numbers.ndim)
-        if not whole or (numbers < least).any():
-            raise ValueError(f"{name}: {value!r} is not allowed; allowed: whole numbers from {least} on")
+        least, most = (0 if name == "rows" else 1), (64 if name == "weight_bits" else MOST)
+        numbers = _array(value, name)
+        whole = numbers.dtype.kind in "iu" and (name == "rows" or not numbers.ndim)
+        if numbers.size and (not whole or (numbers < least).any() or (numbers > most).any()):
+            limit = "2^53" if most == MOST else most
+            raise ValueError(
+                f"{name}: {_shown(value)} is not allowed; allowed: whole numbers from {least} to {limit}"
+            )
+
+
+def _shown(value: object) -> str:
+    return " ".join(show(value).split())  # an array has lines
+
+
+def _array(value: object, name: str) -> np.ndarray:
+    """The value as an array. Raises ValueError, where it is lists of several lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name}: {_shown(value)} is not allowed; its rows have several lengths") from None
+
+
+def _amounts(value: object, name: str) -> np.ndarray:
+    """Numbers of bytes. Raises ValueError."""
+    sizes = _array(value, name)
+    if sizes.size and sizes.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: {_shown(value)} is not allowed; it must be numbers of bytes")
+    if (sizes < 0).any() or not np.isfinite(sizes).all():
+        raise ValueError(f"{name}: every number of bytes must be 0 or more, and finite")
+    return sizes

@@ -21,6 +21,7 @@ from rayemu.scenario.loading import override, parse
 LARGEST = 1 << 20  # bytes of a file, hundreds of times what any hardware has
 LIKE = 5  # files, each like the next
 DEEPEST, MOST = 10, 10_000  # levels and entries of its data, which a few aliases of YAML can multiply
+LONGEST = 80  # characters of a name, which stands in tables
 _KEYS = ("value", "source", "remark")
 _WORDS = ("name", "about", "remark", "precision", "kind", "activations")  # fields that hold no number
 
@@ -50,7 +51,7 @@ def load(source: str | os.PathLike[str], changes: tuple[str, ...] = ()) -> Loade
     `changes` are assignments such as "module.banks.count.value=32". Raises HardwareError, naming the field,
     the value and what is allowed.
     """
-    where = os.fspath(source)
+    where = os.fsdecode(source)
     try:
         data = override(_data(where), changes)
     except ScenarioError as error:
@@ -76,7 +77,12 @@ def load(source: str | os.PathLike[str], changes: tuple[str, ...] = ()) -> Loade
 
 def _data(source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a file says, laid over the hardware that it is `like`, if it names one; `above` are like it."""
-    data = parse(_read(source), source)
+    try:
+        text = _read(source)
+    except HardwareError as error:
+        asked = f"{above[-1]}: like: " if above else ""
+        raise HardwareError([f"{asked}{problem}" for problem in error.problems]) from None
+    data = parse(text, source)
     if not isinstance(data, dict):
         raise HardwareError([f"{source}: {show(data)} is not a hardware; it takes keys: name, module, ..."])
     _refuse_large(data, source)  # what is laid over each other is walked through
@@ -139,19 +145,31 @@ def _read(source: str) -> str:
             data = opened.read(LARGEST + 1)
         text = data.decode("utf-8") if len(data) <= LARGEST else ""
     except FileNotFoundError:
-        names = f"{', '.join(known)}{close_to(source, known)}"
+        names = f"{', '.join(known)}{_meant(source, known)}"
         raise HardwareError(
-            [f"{source}: no such hardware or file; hardware that comes with rayemu: {names}"]
+            [f"{_short(source)}: no such hardware or file; hardware that comes with rayemu: {names}"]
         ) from None
     except UnicodeDecodeError:
         raise HardwareError([f"{source}: cannot be read: it is not UTF-8 text"]) from None
     except OSError as error:
-        raise HardwareError([f"{source}: cannot be read: {error.strerror}"]) from None
+        raise HardwareError([f"{_short(source)}: cannot be read: {error.strerror}"]) from None
     except ValueError:  # a NUL in the path
         raise HardwareError([f"{show(source)}: is not the path of a file"]) from None
     if len(data) > LARGEST:
         raise HardwareError([f"{source}: is larger than 1 MiB; a hardware is a file of some 100 lines"])
     return text
+
+
+def _short(source: str) -> str:
+    """A name or path for a message."""
+    return source if len(source) <= 200 and source.isprintable() and source else show(source)
+
+
+def _meant(source: str, known: list[str]) -> str:
+    """Ask whether the hardware that begins so was meant, or else the one that looks most alike."""
+    name = os.path.basename(source).lower().removesuffix(".yaml")
+    begin = [one for one in known if name and one.startswith(name)]
+    return f" (did you mean {' or '.join(begin)}?)" if begin else close_to(name, known)
 
 
 @dataclass
@@ -170,11 +188,20 @@ class _Splitter:
         if isinstance(data, list):
             self.problems.append(f"{'.'.join(path)}: {show(data)} has no source; {_written(data)}")
             return tuple(data)
+        if isinstance(data, str):
+            self.text(data, ".".join(path))
         number = isinstance(data, (int, float)) and not isinstance(data, bool)
         if number or (isinstance(data, str) and re.match(r"\s*[-+]?\.?[0-9]", data)):
             if path[-1:] and path[-1] not in _WORDS:
                 self.problems.append(f"{'.'.join(path)}: {show(data)} has no source; {_written(data)}")
         return data
+
+    def text(self, text: str, path: str) -> None:
+        """Complain of what a terminal would not show but do."""
+        if not all(character.isprintable() or character in "\n\t" for character in text):
+            self.problems.append(
+                f"{path}: {show(text)} is not allowed; it has control characters, leave them out"
+            )
 
     def quantity(self, data: dict[Any, Any], path: str) -> Any:
         value, source = data.get("value"), data.get("source")
@@ -189,8 +216,10 @@ class _Splitter:
             self.problems.append(f"{path}: {show(value)} has no source; {_written(value)}")
         else:
             self.sources[path] = source.strip()
+            self.text(source, f"{path}.source")
             if data.get("remark"):
                 self.remarks[path] = str(data["remark"]).strip()
+                self.text(self.remarks[path], f"{path}.remark")
         return tuple(value) if isinstance(value, list) else value
 
 
@@ -207,6 +236,8 @@ def _written(value: Any) -> str:
 def _impossible(spec: Spec) -> list[str]:
     """What no field alone can tell."""
     found = []
+    if not spec.name.strip() or len(spec.name) > LONGEST or "\n" in spec.name:
+        found.append(f"name: {show(spec.name)} is not allowed; allowed: a line of 1 to {LONGEST} characters")
     compute, banks = spec.module.compute, spec.module.banks
     if compute.precision not in compute.rates:
         rates = ", ".join(compute.rates) or "none"

@@ -27,6 +27,7 @@ from rayemu.alltoall.all_homes import (
 )
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
+from rayemu.pricing.events import Events
 from rayemu.pricing.frames import Frames
 from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, OTHER, REPLY, ROUTE, EventGraph
 from rayemu.protocol.config import ProtocolConfig
@@ -89,59 +90,6 @@ def most_events(spec: ModelSpec, batches: int, batch_tokens: int, units: int) ->
     return batches * spec.layers * (4 * ways + min(ways, 8 * spec.experts) + 6 * units)
 
 
-class _Events:
-    """Columns with room for `room` events, written block by block: what is never written takes no memory."""
-
-    COLUMNS = (
-        ("kind", np.uint8, None),
-        ("role", np.uint8, 0),
-        ("src", np.int16, None),
-        ("dst", np.int16, None),
-        ("batch", np.int32, None),
-        ("layer", np.int32, -1),
-        ("expert", np.int32, -1),
-        ("rows", np.int32, None),
-        ("bytes", np.float64, 0.0),
-    )
-
-    def __init__(self, room: int) -> None:
-        self.size = self.causes = 0
-        self.columns: dict[str, Array] = {name: np.empty(room, dtype) for name, dtype, _ in self.COLUMNS}
-        self.columns["cause_start"] = np.zeros(room + 1, np.int64)
-        self.columns["causes"] = np.empty(2 * room, np.int64)
-
-    def add(self, count: int, causes: Array, each: Any = 1, **given: Any) -> Array:
-        """Add `count` events with `each` causes, one event's after another's; returns their ids."""
-        low, high, end = self.size, self.size + count, self.causes + len(causes)
-        for name, _, default in self.COLUMNS:
-            self._room(name, high)[low:high] = given.get(name, default)
-        self._room("cause_start", high + 1)[low + 1 : high + 1] = each
-        self._room("causes", end)[self.causes : end] = causes
-        self.size, self.causes = high, end
-        return np.arange(low, high)
-
-    def _room(self, name: str, size: int) -> Array:
-        column = self.columns[name]
-        if size > len(column):
-            column = self.columns[name] = np.concatenate([column, np.zeros(max(size, 1024), column.dtype)])
-        return column
-
-    def graph(self, module_to_node: Array) -> EventGraph:
-        """Return what was added as a graph. Operations and requests are left out: nothing prices by them."""
-        size = self.size
-        columns = {name: self.columns[name][:size] for name, _, _ in self.COLUMNS}
-        start = self.columns["cause_start"][: size + 1]
-        np.cumsum(start, out=start)
-        return EventGraph(
-            **columns,
-            flops=np.broadcast_to(0.0, size),
-            request=np.broadcast_to(np.int64(-1), size),
-            cause_start=start,
-            causes=self.columns["causes"][: self.causes],
-            module_to_node=module_to_node,
-        )
-
-
 class _Drawn:
     """One plan on its way to a graph."""
 
@@ -160,7 +108,7 @@ class _Drawn:
         self.slices = len(cuts)
         self.slice_rows = np.diff(np.array(cuts), axis=1)[:, 0]
         self.cut = np.array(micro)  # [units of a batch, 3]: slice, micro-batch, first token
-        self.events = _Events(most_events(plan.spec, plan.batches, plan.batch_tokens, len(micro)) + 1024)
+        self.events = Events(most_events(plan.spec, plan.batches, plan.batch_tokens, len(micro)) + 1024)
 
     def wave(self, batches: range, results: dict[int, Array], choices: Choices) -> list[Array]:
         """Draw batches that are under way together; returns the results of each."""

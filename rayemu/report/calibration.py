@@ -16,8 +16,9 @@ from rayemu.units import format_rate, format_seconds
 class Run(Protocol):
     """A short run and what it took."""
 
-    name: str
-    wall_s: float
+    @property
+    def wall_s(self) -> float:
+        """Seconds from the first submission to the last result."""
 
 
 def print_calibration(

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from rayemu.model.accounting import (
     ATTENTION,
@@ -31,6 +29,7 @@ from rayemu.model.checkpoint_whole import whole_checkpoint
 from rayemu.model.presets import PRESETS
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS, Placement, PlacementProblem, problem_of
+from rayemu.report.fitting import fitted
 from rayemu.scenario import Scenario
 from rayemu.units import format_bytes, parse_bytes
 
@@ -89,7 +88,8 @@ def report(
         return
     console = Console()
     for shown in (_parts(facts), _dynamic(facts), _map(facts)):
-        console.print(shown)
+        for table in fitted(console.width, *shown):
+            console.print(table)
     for line in [*_verdict(facts), *facts["notes"]]:
         console.print(escape(line), highlight=False)
 
@@ -294,47 +294,38 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _table(title: str, first: str, heads: tuple[str, ...]) -> Table:
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column(first, no_wrap=True)
-    for head in heads:
-        shown.add_column(head, justify="right", no_wrap=True)
-    return shown
+Shown = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, heads and rows of a table
 
 
-def _parts(facts: dict[str, Any]) -> Table:
+def _parts(facts: dict[str, Any]) -> Shown:
     dim, counts, flops = facts["dimensions"], facts["parameters"], facts["flops_per_token"]
     title = "{} (D={d_model} F={d_ff} E={experts} K={top_k} L={layers})".format(facts["model"], **dim)
-    heads = ("parameters", *(name.upper() for name in PRECISIONS), "FLOPs per token")
-    shown = _table(title, "part", heads)
+    rows = []
     operations = {**flops, "embeddings": flops.get("head", 0)}
     for part in [*facts["bytes"]["fp32"], "expert", "expert_in_a_layer"]:
         sizes = [format_bytes(_bytes(counts[part], bits)) for bits in PRECISIONS.values()]
         done = _count(operations[part]) if operations.get(part) else "-"
-        shown.add_row(part.replace("_", " "), _count(counts[part]), *sizes, done)
+        name = part.replace("_without_", ", no_").replace("_", " ")
+        rows.append((name, _count(counts[part]), *sizes, done))
     if "context" in flops:
-        shown.add_row(f"context of {facts['context']} tokens", *["-"] * 5, _count(flops["context"]))
-    return shown
+        rows.append((f"context of {facts['context']} tokens", *["-"] * 5, _count(flops["context"])))
+    return title, ("part", "para-\nmeters", *map(str.upper, PRECISIONS), "FLOPs\nper token"), rows
 
 
-def _dynamic(facts: dict[str, Any]) -> Table:
-    shown = _table("while it runs", "memory", ("bytes",))
-    shown.add_row(f"key and value cache, {facts['context']} tokens", format_bytes(facts["cache_bytes"]))
+def _dynamic(facts: dict[str, Any]) -> Shown:
+    rows = [(f"key and value cache, {facts['context']} tokens", format_bytes(facts["cache_bytes"]))]
     for part, size in facts["activation_bytes"].items():
-        shown.add_row(f"activations of {facts['tokens']} tokens, {part}", format_bytes(size))
-    shown.add_row("dynamic in all", format_bytes(facts["dynamic_bytes"]))
-    shown.add_row(f"static, {facts['precision']}", format_bytes(facts["static_bytes"]))
-    return shown
+        rows.append((f"activations of {facts['tokens']} tokens, {part}", format_bytes(size)))
+    rows.append(("dynamic in all", format_bytes(facts["dynamic_bytes"])))
+    rows.append((f"static, {facts['precision']}", format_bytes(facts["static_bytes"])))
+    return "while it runs", ("memory", "bytes"), rows
 
 
-def _map(facts: dict[str, Any]) -> Table:
+def _map(facts: dict[str, Any]) -> Shown:
     found = facts["modules"]
-    shown = _table(
-        f"each of {found['count']} modules, {facts['precision']}", "modules",
-        ("experts", "bytes", *found["beside_experts_bytes"], "total"),
-    )  # fmt: skip
     beside = [format_bytes(size) for size in found["beside_experts_bytes"].values()]
     held = np.array(found["experts"])
+    rows = []
     for number in np.unique(held)[::-1].tolist():  # modules that hold as many are alike
         which = np.flatnonzero(held == number)
         total = found["total_bytes"][which[0]]
@@ -342,8 +333,9 @@ def _map(facts: dict[str, Any]) -> Table:
         if which[-1] - which[0] == len(which) - 1:
             name = f"{which[0]} to {which[-1]}" if len(which) > 1 else f"{which[0]}"
         size = format_bytes(number * found["expert_bytes"])
-        shown.add_row(name, str(number), size, *beside, format_bytes(total))
-    return shown
+        rows.append((name, str(number), size, *beside, format_bytes(total)))
+    title = f"each of {found['count']} modules, {facts['precision']}"
+    return title, ("modules", "experts", "bytes", *found["beside_experts_bytes"], "total"), rows
 
 
 def _verdict(facts: dict[str, Any]) -> list[str]:

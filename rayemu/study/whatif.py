@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -20,10 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayemu.hardware import Hardware, load_hardware
+from rayemu.hardware.transfers import bandwidth_needed
 from rayemu.model.model import Model
 from rayemu.pricing.choices import Drawn, chosen_by_model
 from rayemu.pricing.draw import Choices, Plan, draw_graph, most_events
-from rayemu.pricing.graph import MESSAGE
+from rayemu.pricing.graph import DISPATCH, MESSAGE, EventGraph
 from rayemu.pricing.memory import PricingError, memory_map, refuse_overfull
 from rayemu.pricing.price import price
 from rayemu.pricing.schedule import schedule
@@ -32,7 +34,7 @@ from rayemu.report.wording import count
 from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.sections import MOST_MODULES
 from rayemu.streams.aim import Aimed, aim
-from rayemu.units import format_bytes, format_seconds
+from rayemu.units import format_bytes, format_rate, format_seconds
 
 MOST_FLOPS, MOST_WEIGHTS = 3e10, 1 << 30  # up to which the model itself chooses
 MOST_CHOICES = 1 << 21  # of all batches and layers, without --batches
@@ -58,9 +60,11 @@ def whatif(
     settings: list[str],
     allow_overfull: bool,
     as_json: bool,
+    deadline: float | None = None,
 ) -> None:
     """Plan a scenario on each hardware and number of modules, and print the figures.
 
+    With a `deadline` in seconds also the bandwidth that the fullest layer's dispatch needs to end in it.
     Raises PricingError or ScenarioError where not one of them can be.
     """
     hardwares = [load_hardware(name) for name in hardware]
@@ -70,12 +74,12 @@ def whatif(
     if batches is None:
         scenario = scenario.with_overrides([f"run.batches={affordable_batches(scenario)}"])
     rows, refused = [], []
-    choosing = None if isinstance(scenario.stream.build(), Aimed) else choices_of(scenario)
+    once = None if isinstance(scenario.stream.build(), Aimed) else cache(lambda: choices_of(scenario))
     for modules in machines.modules:
         for one in hardwares:
             try:
                 placed = on_modules(scenario, machines, modules)
-                rows.append(planned(placed, one, allow_overfull, choosing))
+                rows.append(planned(placed, one, allow_overfull, once, deadline))
             except (PricingError, ScenarioError) as error:
                 refused.append((one.name, modules, error))
     if not rows:
@@ -159,12 +163,13 @@ def planned(
     scenario: Scenario,
     hardware: Hardware,
     allow_overfull: bool = False,
-    choosing: tuple[Choices, str] | None = None,
+    choosing: Callable[[], tuple[Choices, str]] | None = None,
+    deadline: float | None = None,
 ) -> dict[str, Any]:
     """Plan a scenario as it stands on a hardware: the figures of `rayemu price`, and what planning says.
 
-    `choosing` is what `choices_of` gives, where that was asked before. Raises PricingError where modules
-    cannot hold their experts, unless `allow_overfull`.
+    `choosing` gives what `choices_of` would, where that is the same for several. Raises PricingError where
+    modules cannot hold their experts, unless `allow_overfull`.
     """
     began = time.perf_counter()
     refuse_too_large(scenario)
@@ -175,7 +180,7 @@ def planned(
     memory = memory_map(hardware, spec, held, rows)
     if not allow_overfull:
         refuse_overfull(memory, hardware)
-    choices, how = choosing or choices_of(scenario)
+    choices, how = choosing() if choosing is not None else choices_of(scenario)
     nodes = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
     config = ProtocolConfig.from_scenario(scenario)
     plan = Plan(spec, config, placed, nodes, run.batch_tokens, run.batches, run.in_flight)
@@ -183,8 +188,10 @@ def planned(
     figures = price(graph, schedule(graph, hardware, spec), hardware, spec, run.batches * run.batch_tokens)
     took = time.perf_counter() - began
     messages = int(np.count_nonzero(graph.kind == MESSAGE))
+    wanted = {} if deadline is None else {"bandwidth_needed": _bandwidth(graph, hardware, deadline)}
     return {
         **figures,
+        **wanted,
         "choices": how,
         "events": len(graph),
         "messages": messages,
@@ -198,6 +205,25 @@ def planned(
         "plan_wall_s": took,
         "messages_per_wall_s": messages / took,
     }
+
+
+def _bandwidth(graph: EventGraph, hardware: Hardware, deadline: float) -> dict[str, float] | str:
+    """Bytes/s by link level with which the layer that dispatches most bytes does so in `deadline` seconds.
+
+    Or why no bandwidth is enough. Of a layer all batches count, and what relays hand on as well.
+    """
+    sent = np.flatnonzero((graph.kind == MESSAGE) & (graph.role == DISPATCH))
+    if not len(sent):
+        return {}
+    layer = int(np.bincount(graph.layer[sent], graph.bytes[sent]).argmax())
+    sent = sent[graph.layer[sent] == layer]
+    modules = len(graph.module_to_node)
+    pair = graph.src[sent].astype(np.int64) * modules + graph.dst[sent]
+    sizes = np.bincount(pair, graph.bytes[sent], modules * modules).reshape(modules, modules)
+    try:
+        return bandwidth_needed(hardware.spec, sizes, graph.module_to_node, deadline)
+    except ValueError as error:
+        return str(error)
 
 
 def choices_of(scenario: Scenario) -> tuple[Choices, str]:
@@ -288,6 +314,14 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
         notes.append(
             "empty: modules without experts, since there are fewer copies than modules; they are homes only"
         )
+    for row in rows:
+        if needed := row.get("bandwidth_needed"):
+            told = (
+                needed
+                if isinstance(needed, str)
+                else ", ".join(f"{level} links {format_rate(rate)}" for level, rate in needed.items())
+            )
+            notes.append(f"{row['hardware']}, {row['modules']} modules, to dispatch a layer in time: {told}")
     seconds, messages = (sum(row[name] for row in rows) for name in ("plan_wall_s", "messages"))
     notes.append(f"{count(messages)} messages planned and priced in {format_seconds(seconds)} of wall time")
     return notes

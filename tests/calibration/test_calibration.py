@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +14,7 @@ import numpy as np
 import pytest
 
 from rayemu import calibration
-from rayemu.calibration import measure, runs
+from rayemu.calibration import calibrate, measure, runs
 from rayemu.calibration.fit import fit_passes
 from rayemu.calibration.hardware import description, written
 from rayemu.calibration.measure import CODECS, SHAPES, _best, _measured
@@ -145,3 +150,46 @@ def test_codecs_are_timed_by_the_byte_and_runs_by_their_tokens(monkeypatch: pyte
     monkeypatch.setattr(runs, "load_columns", lambda *_: np.zeros(0, RECORD))
     told = runs.ran(calibration.calibration_scenario(0, runs.RUNS[0]))
     assert (told.tokens, told.wall_s) == (40, 2.0)
+
+
+def test_ctrl_c_ends_all_processes_without_a_word_of_theirs(tmp_path: Path) -> None:
+    """As a terminal sends it: to all of them, while they measure."""
+    script = "import sys; from rayemu.cli import main; sys.argv[1:] = ['calibrate', 'x.yaml']; main()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, start_new_session=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None and running.stderr is not None
+        while "at once" not in running.stdout.readline():
+            assert running.poll() is None
+        time.sleep(3)  # they have started
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.stderr.read() == "rayemu: interrupted\n"  # to its end: nobody has it open any more
+        assert running.wait(20) == 130
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["there/x.yaml", "folder.yaml", "long" * 100 + ".yaml"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "there").write_text("a file")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(OSError):
+        calibrate(tmp_path / name, lambda line: pytest.fail(line))
+
+
+def test_a_link_stays_and_what_is_not_written_whole_leaves_all_as_it_was(tmp_path: Path) -> None:
+    file, link = tmp_path / "real.yaml", tmp_path / "link.yaml"
+    file.write_text("old")
+    link.symlink_to(file)
+
+    def fail(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(link, fail)
+    with pytest.raises(HardwareError):
+        written({"name": "no hardware"}, file)
+    assert file.read_text() == "old" and link.is_symlink()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link.yaml", "real.yaml"]

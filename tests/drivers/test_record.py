@@ -80,6 +80,7 @@ def test_columns_survive_a_file(tmp_path: Path, dtype: np.dtype) -> None:
     rows = np.zeros(5, dtype)
     for number, name in enumerate(dtype.names or ()):
         rows[name] = np.arange(5) + number
+    rows["level"], rows["cause"] = [0, 1, 2, 1, 0], [-1, 0, 1, 2, 4]  # the links and rows that there are
     save_columns(tmp_path / "record.npz", rows)
     loaded = load_columns(tmp_path / "record.npz")
     assert loaded.dtype == dtype and (loaded == rows).all()
@@ -102,6 +103,14 @@ def saved(path: Path, **changes: Any) -> Path:
         ({"job": None, "cause": None}, "without cause, job"),
         ({"rows": np.zeros(4, np.int32)}, "not of one length"),
         ({"rows": np.array(7)}, "not of one length"),
+        ({"kind": np.full(5, 99, np.uint8)}, "damaged, kind has"),
+        ({"src": np.full(5, 70_000)}, "damaged, src has"),
+        ({"cause": np.full(5, 5, np.int32)}, "damaged, cause has"),
+        ({"rows": np.full(5, 0.5)}, "damaged, rows has"),
+        ({"rows": np.full(5, -1)}, "damaged, rows has"),
+        ({"batch": np.array(["one"] * 5)}, "damaged, batch has"),
+        ({"end_wall_s": np.full(5, np.nan)}, "damaged, end_wall_s has"),
+        ({"start_wall_s": np.full(5, np.inf)}, "damaged, start_wall_s has"),
         ({"start_wall_s": None}, "without queued_virtual_s, start_virtual_s, end_virtual_s"),
     ],
 )

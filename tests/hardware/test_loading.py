@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,55 @@ def test_a_module_that_cannot_hold_its_experts(tmp_path: Path) -> None:
     toy(tmp_path, fetch).check_fits([1e6])
     with pytest.raises(HardwareError, match="has room for 1 kB"):
         toy(tmp_path, fetch, number("module.fetch.capacity", "1 kB")).check_fits([1e6])
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("h100", "h100-offload or h100-sxm"),
+        ("Text-PIM", "text-pim"),
+        ("hbm2pim", "hbm2-pim"),
+        ("nowhere/upmem.yaml", "upmem"),
+    ],
+)
+def test_a_name_that_is_nearly_one(asked: str, meant: str) -> None:
+    with pytest.raises(HardwareError, match=re.escape(f"(did you mean {meant}?)")):
+        load_hardware(asked)
+
+
+def test_names_that_no_message_shows_in_full() -> None:
+    for name in ("", "x" * 5000, "a\x1b[31mb"):
+        with pytest.raises(HardwareError) as refused:
+            load_hardware(name)
+        (line,) = refused.value.problems
+        assert len(line) < 400 and line.isprintable() and line.startswith(("'", "b'"))
+
+
+def test_text_that_a_terminal_would_obey_and_names_that_fit_no_table(tmp_path: Path) -> None:
+    """All text comes to the terminal: names, sources, remarks."""
+    red = r"a\e[31mred"
+    for change in (
+        f'name="{red}"',
+        f'about="{red}"',
+        f'{BANDWIDTH}.source="{red}"',
+        f'{BANDWIDTH}.remark="{red}"',
+    ):
+        (line,) = problems(tmp_path, change)
+        assert line.isprintable() and "has control characters" in line
+        assert line.startswith(change.partition("=")[0])
+    for name in ('""', '" "', "n" * 81, r'"a\nb"'):
+        (line,) = problems(tmp_path, f"name={name}")
+        assert "is not allowed; allowed: a line of 1 to 80 characters" in line
+
+
+def test_what_is_like_nothing_names_both_files(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("like: nothing\n")
+    with pytest.raises(HardwareError, match=r"mine\.yaml: like: .*nothing: no such hardware"):
+        load_hardware(file)
+
+
+def test_changes_that_are_no_text() -> None:
+    with pytest.raises(HardwareError, match=r"\['a=1'\]: is not an assignment"):
+        load_hardware("upmem", ["a=1"])  # type: ignore[arg-type]
+    assert load_hardware(b"upmem").name == "upmem"  # type: ignore[arg-type]

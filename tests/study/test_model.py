@@ -245,7 +245,7 @@ def test_unreadable_checkpoints_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_shared_expert_s_gate_is_computed_too() -> None:
-    """D 4: three matrices of 4 x 3 in each of two layers, two operations a weight; a gate of 4 weights."""
+    """D 4: three matrices of 4 x 3 in each of two layers, two operations a weight, a gate of 4 weights."""
     plain = ModelSpec("m", 4, 8, 5, 2, layers=2, shared_d_ff=3)
     gated = dataclasses.replace(plain, shared_gate=True)
     assert [flops_per_token(spec)["shared"] for spec in (plain, gated)] == [2 * 72, 2 * (72 + 8)]

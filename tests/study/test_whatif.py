@@ -79,6 +79,7 @@ def test_numbers_that_are_refused(text: str, why: str) -> None:
         ([*SMALL, "--tokens", "2000000000"], "run.batch_tokens"),
         (["smoke", "--hardware", "text-pim", "--modules", "8", "--batches", "1000000000"], "allowed: up to"),
         ([*SMALL, "--modules", "8", "--tokens", "3000000"], "take fewer --batches, --tokens"),
+        ([*SMALL, "--deadline", "soon"], "--deadline: soon"),
         ([*SMALL, "--set", "model.layers=0"], "model.layers"),
         ([*SMALL, "--modules", "2", "--set", "placement.copies=3"], "placement.copies: 3 is not allowed"),
         ([*SMALL, "--modules", "2", "--set", "exchange.codec.node=auto"], "goes by what is measured"),
@@ -140,6 +141,20 @@ def test_one_copy_of_everything_fits_from_some_number_of_modules_on() -> None:
     assert code == 0 and "1 modules: text-pim: module 0 needs" in " ".join(text.split())
     forced = whatif(*given[:-1], "1", "--tokens", 8, "--allow-overfull")
     assert forced[0]["memory"]["fits"] is False and forced[0]["step_emu_s"] > 0
+
+
+def test_the_bandwidth_for_a_deadline_by_hand() -> None:
+    """Two tokens, each for both of two experts on two nodes: a row crosses the node link, 2 us away."""
+    model = "model={d_model: 4096, d_ff: 128, experts: 2, top_k: 2, layers: 1}"
+    given = ("smoke", "--hardware", TOY, "--modules", 2, "--tokens", 2, "--batches", 1, "--set", model)
+    (row,) = whatif(*given, "--deadline", "10 us")
+    sent = 2 * 4 * 4096  # and the frame's own bytes, 448 at most
+    assert row["bandwidth_needed"].keys() <= {"node", "module"}
+    assert sent / 8e-6 < row["bandwidth_needed"]["node"] < (sent + 448) / 8e-6
+    (short,) = whatif(*given, "--deadline", "1 us")
+    assert "without any bytes the exchange takes" in short["bandwidth_needed"]
+    code, text, _ = call("whatif", *given, "--deadline", "10 us")
+    assert code == 0 and "2 modules, to dispatch a layer in time: module links 4." in " ".join(text.split())
 
 
 def test_the_table_shows_each_number_and_hardware() -> None:
