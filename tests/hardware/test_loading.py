@@ -43,6 +43,7 @@ def test_values_apart_from_their_sources(tmp_path: Path) -> None:
         (f"{BANDWIDTH}.value=.inf", f"{BANDWIDTH}: inf is not allowed"),
         (f"{BANDWIDTH}.value=1e30 GB/s", f"{BANDWIDTH}: '1e30 GB/s' is not allowed; it must be at most 1"),
         (f"{BANDWIDTH}.source=", f"{BANDWIDTH}: '9 B/s' has no source; write {{value: '9 B/s', source: "),
+        (f"{BANDWIDTH}.source='  '", f"{BANDWIDTH}: '9 B/s' has no source; write {{value: '9 B/s', source: "),
         (f"{BANDWIDTH}=9 B/s", f"{BANDWIDTH}: '9 B/s' has no source; write {{value: '9 B/s', source: "),
         (f"{BANDWIDTH}=.5 kB/s", f"{BANDWIDTH}: '.5 kB/s' has no source"),
         (f"{BANDWIDTH}.value=null", f"{BANDWIDTH}: None is not allowed; write a number with its unit"),

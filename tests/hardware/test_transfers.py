@@ -203,6 +203,13 @@ def test_with_the_bandwidth_that_is_needed_the_deadline_is_met_to_the_point(shar
         assert machine(**changed).all_to_all_seconds(sizes) > 100e-6
 
 
+def test_overheads_take_their_time_of_a_deadline_and_no_bandwidth() -> None:
+    """Two messages of 10 kB in 100 us, of which 1 us is latency and 2 x 20 us are overhead: 59 us are left."""
+    hw = machine(module=f"{MODULE}, overhead: {{value: 20 us, SOURCE}}", each=3)
+    needed = hw.bandwidth_needed(exchange(3, (0, 1, 1e4), (0, 2, 1e4)), 100e-6)
+    assert needed == {"module": pytest.approx(2e4 / 59e-6)}
+
+
 def test_a_deadline_shorter_than_the_latency_is_refused() -> None:
     with pytest.raises(ValueError, match=r"deadline: 2e-06 s is not allowed; .* takes 3e-06 s"):
         machine().bandwidth_needed(exchange(4, (0, 2, 1.0)), 2e-6)
