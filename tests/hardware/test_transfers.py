@@ -204,7 +204,7 @@ def test_with_the_bandwidth_that_is_needed_the_deadline_is_met_to_the_point(shar
 
 
 def test_overheads_take_their_time_of_a_deadline_and_no_bandwidth() -> None:
-    """Two messages of 10 kB in 100 us, of which 1 us is latency and 2 x 20 us are overhead: 59 us are left."""
+    """Two messages of 10 kB in 100 us: 1 us is latency, 2 x 20 us are overhead, and 59 us are left."""
     hw = machine(module=f"{MODULE}, overhead: {{value: 20 us, SOURCE}}", each=3)
     needed = hw.bandwidth_needed(exchange(3, (0, 1, 1e4), (0, 2, 1e4)), 100e-6)
     assert needed == {"module": pytest.approx(2e4 / 59e-6)}
