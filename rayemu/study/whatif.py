@@ -229,7 +229,7 @@ def choices_of(scenario: Scenario) -> tuple[Choices, str]:
         )
         return drawn, f"drawn by {stream.path}"
     alpha = stream.alpha if isinstance(stream, Zipf) else 0.0
-    share = np.arange(1, spec.experts + 1) ** -alpha
+    share = np.arange(1.0, spec.experts + 1) ** -alpha
     how = f"drawn, zipf {alpha:g}" if alpha else "drawn, all experts alike"
     return Drawn(spec, run.batch_tokens, lambda _: share, run.seed, shuffled=True), how
 
