@@ -16,6 +16,7 @@ from rayemu.numerics import F32, denormals_kept
 
 Array = np.ndarray
 _STEPS = 1 << 20
+_AGAIN = 8  # so often a row draws again before it draws among what is left
 
 
 @denormals_kept()
@@ -91,19 +92,43 @@ def different(
     """Draw `count` different numbers of a table [rows, count], one after the other.
 
     With `group` [E] and `opened` [G, rows], of groups that are open to the row. A number that is taken or
-    closed is drawn again, which is the same as drawing among those that are left.
+    closed is drawn again, which is the same as drawing among those that are left; so are, in the end, rows
+    that nearly always draw the same.
     """
     found = table[rng.integers(0, len(table), (count, rows), np.uint32)]
     every = np.arange(rows)
     for place, drawn in enumerate(found):
         left, mine, taken = every, drawn, found[:place]
-        while len(left):
+        for again in range(_AGAIN + 1):
             wrong = np.zeros(len(left), bool)
             for before in taken:
                 wrong |= before == mine
             if group is not None and opened is not None:
                 wrong |= ~opened[group[mine], left]
             left, taken = left[wrong], taken[:, wrong]
-            mine = table[rng.integers(0, len(table), len(left), np.uint32)]
+            if not len(left):
+                break
+            if again < _AGAIN:
+                mine = table[rng.integers(0, len(table), len(left), np.uint32)]
+            else:
+                allowed = None if group is None or opened is None else opened[:, left][group]
+                mine = _among_others(rng, table, taken, allowed)
             drawn[left] = mine
     return found.T
+
+
+def _among_others(rng: np.random.Generator, table: Array, taken: Array, allowed: Array | None) -> Array:
+    """Draw a number of a table for each of n rows that is not `taken` [.., n] and is `allowed` [E, n]."""
+    often = np.bincount(table)
+    found = np.empty(taken.shape[1], table.dtype)
+    at_once = max(1, _STEPS // len(often))
+    for low in range(0, len(found), at_once):
+        mine = slice(low, low + at_once)
+        rows = np.arange(len(found[mine]))
+        mass = np.broadcast_to(often, (len(rows), len(often))).copy()
+        mass[rows, taken[:, mine]] = 0
+        if allowed is not None:
+            mass *= allowed[:, mine].T
+        up_to = mass.cumsum(axis=1)
+        found[mine] = (up_to <= rng.integers(0, up_to[:, -1])[:, None]).sum(axis=1)
+    return found

@@ -86,7 +86,10 @@ def layer_graph(
     part_home, part_expert = np.divmod(parts, model.experts)
     sends, of = np.unique(part_home * modules + part_expert * modules // model.experts, return_inverse=True)
     send_home, send_module = np.divmod(sends, modules)
-    sent = np.bincount(of, pair_rows)
+    replied = np.bincount(of, pair_rows)
+    # A token's row goes once to a module, however many of its experts are there.
+    token, module = np.divmod(np.unique(np.repeat(np.arange(tokens), model.top_k) * modules + where), modules)
+    sent = np.bincount(np.searchsorted(sends, token % modules * modules + module))
     passes, job = np.unique(part_expert, return_inverse=True)
     pass_rows = np.bincount(job, pair_rows)
     shared = len(homes) if model.shared_d_ff else 0
@@ -119,8 +122,8 @@ def layer_graph(
         batch=np.zeros(size, np.int32),
         layer=np.full(size, model.dense_layers, np.int32),
         expert=column(-1, -1, passes, -1, -1, -1).astype(np.int32),
-        rows=column(owned, sent, pass_rows, owned[:shared], sent, owned).astype(np.int32),
-        bytes=column(0.0, sent * row_bytes, 0.0, 0.0, sent * row_bytes, 0.0),
+        rows=column(owned, sent, pass_rows, owned[:shared], replied, owned).astype(np.int32),
+        bytes=column(0.0, sent * row_bytes, 0.0, 0.0, replied * row_bytes, 0.0),
         flops=np.zeros(size),
         request=np.full(size, -1),
         cause_start=np.concatenate([[0], np.cumsum(np.bincount(effect, minlength=size))]),

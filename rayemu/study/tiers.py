@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from rayemu.hardware.tiers import (
 )
 from rayemu.model.model import Model
 from rayemu.model.presets import preset
-from rayemu.model.reference import finish, moe_forward, prepare, route
-from rayemu.numerics import denormals_kept
+from rayemu.pricing.choices import chosen_by_model
 from rayemu.scenario import Scenario
 from rayemu.streams.aim import aim
 from rayemu.traces import Trace, TraceError, from_choices, read_trace
@@ -52,17 +52,9 @@ def trace_of(source: Path, tokens: int | None, known: dict[str, Any]) -> Trace:
         return read_trace(source, tokens=tokens, **known)
     scenario = Scenario.load(source)
     spec, rows = scenario.spec, tokens or scenario.run.batch_tokens
-    model = Model(spec)
     stream = aim(scenario.stream.build(), spec, scenario.placed(), scenario.run.seed)
-    h = next(iter(stream.batches(rows, spec.d_model, scenario.run.seed)))
-    chosen = []
-    with denormals_kept():
-        for layer in model.layers:
-            x = prepare(layer, h)
-            if layer.has_experts:
-                chosen.append(route(layer, x).experts)
-            h = finish(layer, h, moe_forward(layer, x))
-    choices = np.stack(chosen, axis=1)  # [T, L, K]
+    (layers,) = chosen_by_model(Model(spec), islice(stream.batches(rows, spec.d_model, scenario.run.seed), 1))
+    choices = np.stack(layers[spec.dense_layers :], axis=1)  # [T, L, K]
     return from_choices(choices, np.array([0, rows]), spec.experts, source=scenario.name)
 
 

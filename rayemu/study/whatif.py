@@ -251,7 +251,7 @@ def choices_of(scenario: Scenario) -> tuple[Choices, str]:
         )
         return drawn, f"drawn by {stream.path}"
     alpha = getattr(stream, "alpha", 0.0)  # of streams whose tokens follow a Zipf law
-    share = np.arange(1, spec.experts + 1) ** -alpha
+    share = np.arange(1.0, spec.experts + 1) ** -alpha
     how = f"drawn, zipf {alpha:g}" if alpha else "drawn, all experts alike"
     return Drawn(spec, run.batch_tokens, lambda _: share, run.seed, shuffled=True), how
 

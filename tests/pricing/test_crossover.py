@@ -25,19 +25,21 @@ def test_the_events_are_those_of_a_loop_over_tokens(tokens: int, modules: int) -
     choices = draw(MODEL, tokens, None, seed=1)
     graph = layer_graph(MODEL, choices, np.arange(modules) // 2, row_bytes=1024.0)
     passes: Counter[int] = Counter()
-    sends: Counter[tuple[int, int]] = Counter()
+    sends: Counter[tuple[int, int]] = Counter()  # a token's row once to a module; a row back for each choice
+    replies: Counter[tuple[int, int]] = Counter()
     for token in range(tokens):
         for expert in choices[token].tolist():
             passes[expert] += 1
-            sends[token % modules, expert * modules // 8] += 1
+            replies[token % modules, expert * modules // 8] += 1
+        sends.update((token % modules, there) for there in {*(choices[token] * modules // 8).tolist()})
     routed = (graph.kind == EXPERT) & (graph.expert >= 0)
     assert dict(zip(graph.expert[routed].tolist(), graph.rows[routed].tolist(), strict=True)) == passes
     assert (graph.src[routed] == graph.expert[routed] * modules // 8).all()
-    for role, ends in ((DISPATCH, ("src", "dst")), (REPLY, ("dst", "src"))):
+    for role, ends, rows in ((DISPATCH, ("src", "dst"), sends), (REPLY, ("dst", "src"), replies)):
         mine = (graph.kind == MESSAGE) & (graph.role == role)
         pairs = zip(*(getattr(graph, end)[mine].tolist() for end in ends), strict=True)
-        assert dict(zip(pairs, graph.rows[mine].tolist(), strict=True)) == sends
-        assert graph.bytes[mine].tolist() == [1024.0 * rows for rows in graph.rows[mine]]
+        assert dict(zip(pairs, graph.rows[mine].tolist(), strict=True)) == rows
+        assert graph.bytes[mine].tolist() == [1024.0 * sent for sent in graph.rows[mine]]
     homes = min(tokens, modules)
     for kind in (ROUTE, COMBINE):
         assert (graph.kind == kind).sum() == homes and graph.rows[graph.kind == kind].sum() == tokens

@@ -187,7 +187,7 @@ def test_large_models_choose_by_the_streams_law() -> None:
     given = ("laptop", "--hardware", "text-pim", "--modules", "256", "--tokens", "64", "--batches", "1")
     model = ("--set", "model={preset: deepseek-v3, layers: 5}", "--set", "placement.copies=1")
     (alike,) = whatif(*given, *model)
-    (skewed,) = whatif(*given, *model, "--set", "stream={kind: zipf, alpha: 1.0}")
+    (skewed,) = whatif(*given, *model, "--set", "stream={kind: zipf, alpha: 1}")
     assert (alike["choices"], skewed["choices"]) == ("drawn, all experts alike", "drawn, zipf 1")
     # The same rows go to fewer experts, so fewer weights are read.
     assert skewed["energy_joules"]["experts"] < 0.95 * alike["energy_joules"]["experts"]
