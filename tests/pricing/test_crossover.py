@@ -59,6 +59,8 @@ def test_each_event_waits_for_what_it_needs() -> None:
             assert kinds == {(ROUTE, 0)} and graph.src[causes].tolist() == [graph.src[event]]
         elif kind == EXPERT and graph.expert[event] >= 0:
             assert kinds == {(MESSAGE, DISPATCH)} and (graph.dst[causes] == graph.src[event]).all()
+        elif kind == EXPERT:
+            assert kinds == {(ROUTE, 0)} and graph.src[causes].tolist() == [graph.src[event]]
         elif kind == MESSAGE:
             assert kinds == {(EXPERT, 0)} and (graph.src[causes] == graph.src[event]).all()
         elif kind == COMBINE:
