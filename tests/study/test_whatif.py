@@ -142,6 +142,13 @@ def test_one_copy_of_everything_fits_from_some_number_of_modules_on() -> None:
     assert forced[0]["memory"]["fits"] is False and forced[0]["step_emu_s"] > 0
 
 
+def test_the_fullest_module_says_what_is_needed() -> None:
+    """Four experts on three modules: one of them has two in each of both layers."""
+    (row,) = whatif(*SMALL, "--modules", "3")
+    assert row["memory"]["expert_bytes"] == 2 * 2 * 3 * 64 * 128 * 2
+    assert row["memory"]["needed_bytes"] > row["memory"]["expert_bytes"]
+
+
 def test_the_table_shows_each_number_and_hardware() -> None:
     code, text, _ = call("whatif", *SMALL, "--hardware", "h100-sxm", "--modules", "2..8")
     assert code == 0
