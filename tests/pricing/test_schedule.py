@@ -195,6 +195,14 @@ def test_an_exchange_takes_what_the_hardware_says_of_one(name: str | Path, seed:
     assert longest == pytest.approx(hw.all_to_all_seconds(sizes, np.array(nodes)), rel=1e-9)
 
 
+def test_no_message_takes_less_than_the_floor_of_its_link() -> None:
+    hw = load_hardware(TOY, "links.module.floor={value: 50 us, source: t}")
+    draft = Draft([0, 0])
+    draft.expert(1, 1, 3, after=draft.send(0, 1, 64.0))
+    plan = schedule(draft.graph(), hw, MODEL)
+    assert plan.end.tolist() == pytest.approx([50e-6, 50e-6 + float(hw.expert_seconds(512, 256, 3))])
+
+
 def test_a_machine_of_processors_by_hand() -> None:
     """Work alone takes what it takes one of them; they serve all as one that is twice as quick."""
     times = "count: N 2, frame: N 1 us, bandwidth: N 1 GB/s, job: N 3 us"

@@ -144,9 +144,10 @@ def test_one_copy_of_everything_fits_from_some_number_of_modules_on() -> None:
 
 def test_the_fullest_module_says_what_is_needed() -> None:
     """Four experts on three modules: one of them has two in each of both layers."""
-    (row,) = whatif(*SMALL, "--modules", "3")
-    assert row["memory"]["expert_bytes"] == 2 * 2 * 3 * 64 * 128 * 2
-    assert row["memory"]["needed_bytes"] > row["memory"]["expert_bytes"]
+    (row,) = whatif(*SMALL, "--tokens", "1", "--modules", "3")  # so that there are next to no activations
+    experts = 2 * 2 * 3 * 64 * 128 * 2
+    assert row["memory"]["expert_bytes"] == experts
+    assert experts < row["memory"]["needed_bytes"] < 1.2 * experts
 
 
 def test_the_table_shows_each_number_and_hardware() -> None:
