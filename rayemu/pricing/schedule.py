@@ -66,7 +66,8 @@ def schedule(graph: EventGraph, hardware: Hardware, model: ModelSpec, windows: i
     if hardware.spec.processors is not None:
         groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + 1)
     asked = _asked(graph, hardware, model, groups)
-    queues = _Queues(max(ids.stop for ids in groups.values()), asked)
+    workers = groups["processors"].start if "processors" in groups else 0
+    queues = _Queues(max(ids.stop for ids in groups.values()), asked, workers)
     longest = _longest(graph, asked.alone)
     ready, end = np.zeros((2, size))
     if windows is None:
@@ -274,6 +275,8 @@ def _asked_by(
         )
         latency += more
     alone = np.maximum(_over_causes(np.maximum, start, seconds, 0.0) + latency, floor)
+    if hardware.spec.processors is not None:  # not also the latency, see _Queues
+        alone[~message] = took + hardware.spec.processors.job
     return np.diff(start), resource, seconds, latency, floor, alone, level
 
 
@@ -328,10 +331,14 @@ def _routes_itself(hardware: Hardware) -> bool:
 
 # -- the queues -------------------------------------------------------------------------------------------
 class _Queues:
-    """When each of R resources is free, and what it will have served."""
+    """When each of R resources is free, and what it will have served.
 
-    def __init__(self, resources: int, asked: _Asked) -> None:
-        self.asked = asked
+    On processors the first `workers` resources are who works; the latency of work is not theirs but what a
+    processor takes longer than all of them.
+    """
+
+    def __init__(self, resources: int, asked: _Asked, workers: int = 0) -> None:
+        self.asked, self.workers = asked, workers
         self.free = np.zeros(resources)
         self.busy = np.bincount(asked.resource, asked.seconds, resources)
         self.key = np.uint16 if resources <= _RADIX else np.int64
@@ -355,6 +362,8 @@ class _Queues:
         came += took
         done += _running_maximum(came, begin, length)
         self.free[mine[begin]] = done[begin + length - 1]
+        if self.workers:
+            done -= np.where(mine < self.workers, asked.latency[events][of], 0.0)
         end = ready.copy()
         np.maximum.at(end, of, done)
         return np.maximum(end + asked.latency[events], ready + asked.floor[events])

@@ -26,8 +26,9 @@ from rayemu.model.model import Model
 from rayemu.pricing.choices import Drawn, chosen_by_model
 from rayemu.pricing.draw import Choices, Plan, draw_graph, most_events
 from rayemu.pricing.graph import DISPATCH, MESSAGE, EventGraph
-from rayemu.pricing.memory import PricingError, memory_map, refuse_overfull
+from rayemu.pricing.memory import PricingError, refuse_overfull
 from rayemu.pricing.price import price
+from rayemu.pricing.recorded import held_by
 from rayemu.pricing.schedule import schedule
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.report.wording import count
@@ -174,16 +175,13 @@ def planned(
     began = time.perf_counter()
     refuse_too_large(scenario)
     cluster, run, spec = scenario.cluster, scenario.run, scenario.spec
-    placed = scenario.placed()
-    held = np.bincount(placed.module, minlength=cluster.modules)  # [M]
-    rows = run.in_flight * -(-run.batch_tokens // cluster.modules)
-    memory = memory_map(hardware, spec, held, rows)
+    memory = held_by(scenario, hardware)
     if not allow_overfull:
         refuse_overfull(memory, hardware)
     choices, how = choosing() if choosing is not None else choices_of(scenario)
     nodes = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
     config = ProtocolConfig.from_scenario(scenario)
-    plan = Plan(spec, config, placed, nodes, run.batch_tokens, run.batches, run.in_flight)
+    plan = Plan(spec, config, scenario.placed(), nodes, run.batch_tokens, run.batches, run.in_flight)
     graph = draw_graph(plan, choices)
     figures = price(graph, schedule(graph, hardware, spec), hardware, spec, run.batches * run.batch_tokens)
     took = time.perf_counter() - began
@@ -195,7 +193,7 @@ def planned(
         "choices": how,
         "events": len(graph),
         "messages": messages,
-        "modules_without_experts": int(np.count_nonzero(held == 0)),
+        "modules_without_experts": int(np.count_nonzero(memory.experts == 0)),
         "memory": {
             "needed_bytes": int(memory.total.max()),
             "expert_bytes": int(memory.experts.max()),

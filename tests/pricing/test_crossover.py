@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from rayemu.cli import app
 from rayemu.hardware import load_hardware
+from rayemu.model.presets import preset
 from rayemu.model.spec import ModelSpec
 from rayemu.pricing.crossover import crossings, curve, draw, layer_graph
 from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, REPLY, ROUTE
+from rayemu.study.crossover import compare
 from tests.pricing.graphs import TOY
 
 MODEL = ModelSpec("m", 512, 256, 8, 2, shared_d_ff=128)
@@ -59,6 +61,8 @@ def test_each_event_waits_for_what_it_needs() -> None:
             assert kinds == {(ROUTE, 0)} and graph.src[causes].tolist() == [graph.src[event]]
         elif kind == EXPERT and graph.expert[event] >= 0:
             assert kinds == {(MESSAGE, DISPATCH)} and (graph.dst[causes] == graph.src[event]).all()
+        elif kind == EXPERT:
+            assert kinds == {(ROUTE, 0)} and graph.src[causes].tolist() == [graph.src[event]]
         elif kind == MESSAGE:
             assert kinds == {(EXPERT, 0)} and (graph.src[causes] == graph.src[event]).all()
         elif kind == COMBINE:
@@ -126,6 +130,13 @@ def test_the_command_tells_curves_and_crossovers() -> None:
     assert pim_first["less_before"] == names[0], "small batches are for whom the weights need not move"
     shown = CliRunner().invoke(app, ["crossover", "mixtral-8x7b", *options])
     assert shown.exit_code == 0 and "takes less up to about" in shown.output
+
+
+def test_whether_all_layers_fit_is_told_and_not_only_the_one() -> None:
+    """Mixtral-8x7B's experts are 90 GB at fp16, a layer's 3 GB; a module has 64 GB."""
+    model = preset("mixtral-8x7b").full()
+    found = [compare([PIM], model, modules, 0.0)["whole_model_fits"]["toy"] for modules in (1, 2)]
+    assert found == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ CASES = [
     ["model.layers=1", "exchange.codec.node=int8", "exchange.codec.module={by_size: [[4, int8], bf16]}"],
     ["model.shared_d_ff=64", "model.dense_layers=1", "model.dense_d_ff=256", "exchange.min_slice_rows=24"],
     ["model.d_model=128", "model.d_ff=256", "model.scale=2"],
+    ["model.layers=1", "model.d_model=128", "model.d_ff=256", "model.scale=2", "exchange.codec.node=int8"],
 ]  # fmt: skip
 
 

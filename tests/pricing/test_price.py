@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from rayemu.pricing import schedule
 from rayemu.pricing.graph import OTHER, REPLY
 from rayemu.pricing.memory import PricingError, memory_map, refuse_overfull
 from rayemu.pricing.price import price
+from rayemu.pricing.recorded import held_by
+from rayemu.scenario import Scenario
 from tests.pricing.graphs import TOY, Draft, step
 
 MODEL = ModelSpec("m", 512, 256, 8, 2, layers=2)
@@ -68,6 +72,22 @@ def test_the_critical_path_sums_to_the_step(in_flight: int) -> None:
         assert found["stream_emu_s"] < 5 * found["step_emu_s"]
 
 
+def test_energy_of_routing_and_combining_by_hand() -> None:
+    """A router draws its power while it is at work; a combine reads K rows and writes one, of fp16."""
+    router = "{macs: N 4096, comparators: N 8, clock: N 1 GHz, area: N 1 mm2, power: N 0.5 W}"
+    router = re.sub(r"N ([^,}]+)", r"{value: \1, source: t}", router)
+    hw = load_hardware(TOY, "energy.activations={value: 3 pJ/bit, source: t}", f"router={router}")
+    draft = Draft([0, 0])
+    submit = draft.send(-2, -1, 1.0, OTHER)
+    routes = [draft.route(module, 5, after=submit) for module in (0, 1)]
+    draft.send(0, -2, 1.0, OTHER, after=draft.combine(0, 7, after=routes))
+    graph = draft.graph()
+    found = price(graph, schedule(graph, hw, MODEL), hw, MODEL, tokens=10)
+    assert found["energy_joules"]["combine"] == pytest.approx(7 * (2 + 1) * 512 * 16 * 3e-12)
+    assert found["energy_joules"]["routing"] == pytest.approx(2 * hw.route_seconds(512, 8, 5) * 0.5)
+    assert found["energy_not_known"] == []
+
+
 def test_no_figure_of_time_hides_its_clock() -> None:
     graph = step()
     found = price(graph, schedule(graph, PIM, MODEL), PIM, MODEL, tokens=32)
@@ -117,6 +137,15 @@ def test_a_fetch_whose_energy_is_not_told_is_said_to_be_missing() -> None:
     assert "fetch" not in price(graph, schedule(graph, PIM, MODEL), PIM, MODEL, 16)["energy_not_known"]
 
 
+def test_power_is_paid_for_with_what_the_building_needs_beside() -> None:
+    graph = step(batches=1)
+    costs = []
+    for more in ([], ["price.overhead={value: 1.5, source: t}"]):
+        hw = load_hardware(TOY, *more)
+        costs.append(price(graph, schedule(graph, hw, MODEL), hw, MODEL, tokens=16)["cost"])
+    assert costs[1]["power_usd"] == pytest.approx(1.5 * costs[0]["power_usd"])
+
+
 def test_hardware_without_a_price_has_no_cost() -> None:
     graph = step(batches=1)
     hardware = load_hardware("hbm2-pim")
@@ -154,6 +183,11 @@ def test_activations_have_sixteen_bits_where_weights_have_fewer() -> None:
     found = memory_map(hardware, model, np.array([1]), rows=10)
     assert found.experts.tolist() == [3 * 512 * 256]
     assert found.activations == model.activation_bytes(10) // 2  # which counts four bytes a value
+
+
+def test_rows_under_way_are_of_all_batches_in_flight() -> None:
+    scenario = Scenario.load("smoke").with_overrides(["run.batch_tokens=65", "run.in_flight=3"])
+    assert held_by(scenario, PIM).activations == scenario.spec.full().activation_bytes(3 * 33) // 2
 
 
 def test_a_module_that_cannot_hold_its_experts_is_refused_with_sizes_and_remedy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 import sys
 import time
 from dataclasses import fields, replace
@@ -193,6 +194,38 @@ def test_an_exchange_takes_what_the_hardware_says_of_one(name: str | Path, seed:
         draft.send(int(src), int(dst), float(sizes[src, dst]))
     longest = schedule(draft.graph(), hw, MODEL).end.max()
     assert longest == pytest.approx(hw.all_to_all_seconds(sizes, np.array(nodes)), rel=1e-9)
+
+
+def test_no_message_takes_less_than_the_floor_of_its_link() -> None:
+    hw = load_hardware(TOY, "links.module.floor={value: 50 us, source: t}")
+    draft = Draft([0, 0])
+    draft.expert(1, 1, 3, after=draft.send(0, 1, 64.0))
+    plan = schedule(draft.graph(), hw, MODEL)
+    assert plan.end.tolist() == pytest.approx([50e-6, 50e-6 + float(hw.expert_seconds(512, 256, 3))])
+
+
+def test_a_machine_of_processors_by_hand() -> None:
+    """Work alone takes what it takes one of them; they serve all as one that is twice as quick."""
+    times = "count: N 2, frame: N 1 us, bandwidth: N 1 GB/s, job: N 3 us"
+    times = re.sub(r"N ([^,}]+)", r"{value: \1, source: t}", times)
+    hw = load_hardware(TOY, f"processors={{{times}}}")
+    took = hw.expert_seconds(512, 256, 5)
+    job = took + 3e-6
+    cases = [([0], job), ([0, 1], 1.5 * job), ([0, 1, 2], 2 * job), ([0, 0], max(2 * took, 1.5 * job))]
+    for modules, last in cases:
+        draft = Draft([0, 0, 0])
+        for expert, module in enumerate(modules):
+            draft.expert(module, expert, 5)
+        plan = schedule(draft.graph(), hw, MODEL)
+        assert plan.span == pytest.approx(last, rel=1e-9), modules
+        np.testing.assert_allclose((plan.end - plan.start)[:1], job)
+    draft = Draft([0, 0])
+    draft.send(0, 1, 1e3)  # 2 us at each end, and 1 us of latency
+    assert schedule(draft.graph(), hw, MODEL).span == pytest.approx(2 * 2e-6 + 1e-6, rel=1e-9)
+
+
+def test_there_is_a_host_for_each_node_and_one_for_the_coordinator(pim: Hardware) -> None:
+    assert len(schedule(drawn(0, modules=6, nodes=3), pim, MODEL).busy["routing"]) == 3 + 1
 
 
 def test_shared_and_dense_passes_have_their_own_width(pim: Hardware) -> None:

@@ -157,6 +157,14 @@ def test_the_bandwidth_for_a_deadline_by_hand() -> None:
     assert code == 0 and "2 modules, to dispatch a layer in time: module links 4." in " ".join(text.split())
 
 
+def test_the_fullest_module_says_what_is_needed() -> None:
+    """Four experts on three modules: one of them has two in each of both layers."""
+    (row,) = whatif(*SMALL, "--tokens", "1", "--modules", "3")  # so that there are next to no activations
+    experts = 2 * 2 * 3 * 64 * 128 * 2
+    assert row["memory"]["expert_bytes"] == experts
+    assert experts < row["memory"]["needed_bytes"] < 1.2 * experts
+
+
 def test_the_table_shows_each_number_and_hardware() -> None:
     code, text, _ = call("whatif", *SMALL, "--hardware", "h100-sxm", "--modules", "2..8")
     assert code == 0
