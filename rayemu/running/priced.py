@@ -14,8 +14,10 @@ from rayemu.pricing.recorded import held_by, price_recorded, recorded
 from rayemu.scenario import Scenario
 
 
-def refuse_what_cannot_hold_it(scenario: Scenario, hardware: Sequence[Hardware]) -> None:
-    """Raise PricingError for hardware whose modules cannot hold the experts that a scenario puts on them."""
+def refuse_what_cannot_be_priced(scenario: Scenario, hardware: Sequence[Hardware]) -> None:
+    """Raise PricingError where no record will be kept, or modules cannot hold the experts put on them."""
+    if hardware and not scenario.run.record:
+        raise PricingError("--hardware prices the run's record, and run.record is false; set it to true")
     for one in hardware:
         refuse_overfull(held_by(scenario, one), one)
 
