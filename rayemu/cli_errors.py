@@ -25,6 +25,8 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("rayemu: interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:  # whoever read our output has seen enough, as `| head` does: click ends quietly
+        raise
     except Exception as error:
         lines = _expected(error)
         if lines is None:

@@ -202,7 +202,7 @@ def test_a_run_on_hardware_that_cannot_hold_it_does_not_begin(tmp_path: Path) ->
 
 def test_a_run_without_a_record_says_so_and_does_not_begin_with_hardware(tmp_path: Path) -> None:
     scenario = Scenario.from_dict(DATA | {"run": DATA["run"] | {"batches": 1, "record": False}})
-    with pytest.raises(PricingError, match="run.record is false"):
+    with pytest.raises(PricingError, match=r"run\.record is false"):
         run_scenario(scenario, tmp_path / "run", hardware=[load_hardware(TOY)])
     assert not (tmp_path / "run").exists()
     with threadpool_limits(1):
