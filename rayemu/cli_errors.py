@@ -29,6 +29,8 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("rayemu: interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:  # whoever read our output has seen enough, as `| head` does: click ends quietly
+        raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             raise  # `until_unread` ends the command

@@ -327,3 +327,14 @@ def test_a_record_that_is_refused_is_a_line_and_no_traceback(
     assert end.value.exit_code == 2
     told = capsys.readouterr().err
     assert told.startswith(f"rayemu: {tmp_path}") and "version 1" in told and "run the scenario again" in told
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "rayemu.cli", "router", "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert ended.stderr == ""

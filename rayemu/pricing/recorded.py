@@ -19,6 +19,7 @@ from rayemu.pricing.schedule import Schedule, schedule
 from rayemu.scenario import Scenario
 
 _AGAIN = "run it again"
+_RESTORE = "restore the scenario.yaml that it was made with"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ def recorded(scenario: Scenario, record: np.ndarray, summary: dict[str, Any]) ->
         raise PricingError(f"the run did not hold {', '.join(failed)}; only whole runs are priced; {_AGAIN}")
     if summary["record_cut"]:
         raise PricingError(f"its record is cut ({summary['record_cut']}); make room on the disk and {_AGAIN}")
+    if not scenario.run.record:
+        raise PricingError(f"the run kept no record (run.record is false); set it to true and {_AGAIN}")
     if not len(record) or not summary["tokens_out"]:
         raise PricingError(f"nothing was finished or recorded, so there is nothing to price; {_AGAIN}")
     _same_model(scenario, record, summary)
@@ -101,11 +104,19 @@ def _same_model(scenario: Scenario, record: np.ndarray, summary: dict[str, Any])
     told = {
         "operations of a row": (flops.tolist(), [float(spec.flops_per_row())], len(flops) > 0),
         "layers and experts": (np.shape(summary["expert_tokens"]), (spec.layers, spec.experts), True),
-        "modules": (int(max(record["src"].max(), record["dst"].max())) + 1, cluster.modules, False),
+        "modules": (len(summary["module_rows"]), cluster.modules, True),
     }
-    for name, (found, wanted, exactly) in told.items():
-        if found != wanted and (exactly or (name == "modules" and found > wanted)):
+    for name, (found, wanted, known) in told.items():
+        if known and found != wanted:
+            what = "cluster" if name == "modules" else "model"
             raise PricingError(
-                f"the record is not of the model in scenario.yaml: its {name} are {found}, not {wanted}; "
-                "restore the scenario.yaml that it was made with"
+                f"the record is not of the {what} in scenario.yaml: its {name} are {found}, not {wanted}; "
+                f"{_RESTORE}"
             )
+    frames = record[record["level"] > 0]
+    across = frames["src"] // cluster.modules_per_node != frames["dst"] // cluster.modules_per_node
+    if ((frames["level"] == 2) != across).any():
+        raise PricingError(
+            "the record is not of the cluster in scenario.yaml: its frames crossed other nodes than "
+            f"{cluster.nodes} of {cluster.modules_per_node} modules; {_RESTORE}"
+        )

@@ -15,11 +15,13 @@ from rayemu.pricing.recorded import held_by, price_recorded, recorded
 from rayemu.scenario import Scenario
 
 
-def refuse_what_cannot_hold_it(scenario: Scenario, hardware: Sequence[Hardware]) -> None:
-    """Refuse hardware whose modules cannot hold a scenario's experts, or whose links do not join its nodes.
+def refuse_what_cannot_be_priced(scenario: Scenario, hardware: Sequence[Hardware]) -> None:
+    """Refuse a run without a record, and hardware that cannot hold its experts or does not join its nodes.
 
     Raises PricingError, HardwareError.
     """
+    if hardware and not scenario.run.record:
+        raise PricingError("--hardware prices the run's record, and run.record is false; set it to true")
     nothing, cluster = np.zeros(0, np.int64), scenario.cluster
     nodes = np.repeat(np.arange(cluster.nodes), cluster.modules_per_node)
     for one in hardware:

@@ -38,7 +38,7 @@ from rayemu.report.trace import trace as trace_of
 from rayemu.running.faults import Injected, due, fault_entry, parameters
 from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
-from rayemu.running.priced import price_run, refuse_what_cannot_hold_it
+from rayemu.running.priced import price_run, refuse_what_cannot_be_priced
 from rayemu.running.rebalances import decisions, rebalances
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
@@ -89,7 +89,7 @@ def run_scenario(
     """
     report = on_progress or (lambda progress: None)
     refuse_too_large(scenario)
-    refuse_what_cannot_hold_it(scenario, hardware)
+    refuse_what_cannot_be_priced(scenario, hardware)
     with claimed_folder(out or Path("runs") / scenario.name, overwrite) as (folder, file):
         (folder / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         journal = Journal(file)

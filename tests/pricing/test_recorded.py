@@ -140,10 +140,19 @@ def test_records_of_version_1_and_cut_ones(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["model.layers=3", "model.scale=64", "model.top_k=1", "cluster.modules_per_node=2", "model.experts=16"],
+    [
+        "model.layers=3",
+        "model.scale=64",
+        "model.top_k=1",
+        "cluster.modules_per_node=2",
+        "cluster.modules_per_node=8",
+        "cluster.nodes=1 cluster.modules_per_node=8",
+        "cluster.nodes=4 cluster.modules_per_node=2",
+        "model.experts=16",
+    ],
 )
 def test_a_scenario_that_was_changed_after_the_run(copied: Path, change: str) -> None:
-    other = Scenario.load(copied / "scenario.yaml").with_overrides([change])
+    other = Scenario.load(copied / "scenario.yaml").with_overrides(change.split())
     (copied / "scenario.yaml").write_text(other.to_yaml())
     line = refused(str(copied), "--hardware", str(TOY))
     assert "the record is" in line and "scenario" in line
@@ -189,6 +198,16 @@ def test_a_run_on_hardware_that_cannot_hold_it_does_not_begin(tmp_path: Path) ->
             Scenario.from_dict(DATA), tmp_path / "run", hardware=[load_hardware(small_toy(tmp_path))]
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_record_says_so_and_does_not_begin_with_hardware(tmp_path: Path) -> None:
+    scenario = Scenario.from_dict(DATA | {"run": DATA["run"] | {"batches": 1, "record": False}})
+    with pytest.raises(PricingError, match=r"run\.record is false"):
+        run_scenario(scenario, tmp_path / "run", hardware=[load_hardware(TOY)])
+    assert not (tmp_path / "run").exists()
+    with threadpool_limits(1):
+        run_scenario(scenario, tmp_path / "run")
+    assert "run.record is false" in refused(str(tmp_path / "run"), "--hardware", str(TOY))
 
 
 def test_a_run_with_unknown_hardware_does_not_begin(tmp_path: Path) -> None:
