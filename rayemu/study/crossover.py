@@ -55,15 +55,19 @@ def compare(hardwares: Sequence[Hardware], model: ModelSpec, modules: int, zipf:
     """All figures as plain data."""
     loads = np.arange(1, model.experts + 1, dtype=np.float64) ** -zipf
     curves = {one.name: curve(one, model, modules, loads) for one in hardwares}
-    found = []
+    found, same = [], []
     for one, other in combinations(curves, 2):
         for key, what in _MEASURES:
             of = [[point[key] for point in curves[name]] for name in (one, other)]
-            for at in crossings(SIZES, *of):
+            crossed = crossings(SIZES, *of)
+            for at in crossed:
                 first = (one, other)[at.pop("first")]
                 found.append(
                     {"of": what, "less_before": first, "less_after": _other(first, one, other), **at}
                 )
+            if not crossed:  # sums tell who is less where the two are equal at some sizes
+                less = None if of[0] == of[1] else one if sum(of[0]) < sum(of[1]) else other
+                same.append({"of": what, "between": [one, other], "less": less})
     held = np.bincount(np.arange(model.experts) * modules // model.experts, minlength=modules)
     maps = {one.name: memory_map(one, model, held * model.moe_layers, 1).fits for one in hardwares}
     return {
@@ -72,6 +76,7 @@ def compare(hardwares: Sequence[Hardware], model: ModelSpec, modules: int, zipf:
         "zipf": zipf,
         "curves": curves,
         "crossovers": found,
+        "no_crossovers": same,
         "whole_model_fits": maps,
     }
 
@@ -84,9 +89,9 @@ def _print(facts: dict[str, Any]) -> None:
     curves = facts["curves"]
     title = f"a layer of {facts['model']} on {facts['modules']} modules, emulated time and energy per token"
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("tokens", justify="right", overflow="fold")
     for name in curves:
-        table.add_column(escape(name), justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", overflow="fold")
     for row, size in enumerate(SIZES):
         points = [points[row] for points in curves.values()]
         told = [f"{format_seconds(p['emu_s_per_token'])}, {joules(p['joules_per_token'])}" for p in points]
@@ -101,8 +106,13 @@ def _print(facts: dict[str, Any]) -> None:
             highlight=False,
             markup=False,
         )
-    if not facts["crossovers"]:
-        console.print("no crossover: the same hardware takes less at every size", highlight=False)
+    for of in facts["no_crossovers"]:
+        one, other = of["between"]
+        if of["less"] is None:
+            told = f"{one} and {other} take the same at every size"
+        else:
+            told = f"{of['less']} takes less than {_other(of['less'], one, other)} at every size"
+        console.print(f"{of['of']}: {told}", highlight=False, markup=False)
     for name, parts in unknown.items():
         if parts:
             listed = ", ".join(parts).replace("_", " ")

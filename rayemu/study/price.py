@@ -18,6 +18,7 @@ from rayemu.pricing.recorded import load_recorded, price_recorded
 from rayemu.report.wording import count
 from rayemu.units import format_bytes, format_seconds
 
+LEGEND = "queue: waiting for modules and links that serve others; busy: the mean and the busiest one"
 ENERGIES = ("experts", "combine", "routing", "bank_links", "module_links", "node_links", "static")
 
 
@@ -51,7 +52,7 @@ def print_priced(priced: Sequence[dict[str, Any]], title: str) -> None:
         table.add_row(name, *(escape(column.get(name, "-")) for column in columns))
     console = Console(soft_wrap=True)
     console.print(table)
-    console.print("busy: mean and most")
+    console.print(LEGEND, highlight=False)
     for note in [note for of in priced for note in notes(of)]:
         console.print(escape(note), highlight=False)
 

@@ -94,9 +94,9 @@ def report(hardware: Hardware, work: Work, as_json: bool) -> None:
         highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("computed by", style="cyan", no_wrap=True)
+    table.add_column("computed by", style="cyan", overflow="fold")
     for column in ("precision", "on links", "emulated", "energy", "the text"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     before = ""
     for one in facts["places"]:
         first = one["place"] != before

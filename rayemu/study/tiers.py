@@ -159,11 +159,11 @@ def report(
         highlight=False,
     )
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("policy", style="cyan", no_wrap=True)
+    table.add_column("policy", style="cyan", overflow="fold")
     for name, count in held.items():
         table.add_column(f"{name}\nof {count}", justify="right")
-    table.add_column("a use\n(emulated)", justify="right", no_wrap=True)
-    table.add_column("\nenergy", justify="right", no_wrap=True)
+    table.add_column("a use\n(emulated)", justify="right", overflow="fold")
+    table.add_column("\nenergy", justify="right", overflow="fold")
     for one in found:
         energy = "-" if one.joules is None else f"{one.joules:.3g} J"
         shares = (f"{share:.1%}" for share in one.shares)

@@ -292,7 +292,7 @@ def _print(rows: list[dict[str, Any]], scenario: Scenario, console: Console) -> 
 def _table(heads: list[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", overflow="fold")
     return table
 
 

@@ -130,6 +130,21 @@ def test_the_command_tells_curves_and_crossovers() -> None:
     assert pim_first["less_before"] == names[0], "small batches are for whom the weights need not move"
     shown = CliRunner().invoke(app, ["crossover", "mixtral-8x7b", *options])
     assert shown.exit_code == 0 and "takes less up to about" in shown.output
+    always = {"of": "time", "between": ["h100-sxm", "h100-offload"], "less": "h100-sxm"}
+    assert always in facts["no_crossovers"], "a pair that never changes places is told too"
+    assert "time: h100-sxm takes less than h100-offload at every size" in " ".join(shown.output.split())
+
+
+def test_narrow_terminals_cut_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    compared = ["--hardware", "text-pim", "--hardware", "h100-sxm", "--hardware", "upmem"]
+    for command in (
+        ["crossover", "mixtral-8x7b", *compared],
+        ["whatif", "smoke", "--hardware", "text-pim", "--modules", "2,4"],
+        ["router"],
+    ):
+        shown = CliRunner().invoke(app, command)
+        assert shown.exit_code == 0 and "\N{HORIZONTAL ELLIPSIS}" not in shown.output, shown.output
 
 
 def test_whether_all_layers_fit_is_told_and_not_only_the_one() -> None:
