@@ -313,7 +313,9 @@ def _parts(facts: dict[str, Any]) -> Shown:
 
 
 def _dynamic(facts: dict[str, Any]) -> Shown:
-    rows = [(f"key and value cache, {facts['context']} tokens", format_bytes(facts["cache_bytes"]))]
+    rows: list[tuple[str, ...]] = [
+        (f"key and value cache, {facts['context']} tokens", format_bytes(facts["cache_bytes"]))
+    ]
     for part, size in facts["activation_bytes"].items():
         rows.append((f"activations of {facts['tokens']} tokens, {part}", format_bytes(size)))
     rows.append(("dynamic in all", format_bytes(facts["dynamic_bytes"])))
