@@ -94,8 +94,8 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_column(escape(name), justify="right", overflow="fold")
     for row, size in enumerate(SIZES):
         points = [points[row] for points in curves.values()]
-        told = [f"{format_seconds(p['emu_s_per_token'])}, {joules(p['joules_per_token'])}" for p in points]
-        table.add_row(str(size), *told)
+        cells = [f"{format_seconds(p['emu_s_per_token'])}, {joules(p['joules_per_token'])}" for p in points]
+        table.add_row(str(size), *cells)
     unknown = {name: points[-1]["energy_not_known"] for name, points in curves.items()}
     console = Console(soft_wrap=True)
     console.print(table)
