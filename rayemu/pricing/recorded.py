@@ -93,7 +93,8 @@ def price_recorded(
         refuse_overfull(memory, hardware)
     plan = schedule(run.graph, hardware, run.model)
     figures = price(run.graph, plan, hardware, run.model, run.tokens)
-    return {**figures, "memory": memory.as_dict(), "missing_causes": run.graph.gaps}, plan
+    beside = {"missing_causes": run.graph.gaps, "arrivals": run.scenario.arrivals.kind}
+    return {**figures, "memory": memory.as_dict(), **beside}, plan
 
 
 def _same_model(scenario: Scenario, record: np.ndarray, summary: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from rayemu.report.wording import count
 from rayemu.units import format_bytes, format_seconds
 
 LEGEND = "queue: waiting for modules and links that serve others; busy: the mean and the busiest one"
+UNPRICED_ARRIVALS = "arrivals ({}) are not priced; a batch is submitted when another has freed its place"
 ENERGIES = ("experts", "combine", "routing", "bank_links", "module_links", "node_links", "static")
 
 
@@ -66,6 +67,8 @@ def notes(of: dict[str, Any]) -> Iterator[str]:
         most = max(of["memory"]["total_bytes"])
         capacity = format_bytes(of["memory"]["capacity_bytes"])
         yield f"{of['hardware']}: DOES NOT FIT, the fullest module needs {format_bytes(most)} of {capacity}"
+    if of["arrivals"] != "closed":
+        yield f"{of['hardware']}: {UNPRICED_ARRIVALS.format(of['arrivals'])}"
     if of["missing_causes"]:
         yield (
             f"{of['hardware']}: {of['missing_causes']} causes are missing in the record, as of modules that "

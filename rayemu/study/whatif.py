@@ -35,6 +35,7 @@ from rayemu.report.wording import count
 from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.sections import MOST_MODULES
 from rayemu.streams.aim import Aimed, aim
+from rayemu.study.price import UNPRICED_ARRIVALS, joules
 from rayemu.units import format_bytes, format_rate, format_seconds
 
 MOST_FLOPS, MOST_WEIGHTS = 3e10, 1 << 30  # up to which the model itself chooses
@@ -190,6 +191,7 @@ def planned(
     return {
         **figures,
         **wanted,
+        "arrivals": scenario.arrivals.kind,
         "choices": how,
         "events": len(graph),
         "messages": messages,
@@ -267,7 +269,7 @@ def _print(rows: list[dict[str, Any]], scenario: Scenario, console: Console) -> 
     )
     several = len({row["hardware"] for row in rows}) > 1
     first = [*(["hardware"] if several else []), "modules"]
-    figures = _table([*first, "nodes", "step", "tokens/s", "scaling", "J/token", "busy", "empty", "memory"])
+    figures = _table([*first, "nodes", "step", "tokens/s", "scaling", "per token", "busy", "empty", "memory"])
     path = _table([*first, *rows[0]["critical_path"]])
     for row in rows:
         step, memory = row["step_emu_s"], row["memory"]
@@ -278,7 +280,7 @@ def _print(rows: list[dict[str, Any]], scenario: Scenario, console: Console) -> 
             format_seconds(step),
             count(row["tokens_per_emu_s"]),
             f"{row['scaling_efficiency']:.1%}",
-            f"{row['joules_per_token']:.3g}",
+            joules(row["joules_per_token"]),
             f"{row['utilisation']['modules']['mean']:.1%}",
             str(row["modules_without_experts"]),
             format_bytes(memory["needed_bytes"]) + ("!" if memory["fits"] is False else ""),
@@ -298,7 +300,12 @@ def _table(heads: list[str]) -> Table:
 
 def _notes(rows: list[dict[str, Any]]) -> list[str]:
     """What a reader must know beside the figures."""
-    notes = []
+    notes = [
+        "scaling: tokens/s of a module, over those of the first number of modules; busy: modules, on average",
+        "queue: waiting for modules and links that serve others",
+    ]
+    if (arrivals := rows[0]["arrivals"]) != "closed":
+        notes.append(UNPRICED_ARRIVALS.format(arrivals))
     for name in dict.fromkeys(row["hardware"] for row in rows):
         mine = [row for row in rows if row["hardware"] == name]
         if unknown := mine[0]["energy_not_known"]:

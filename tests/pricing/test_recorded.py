@@ -233,6 +233,17 @@ def test_both_clocks_are_shown(few: list[str]) -> None:
         assert row in shown.output
 
 
+def test_arrivals_that_are_not_priced_are_named(copied: Path) -> None:
+    assert "arrivals" not in priced(str(copied), "--hardware", str(TOY)).output
+    scenario = Scenario.load(copied / "scenario.yaml").with_overrides(["arrivals.kind=poisson"])
+    (copied / "scenario.yaml").write_text(scenario.to_yaml())
+    told = priced(str(copied), "--hardware", str(TOY)).output
+    assert "arrivals (poisson) are not priced" in told, told
+    options = ["--set", "arrivals.kind=poisson", "--hardware", str(TOY), "--modules", "2"]
+    planned = CliRunner().invoke(app, ["whatif", "smoke", *options]).output
+    assert "arrivals (poisson) are not priced" in planned, planned
+
+
 def test_a_quiet_run_tells_both_clocks_in_its_line(few: list[str]) -> None:
     (line,) = CliRunner().invoke(app, [*few, "--quiet"]).output.strip().splitlines()
     assert "tokens/s" in line and "; toy: step " in line and "tokens per emulated s" in line
