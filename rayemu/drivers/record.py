@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -224,7 +225,8 @@ def load_columns(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise RecordError(f"{path}: there is no record; {remedy}") from None
     except Exception as error:  # a damaged archive raises whatever its reader stumbles over
-        raise RecordError(f"{path}: cut or no record at all ({error}); {remedy}") from None
+        said = error if is_zipfile(path) else "it is no whole .npz file"  # else NumPy advises to unpickle it
+        raise RecordError(f"{path}: cut or no record at all ({said}); {remedy}") from None
     found = columns.pop("version", np.int64(1))
     if found.shape or found != VERSION:
         raise RecordError(f"{path}: a record of version {found}; this is read: version {VERSION}; {remedy}")

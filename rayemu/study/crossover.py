@@ -109,10 +109,10 @@ def _print(facts: dict[str, Any]) -> None:
     for of in facts["no_crossovers"]:
         one, other = of["between"]
         if of["less"] is None:
-            told = f"{one} and {other} take the same at every size"
+            says = f"{one} and {other} take the same at every size"
         else:
-            told = f"{of['less']} takes less than {_other(of['less'], one, other)} at every size"
-        console.print(f"{of['of']}: {told}", highlight=False, markup=False)
+            says = f"{of['less']} takes less than {_other(of['less'], one, other)} at every size"
+        console.print(f"{of['of']}: {says}", highlight=False, markup=False)
     for name, parts in unknown.items():
         if parts:
             listed = ", ".join(parts).replace("_", " ")

@@ -173,9 +173,13 @@ def test_runs_that_were_not_whole(copied: Path, key: str, value: object, says: s
     assert says in refused(str(copied), "--hardware", str(TOY))
 
 
-def test_a_damaged_summary_and_an_empty_record(copied: Path) -> None:
+def test_a_damaged_summary_and_an_empty_record(finished: Path, copied: Path) -> None:
     save_columns(copied / "record.npz", load_columns(copied / "record.npz")[:0])
     assert "nothing was finished or recorded" in refused(str(copied), "--hardware", str(TOY))
+    (copied / "record.npz").write_text("a note")
+    line = refused(str(copied), "--hardware", str(TOY))
+    assert "cut or no record at all" in line and "pickle" not in line
+    save_columns(copied / "record.npz", load_columns(finished / "record.npz"))
     (copied / "summary.json").write_text("{")
     assert "summary.json is damaged" in refused(str(copied), "--hardware", str(TOY))
 
