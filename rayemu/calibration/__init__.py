@@ -1,6 +1,6 @@
 """What the machine at hand does in how much time, as modelled hardware: `rayemu calibrate`.
 
-    calibrate(Path("this-machine.yaml"), print)          # about 45 s
+    calibrate(Path("this-machine.yaml"), print)          # about a minute
     load_hardware("this-machine.yaml")                   # prices runs in this machine's own wall time
 
 See docs/calibration.md.
