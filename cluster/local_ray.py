@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ REACH_S = 3.0
 PATIENCE_S = 10.0  # for a start that was given up, before its processes are killed
 SHARED_S = 10.0  # for CPUs of a Ray that another emulator of this process has started
 CALL_S = 20.0  # for a call on another machine, which may have to start a process for it
+LOOK_S = 0.2  # at most this long a thread stays in Ray before it looks whether it should leave
 OBJECT_STORE_BYTES = 128 << 20  # batches travel as frames; the store holds little
 LOCAL = "local"  # an address, of Ray's: a Ray that is started here, with as many CPUs as the machine has
 
@@ -52,6 +53,65 @@ class RayUnavailable(RuntimeError):
 def is_here(address: str | None) -> bool:
     """Whether with this address, and RAY_ADDRESS, Ray is started here."""
     return (address or os.environ.get("RAY_ADDRESS") or LOCAL) == LOCAL
+
+
+class RayStopped(RuntimeError):
+    """Ray is shut down, or the run is over: there will be no answer."""
+
+
+class _Visitors:
+    """The threads that wait in Ray.
+
+    Its shutdown frees what they read, and that ends the process with a segmentation fault: so it waits.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._shut = False
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Be in Ray for a moment; RayStopped where it is being shut down."""
+        with self._changed:
+            if self._shut:
+                raise RayStopped("Ray was shut down")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def shut_out(self) -> Iterator[None]:
+        """Let nobody in, once all are out: Ray can be shut down."""
+        with self._changed:
+            self._shut = True
+            self._changed.wait_for(lambda: not self._inside, PATIENCE_S)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._shut = False
+
+
+_visitors = _Visitors()
+
+
+def answer(reference: Any, over: Callable[[], bool]) -> Any:
+    """Wait in a thread of its own for what a call gives, or raises; RayStopped once it is `over`."""
+    import ray
+
+    while not over():
+        with _visitors.inside():
+            try:
+                if ray.wait([reference], timeout=LOOK_S)[0]:
+                    return ray.get(reference)
+            except SystemExit:  # Ray's way to say that its processes are gone
+                raise RayStopped("Ray has stopped") from None
+    raise RayStopped("the run is over")
 
 
 class Connection:
@@ -120,7 +180,7 @@ class Connection:
             import ray
 
             if self._done.wait(PATIENCE_S) and self._error is None:
-                with contextlib.suppress(Exception):
+                with _visitors.shut_out(), contextlib.suppress(Exception):
                     ray.shutdown()
             else:  # at exit, that would wait a minute for what is killed here
                 atexit.unregister(ray.shutdown)

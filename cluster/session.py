@@ -8,7 +8,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class Session:
         self._group: Any = None
         self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
+        self._waiting: list[threading.Thread] = []  # in Ray
         self._client: ClientRuntime  # from the moment that there are modules on
         self.directory = new_directory()
         self._ray = local_ray.Connection(self.directory)
@@ -202,9 +203,9 @@ class Session:
         link.connect(COORDINATOR, endpoint)
         client.start()
         running = self._coordinator.run.remote()
-        threading.Thread(target=self._watch, args=(running,), name="watch", daemon=True).start()
+        self._begin_to_wait(self._watch, running)
         if isinstance(link, QueueLink):
-            threading.Thread(target=self._collect, args=(link,), name="collect", daemon=True).start()
+            self._begin_to_wait(self._collect, link)
 
         def complete() -> bool:
             epoch = client.machine.epoch
@@ -224,12 +225,17 @@ class Session:
         except ray.exceptions.RayError as error:
             raise ClusterError(f"a module did not start: {last_line(error)}; see `rayemu doctor`") from error
 
-    def _watch(self, running: Any) -> None:
-        import ray
+    def _begin_to_wait(self, function: Callable[[Any], None], argument: Any) -> None:
+        thread = threading.Thread(
+            target=function, args=(argument,), name=function.__name__.strip("_"), daemon=True
+        )
+        self._waiting.append(thread)
+        thread.start()
 
+    def _watch(self, running: Any) -> None:
         reason = ""
         try:
-            ray.get(running)
+            local_ray.answer(running, self._is_closed)
         except Exception as error:
             reason = last_line(error)
         self._client.fail(
@@ -238,11 +244,9 @@ class Session:
         )
 
     def _collect(self, link: QueueLink) -> None:
-        import ray
-
         while not self._closed:
             try:
-                for frame in ray.get(self._coordinator.collect.remote()):
+                for frame in local_ray.answer(self._coordinator.collect.remote(), self._is_closed):
                     link.post(frame)
             except Exception:
                 return  # it is gone: `_watch` tells
@@ -256,6 +260,9 @@ class Session:
             if hasattr(self, "_client"):
                 self._client.close()
             local_ray.stop(self._coordinator, self._modules, self._group)
+            for thread in self._waiting:
+                if thread is not threading.current_thread():
+                    thread.join(local_ray.PATIENCE_S)
             if self._ray.ours:
                 self._ray.close()
             else:
@@ -263,6 +270,9 @@ class Session:
             local_ray.call_on(self._elsewhere, _remove_scratch, str(self.directory))
             _remove_scratch(str(self.directory))
         restore(self._previous_handlers)
+
+    def _is_closed(self) -> bool:
+        return self._closed
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
