@@ -1,23 +1,25 @@
 """Routers: which experts a token goes to, and with which weights.
 
-A strategy is a frozen dataclass of its parameters with `route(x [T, D], gate) -> Routing` and
-`check(experts)`. A row's choices and weights do not depend on the other rows, to the bit, so that routing in
-one place or in many gives the same result.
+A strategy is a `Router`: a frozen dataclass of its parameters with `check(experts)` and
+`choose(scores, gate, context) -> Routing`. Of most, a row's choices and weights do not depend on the other
+rows, to the bit, so that routing in one place or in many gives the same result; the others (scope "batch")
+choose at the coordinator for a layer's whole batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any
 
-from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 
 __all__ = [
     "ROUTERS",
+    "Context",
     "Gate",
     "Router",
     "Routing",
@@ -26,20 +28,6 @@ __all__ = [
     "SoftmaxTopK",
     "make_router",
 ]
-
-
-class Router(Protocol):
-    """What a routing strategy offers."""
-
-    @property
-    def top_k(self) -> int:
-        """Choices per token."""
-
-    def check(self, experts: int) -> None:
-        """Raise ValueError when `experts` experts cannot serve the parameters."""
-
-    def route(self, x: F32, gate: Gate) -> Routing:
-        """x [T, D] -> Routing [T, K]."""
 
 
 ROUTERS: dict[str, type[Router]] = {

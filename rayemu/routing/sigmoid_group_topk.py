@@ -8,10 +8,11 @@ import numpy as np
 
 from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, top_k
+from rayemu.routing.router import Context, Router
 
 
 @dataclass(frozen=True)
-class SigmoidGroupTopK:
+class SigmoidGroupTopK(Router):
     """Top-k of sigmoid score plus the gate's selection bias, among the experts of the best groups.
 
     A group is as good as the sum of its two best biased scores. Weights are the scores without bias, with
@@ -32,9 +33,9 @@ class SigmoidGroupTopK:
         limited = self.top_groups < self.groups
         check_choices(self.top_k, experts, self.groups, self.top_groups, least=2 if limited else 1)
 
-    def route(self, x: F32, gate: Gate) -> Routing:
-        """x [T, D] -> choices [T, K] by descending biased score, ties to the lower group and expert."""
-        scores = gate.logits(x)  # [T, E], turned into 1 / (1 + exp(-logit)) in place
+    def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
+        """Logits [T, E] -> choices [T, K] by descending biased score, ties to the lower group and expert."""
+        # [T, E], turned into 1 / (1 + exp(-logit)) in place
         limited = self.top_groups < self.groups
         by_logit = None if limited or gate.selection_bias is not None else scores.copy()
         np.negative(scores, out=scores)

@@ -8,10 +8,11 @@ import numpy as np
 
 from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, softmax_powers, top_k
+from rayemu.routing.router import Context, Router
 
 
 @dataclass(frozen=True)
-class SoftmaxGroupTopK:
+class SoftmaxGroupTopK(Router):
     """Softmax top-k among the experts of the best groups, a group being as good as its best expert.
 
     With `renormalise` the K weights sum to `scaling`, otherwise they are probabilities times `scaling`.
@@ -28,9 +29,9 @@ class SoftmaxGroupTopK:
         """Raise ValueError when `experts` experts cannot serve these parameters."""
         check_choices(self.top_k, experts, self.groups, self.top_groups)
 
-    def route(self, x: F32, gate: Gate) -> Routing:
-        """x [T, D] -> choices [T, K] by descending logit, ties (of groups too) to the lower number."""
-        logits = gate.logits(x)  # [T, E]
+    def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
+        """Logits [T, E] -> choices [T, K] by descending logit, ties (of groups too) to the lower number."""
+        logits = scores  # [T, E]
         powers = softmax_powers(logits)  # [T, E]
         total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
         closed = None

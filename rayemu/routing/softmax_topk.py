@@ -8,10 +8,11 @@ import numpy as np
 
 from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices, softmax_powers, top_k
+from rayemu.routing.router import Context, Router
 
 
 @dataclass(frozen=True)
-class SoftmaxTopK:
+class SoftmaxTopK(Router):
     """Top-k of the softmax over all experts, weights renormalised to sum 1 or left as probabilities.
 
     `scaling` multiplies the weights (DeepSeek-V2's greedy variant, routed_scaling_factor). Experts are chosen
@@ -26,9 +27,9 @@ class SoftmaxTopK:
         """Raise ValueError when `experts` experts cannot serve these parameters."""
         check_choices(self.top_k, experts)
 
-    def route(self, x: F32, gate: Gate) -> Routing:
-        """x [T, D] -> choices [T, K] by descending logit, ties to the lower expert."""
-        logits = gate.logits(x)  # [T, E]
+    def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
+        """Logits [T, E] -> choices [T, K] by descending logit, ties to the lower expert."""
+        logits = scores  # [T, E]
         if self.renormalise:  # the probabilities' common denominator cancels
             experts, best = top_k(logits, self.top_k)  # [T, K]
             weights = softmax_powers(best)

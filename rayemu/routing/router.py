@@ -1,0 +1,81 @@
+"""What a router is, and what it may know when it chooses.
+
+Shapes: T tokens, K choices per token, E experts, M modules, D model width, S what a row tells the router.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rayemu.numerics import F32
+from rayemu.routing.gate import Gate, Routing
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What else a choice may depend on; routers of scope "row" may use `layer` alone.
+
+    `home` [T] is the module that each row belongs to, `holders` [M, E] says which live modules hold which
+    experts, `module_to_node` [M] where they are. `state` is what the router keeps for this layer from batch
+    to batch, as its `new_state` made it: it may be changed. `counts` is for what happened, by name: it is
+    summed over layers and batches, and shown with the run.
+    """
+
+    layer: int = 0
+    batch: int = 0
+    home: npt.NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
+    holders: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))
+    module_to_node: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    state: Any = None
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def count(self, name: str, amount: float) -> None:
+        """Add to what happened."""
+        self.counts[name] = self.counts.get(name, 0.0) + float(amount)
+
+
+class Router:
+    """A routing strategy: a frozen dataclass of its parameters, `top_k` among them.
+
+    A row tells the router its *scores* [S], which depend on that row alone, to the bit; by default these are
+    the gate's logits. The choice is made from the scores.
+
+    With scope "row" it too depends on that row alone, so that routing in one place or in many gives the same
+    result, and nobody has to write it down. With scope "batch" it may look at all rows of a layer's batch, at
+    the context, and at a state that goes from batch to batch: then it is made in one place, the coordinator,
+    which collects the scores of all homes, and it is recorded with the result.
+    """
+
+    top_k: int
+    scope: ClassVar[str] = "row"
+
+    def check(self, experts: int) -> None:
+        """Raise ValueError when `experts` experts cannot serve the parameters."""
+        raise NotImplementedError
+
+    def most(self, experts: int) -> int:
+        """The most choices that a token can get."""
+        return self.top_k
+
+    def new_state(self, experts: int) -> Any:
+        """What is kept of one layer from batch to batch, before the first; None for nothing."""
+        return None
+
+    def scores(self, x: F32, gate: Gate) -> F32:
+        """What rows x [T, D] tell the router, [T, S]; a row's bits do not depend on the other rows."""
+        return gate.logits(x)
+
+    def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
+        """scores [T, S] -> Routing [T, K], K at most `most`; may overwrite `scores`.
+
+        -1 in the place of an expert is no choice, and its weight is 0.
+        """
+        raise NotImplementedError
+
+    def route(self, x: F32, gate: Gate, context: Context | None = None) -> Routing:
+        """x [T, D] -> Routing [T, K]: scores and choice at once."""
+        return self.choose(self.scores(x, gate), gate, Context() if context is None else context)
