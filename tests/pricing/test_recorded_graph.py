@@ -13,7 +13,8 @@ from rayemu import Emulator, Scenario
 from rayemu.drivers import record as rec
 from rayemu.drivers.causes import causes_of, collected
 from rayemu.model.reference import prepare, route
-from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph, _levels, graph_of
+from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
+from rayemu.pricing.recorded_graph import _levels, graph_of
 from tests.drivers import chaos
 
 D = 8
