@@ -162,7 +162,8 @@ class ModuleRecord(ActorRecord):
                 self._route(batch, slice, micro, layer, me, rows, queued_s, began_s, ended_s)
                 continue
             where = (COMBINE, 0, 0, me, me, self._incarnation, me, layer, micro, batch, slice, -1, -1)
-            flops = 2.0 * rows * spec.top_k * spec.d_model
+            outputs = 1 if layer < spec.dense_layers else spec.top_k
+            flops = 2.0 * rows * outputs * spec.d_model
             size = rows * spec.d_model * 4
             self._write((*where, rows, -1, -1, -1, -1, flops, size, 0, queued_s, began_s, ended_s))
 

@@ -101,7 +101,7 @@ def _scale(record: np.ndarray, full: ModelSpec) -> int:
         record["kind"], (GEMM, COMBINE_ROW, DISPATCH_ROW, REPLY_ROW, SUBMIT)
     )
     widths = np.unique(record["raw_bytes"][wide] // (4 * record["rows"][wide]))
-    combines = record[record["kind"] == COMBINE_ROW]
+    combines = record[(record["kind"] == COMBINE_ROW) & (record["layer"] >= full.dense_layers)]
     top_k = np.unique(np.rint(choices(combines) / np.maximum(combines["rows"], 1))).astype(int)
     layers, experts = int(record["layer"].max(initial=-1)) + 1, int(record["expert"].max(initial=-1)) + 1
     fits = len(widths) <= 1 and all(w > 0 and full.d_model % w == 0 for w in widths)

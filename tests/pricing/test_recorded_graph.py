@@ -184,6 +184,8 @@ def test_what_must_hold_of_layers_relays_and_micro_batches(place: str, codec: st
         }
         brought = causes["rows"][causes["request"] >= 0].sum()
         assert brought == (unit["rows"] * 2 if unit["layer"] > 0 else 0)
+        outputs = 2 if unit["layer"] > 0 else 1  # of each row: K, in a dense layer the FFN's
+        assert unit["flops"] == 2 * outputs * unit["rows"] * D
         assert (causes["request"] < 0).sum() == 1, "the shared expert or the dense FFN"
 
     graph = graph_of(record, scenario.spec)
