@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayemu.hardware import HardwareError, load_hardware
+from rayemu.hardware.describe import figures
 
 from .toy import TOY, number, toy
 
@@ -181,6 +182,14 @@ def test_an_assignment_s_example_is_of_hardware(tmp_path: Path) -> None:
     assert problems(tmp_path, "module") == [
         "module: is not an assignment; write a dotted path = a value, like module.banks.count.value=32"
     ]
+
+
+def test_what_a_file_leaves_out_is_shown_as_assumed(tmp_path: Path) -> None:
+    """Numbers that nobody gave have no source but that; words need none."""
+    found = {figure.path: (figure.text, figure.source) for figure in figures(toy(tmp_path))}
+    assert found["module.banks.count"] == ("2", "made up")
+    assert found["module.banks.share"] == ("1.0", "not given: what is assumed where nothing is said")
+    assert found["module.compute.precision"] == ("fp16", "")
 
 
 def test_a_module_that_cannot_hold_its_experts(tmp_path: Path) -> None:

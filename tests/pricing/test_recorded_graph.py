@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from rayemu import Emulator, Scenario
 from rayemu.drivers import record as rec
-from rayemu.drivers.causes import causes_of, collected
+from rayemu.drivers.causes import Causes, causes_of, collected
 from rayemu.model.reference import prepare, route
 from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
 from rayemu.pricing.recorded_graph import _levels, graph_of
@@ -327,6 +327,18 @@ def test_of_a_circle_only_what_goes_back_in_time_is_cut() -> None:
     level, edges, cut = _levels(np.array([effects, causes]), began)
     assert level.tolist() == [0, 1, 2, 3, 0, 1] and cut == 2
     assert sorted(zip(*edges.tolist(), strict=True)) == [(1, 0), (2, 1), (3, 2), (5, 4)]
+
+
+def test_what_is_cut_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two causes that the record lacks, and one that goes back in time: a route waits for its combine."""
+    with Emulator(small("modules")) as emulator:
+        emulator.forward(np.zeros((1, D), np.float32))
+        record = emulator.record()
+    known = causes_of(record)
+    (route,), (combine,) = (np.flatnonzero(record["kind"] == kind) for kind in (rec.ROUTE, rec.COMBINE))
+    circle = Causes(np.r_[known.effect, route], np.r_[known.cause, combine], 2)
+    monkeypatch.setattr("rayemu.pricing.recorded_graph.causes_of", lambda *_: circle)
+    assert graph_of(record, emulator.spec).gaps == 3
 
 
 def test_an_empty_record_is_an_empty_graph() -> None:
