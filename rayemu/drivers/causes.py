@@ -330,7 +330,7 @@ def _spread(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def choices(combines: np.ndarray) -> np.ndarray:
-    """Return how many choices [N] the rows of combines have.
+    """Return how many choices [N] the rows of combines have, in dense layers one each.
 
     Their operations are 2 x choices x D, their bytes 4 x rows x D.
     """

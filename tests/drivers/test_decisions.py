@@ -12,7 +12,7 @@ import pytest
 from rayemu import Emulator, Scenario
 from rayemu.drivers.record import DISPATCH, ROUTE, ROUTE_REPLY, SCORES
 from rayemu.model.reference import prepare, reference_forward, scored
-from rayemu.pricing.graph import graph_of
+from rayemu.pricing.recorded_graph import graph_of
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
 from rayemu.scenario import Fault
 
