@@ -45,13 +45,13 @@ _ALONE = ("faults=[]", "rebalance=null")  # what planning leaves out
 
 
 def refuse_recorded_choices(scenario: Scenario) -> None:
-    """Raise PricingError where a router's choices are not its rows' own, top_k each: those are not planned."""
+    """Raise PricingError where a router's choices are not its rows' own, top_k each."""
     for layer, router in enumerate(routers_of(scenario.spec)):
         if router.scope == "batch" or router.varies:
             kind = scenario.spec.router_of(layer)[0]
             raise PricingError(
-                f"routing.kind: {kind} (layer {layer}) cannot be planned: its choices depend on the batch, or "
-                "vary in number; run the scenario and price the run, or choose a router like softmax_topk"
+                f"routing.kind: {kind} (layer {layer}) cannot be planned: its choices depend on the "
+                "batch, or vary in number; run the scenario and price the run, or choose a router like softmax_topk"
             )
 
 
