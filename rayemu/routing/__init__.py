@@ -12,6 +12,8 @@ from dataclasses import fields
 from typing import Any
 
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.grouped_topk import GroupedTopK
+from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
@@ -21,12 +23,16 @@ __all__ = [
     "ROUTERS",
     "Context",
     "Gate",
+    "GroupedTopK",
+    "Offer",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
     "make_router",
+    "merge_top_k",
+    "offer_top_k",
 ]
 
 
@@ -34,6 +40,7 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
+    "grouped_topk": GroupedTopK,
 }
 
 
