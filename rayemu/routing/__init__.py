@@ -13,6 +13,7 @@ from typing import Any
 
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.grouped_topk import GroupedTopK
+from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
@@ -24,6 +25,7 @@ __all__ = [
     "Context",
     "Gate",
     "GroupedTopK",
+    "HierarchicalTopK",
     "Offer",
     "Router",
     "Routing",
@@ -33,6 +35,7 @@ __all__ = [
     "make_router",
     "merge_top_k",
     "offer_top_k",
+    "routing_operations",
 ]
 
 
@@ -41,6 +44,7 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
     "grouped_topk": GroupedTopK,
+    "hierarchical_topk": HierarchicalTopK,
 }
 
 
