@@ -19,6 +19,7 @@ from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
+from rayemu.routing.top_p import TopP
 
 __all__ = [
     "ROUTERS",
@@ -32,6 +33,7 @@ __all__ = [
     "SigmoidGroupTopK",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "TopP",
     "make_router",
     "merge_top_k",
     "offer_top_k",
@@ -45,6 +47,7 @@ ROUTERS: dict[str, type[Router]] = {
     "sigmoid_group_topk": SigmoidGroupTopK,
     "grouped_topk": GroupedTopK,
     "hierarchical_topk": HierarchicalTopK,
+    "top_p": TopP,
 }
 
 

@@ -28,7 +28,7 @@ class HierarchicalTopK(Router):
     The same choices as softmax_topk where all groups are open, or where the columns of a group are equal. A
     gate that was not made for groups loses by them: of random gates' top 2 of 128 experts, 16 groups keep
     22 % with one group open, 37 % with two, 57 % with four and 81 % with eight. A choice takes 1.6 times as
-    long as softmax_topk's (T = 4096, E = 64 in 8 groups, K = 8), with the gate's product (D = 1024) 1.1 times.
+    long as softmax_topk's (T = 4096, E = 64 in 8 groups, K = 8), with the gate's product (D = 1024) 1.1.
     """
 
     top_k: int
