@@ -55,9 +55,13 @@ class HierarchicalTopK(Router):
 def _means(logits: F32, groups: int) -> F32:
     """The mean logit of each group of neighbouring experts: [T, E] -> [T, G]."""
     rows, experts = logits.shape
-    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, whose group is open
-        totals: F32 = logits.reshape(rows, groups, experts // groups).sum(axis=2)
-        return totals / np.float32(experts // groups)
+    grouped = logits.reshape(rows, groups, experts // groups)  # [T, G, E/G]
+    with np.errstate(invalid="ignore", over="ignore"):
+        means: F32 = grouped.sum(axis=2) / np.float32(experts // groups)
+    row, group = np.nonzero(np.isnan(means))
+    if row.size:  # inf - inf is not to come before what is NaN: those must be seen
+        means[row, group] = np.where(np.isnan(grouped[row, group]).any(axis=1), np.nan, np.inf)
+    return means
 
 
 class Operations(NamedTuple):
