@@ -13,6 +13,7 @@ from typing import Any
 
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.grouped_topk import GroupedTopK
+from rayemu.routing.hash import Hash
 from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.router import Context, Router
@@ -26,6 +27,7 @@ __all__ = [
     "Context",
     "Gate",
     "GroupedTopK",
+    "Hash",
     "HierarchicalTopK",
     "Offer",
     "Router",
@@ -48,6 +50,7 @@ ROUTERS: dict[str, type[Router]] = {
     "grouped_topk": GroupedTopK,
     "hierarchical_topk": HierarchicalTopK,
     "top_p": TopP,
+    "hash": Hash,
 }
 
 
