@@ -16,6 +16,7 @@ from rayemu.routing.grouped_topk import GroupedTopK
 from rayemu.routing.hash import Hash
 from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
+from rayemu.routing.random import Random
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
@@ -30,6 +31,7 @@ __all__ = [
     "Hash",
     "HierarchicalTopK",
     "Offer",
+    "Random",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
@@ -51,6 +53,7 @@ ROUTERS: dict[str, type[Router]] = {
     "hierarchical_topk": HierarchicalTopK,
     "top_p": TopP,
     "hash": Hash,
+    "random": Random,
 }
 
 
