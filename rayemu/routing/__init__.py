@@ -15,6 +15,7 @@ from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.grouped_topk import GroupedTopK
 from rayemu.routing.hash import Hash
 from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
+from rayemu.routing.noisy_topk import NoisyTopK
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.random import Random
 from rayemu.routing.router import Context, Router
@@ -22,6 +23,7 @@ from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 from rayemu.routing.top_p import TopP
+from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
@@ -30,6 +32,7 @@ __all__ = [
     "GroupedTopK",
     "Hash",
     "HierarchicalTopK",
+    "NoisyTopK",
     "Offer",
     "Random",
     "Router",
@@ -41,6 +44,7 @@ __all__ = [
     "make_router",
     "merge_top_k",
     "offer_top_k",
+    "router_z_loss",
     "routing_operations",
 ]
 
@@ -54,6 +58,7 @@ ROUTERS: dict[str, type[Router]] = {
     "top_p": TopP,
     "hash": Hash,
     "random": Random,
+    "noisy_topk": NoisyTopK,
 }
 
 
