@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.special import ndtri
 
 from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices, softmax_choice, top_k
@@ -65,5 +64,7 @@ def gaussian(keys: U64, count: int, deviation: float = 1.0) -> F32:
 @cache
 def _quantiles() -> F32:
     """The normal distribution's quantiles at the middle of 65,536 equal shares."""
+    from scipy.special import ndtri
+
     values: F32 = ndtri((np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float32)
     return values
