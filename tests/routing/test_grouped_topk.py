@@ -82,6 +82,9 @@ def test_what_cannot_be_merged_is_refused() -> None:
         merge_top_k([one], 3)
     with pytest.raises(ValueError, match=r"expert 1 is offered twice; allowed: by one part"):
         merge_top_k([one, Offer(np.array([[1]], np.int32), np.array([[1]], np.float32))], 2)
+    border = Offer(np.array([[3, 5]], np.int32), np.array([[1, 1]], np.float32))
+    with pytest.raises(ValueError, match=r"expert 3 is offered twice"):
+        merge_top_k([one, border], 2)
     with pytest.raises(ValueError, match=r"experts are \[2, 1\]; allowed: .* ascending"):
         offer_top_k(np.zeros((1, 2), np.float32), np.array([2, 1]), 1)
 

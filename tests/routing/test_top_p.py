@@ -73,6 +73,14 @@ def test_ties_take_as_many_as_it_needs() -> None:
         assert weights.tolist() == [[0.25] * count + [0.0] * (4 - count)] * 2
 
 
+def test_shares_are_summed_without_their_rounding_adding_up() -> None:
+    """Eight times 1/12 in float32 is less than 8/12; the shares themselves are not too small."""
+    for wanted in range(1, 13):
+        router = make_router("top_p", 12, top_k=12, p=wanted / 12)
+        experts = router.choose(np.zeros((1, 12), np.float32), NO_GATE, Context()).experts
+        assert (experts >= 0).sum() == wanted
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("renormalise", [False, True])
 def test_infinite_and_missing_logits(renormalise: bool) -> None:
