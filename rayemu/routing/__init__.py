@@ -12,21 +12,40 @@ from dataclasses import fields
 from typing import Any
 
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.grouped_topk import GroupedTopK
+from rayemu.routing.hash import Hash
+from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
+from rayemu.routing.noisy_topk import NoisyTopK
+from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
+from rayemu.routing.random import Random
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
+from rayemu.routing.top_p import TopP
+from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
     "Context",
     "Gate",
+    "GroupedTopK",
+    "Hash",
+    "HierarchicalTopK",
+    "NoisyTopK",
+    "Offer",
+    "Random",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "TopP",
     "make_router",
+    "merge_top_k",
+    "offer_top_k",
+    "router_z_loss",
+    "routing_operations",
 ]
 
 
@@ -34,6 +53,12 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
+    "grouped_topk": GroupedTopK,
+    "hierarchical_topk": HierarchicalTopK,
+    "top_p": TopP,
+    "hash": Hash,
+    "random": Random,
+    "noisy_topk": NoisyTopK,
 }
 
 
