@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class TopP(Router):
     experts, ours is `top_k`, which cuts off what else would be chosen.
     """
 
+    varies: ClassVar[bool] = True
     top_k: int
     p: float = 0.4
     least: int = 1

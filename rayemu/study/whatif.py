@@ -51,7 +51,7 @@ def refuse_recorded_choices(scenario: Scenario) -> None:
             kind = scenario.spec.router_of(layer)[0]
             raise PricingError(
                 f"routing.kind: {kind} (layer {layer}) cannot be planned: its choices depend on the "
-                "batch, or vary in number; run the scenario and price the run, or choose a router like softmax_topk"
+                "batch, or vary in number; run the scenario and price the run, or plan with softmax_topk"
             )
 
 
