@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
@@ -20,6 +21,7 @@ from rayemu.routing.softmax_topk import SoftmaxTopK
 __all__ = [
     "ROUTERS",
     "Context",
+    "ExpertChoice",
     "Gate",
     "Router",
     "Routing",
@@ -31,6 +33,7 @@ __all__ = [
 
 
 ROUTERS: dict[str, type[Router]] = {
+    "expert_choice": ExpertChoice,
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
