@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.capacity_topk import CapacityTopK
 from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.router import Context, Router
@@ -20,6 +21,7 @@ from rayemu.routing.softmax_topk import SoftmaxTopK
 
 __all__ = [
     "ROUTERS",
+    "CapacityTopK",
     "Context",
     "ExpertChoice",
     "Gate",
@@ -33,6 +35,7 @@ __all__ = [
 
 
 ROUTERS: dict[str, type[Router]] = {
+    "capacity_topk": CapacityTopK,
     "expert_choice": ExpertChoice,
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,

@@ -22,11 +22,11 @@ def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
     return math.ceil(Fraction(str(float(factor))) * tokens * top_k / experts)
 
 
-def check_capacity_factor(factor: object) -> None:
-    """Refuse a capacity factor that leaves no room; raises ValueError."""
+def check_capacity_factor(factor: object, also: str = "") -> None:
+    """Refuse a capacity factor that leaves no room; raises ValueError. `also` is what else it may be."""
     number = isinstance(factor, int | float) and not isinstance(factor, bool)
     if not (number and 0 < float(factor) < math.inf):  # type: ignore[arg-type]
-        raise ValueError(f"routing.capacity_factor is {factor!r}; allowed: a number above 0")
+        raise ValueError(f"routing.capacity_factor is {factor!r}; allowed: a number above 0{also}")
 
 
 def softmax(logits: F32) -> F32:
@@ -54,8 +54,7 @@ def best_rows(values: F32, count: int) -> BOOL:
 def routing_of(logits: F32, probabilities: F32, chosen: BOOL, renormalise: bool, scaling: float) -> Routing:
     """The choices `chosen` [T, E] as a Routing: best logit first, ties to the lower expert, -1 last.
 
-    K is the most that any token has, at least 1. Weights are the `probabilities` [T, E], or with
-    `renormalise` the softmax over a token's chosen logits, times `scaling`.
+    K is the most that any token has, at least 1. Weights as of `weights_of`.
     """
     rows, columns = np.nonzero(chosen)  # row by row, experts ascending
     counts = np.count_nonzero(chosen, axis=1)  # [T]
@@ -70,14 +69,23 @@ def routing_of(logits: F32, probabilities: F32, chosen: BOOL, renormalise: bool,
     falling[experts < 0] = np.inf
     order = falling.argsort(axis=1, kind="stable")
     experts = np.take_along_axis(experts, order, axis=1)
+    picked = np.take_along_axis(picked, order, axis=1)
+    return Routing(experts, weights_of(experts, picked, None if renormalise else probabilities, scaling))
+
+
+def weights_of(experts: npt.NDArray[np.int32], picked: F32, probabilities: F32 | None, scaling: float) -> F32:
+    """Weights [T, K] of choices `experts` [T, K] whose logits are `picked` [T, K], -inf where there is none.
+
+    They are the `probabilities` [T, E] times `scaling`; without those, the softmax over a token's choices.
+    """
     empty = experts < 0
-    if renormalise:
-        weights = softmax_powers(np.take_along_axis(picked, order, axis=1))
+    if probabilities is None:
+        weights = softmax_powers(picked)
         weights[empty] = 0
         total = np.add.reduce(weights, axis=1, keepdims=True)
         np.divide(weights, total, out=weights, where=total != 0)
     else:
         weights = np.take_along_axis(probabilities, np.maximum(experts, 0), axis=1)
-        weights[empty] = 0
+    weights[empty] = 0
     weights *= np.float32(scaling)
-    return Routing(experts, weights)
+    return weights
