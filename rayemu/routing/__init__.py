@@ -11,16 +11,19 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.base import Base
 from rayemu.routing.capacity_topk import CapacityTopK
 from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
+from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 
 __all__ = [
     "ROUTERS",
+    "Base",
     "CapacityTopK",
     "Context",
     "ExpertChoice",
@@ -28,6 +31,7 @@ __all__ = [
     "Router",
     "Routing",
     "SigmoidGroupTopK",
+    "Sinkhorn",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
     "make_router",
@@ -35,8 +39,10 @@ __all__ = [
 
 
 ROUTERS: dict[str, type[Router]] = {
+    "base": Base,
     "capacity_topk": CapacityTopK,
     "expert_choice": ExpertChoice,
+    "sinkhorn": Sinkhorn,
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
