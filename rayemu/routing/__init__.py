@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from rayemu.routing.base import Base
+from rayemu.routing.cached_expert_choice import CachedExpertChoice
 from rayemu.routing.capacity_topk import CapacityTopK
 from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
@@ -24,6 +25,7 @@ from rayemu.routing.softmax_topk import SoftmaxTopK
 __all__ = [
     "ROUTERS",
     "Base",
+    "CachedExpertChoice",
     "CapacityTopK",
     "Context",
     "ExpertChoice",
@@ -40,6 +42,7 @@ __all__ = [
 
 ROUTERS: dict[str, type[Router]] = {
     "base": Base,
+    "cached_expert_choice": CachedExpertChoice,
     "capacity_topk": CapacityTopK,
     "expert_choice": ExpertChoice,
     "sinkhorn": Sinkhorn,

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from rayemu.numerics import F32
 from rayemu.routing.capacity import routing_of, softmax
@@ -77,6 +76,8 @@ def _assigned(
     Each expert gets `least` to `most` [E] tokens: it has `most` places, and those that make up `least` are
     closed to the rows without value that fill what the tokens leave empty.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and other routers need none of it
+
     tokens, experts = values.shape
     bias = balancing_bias(values.astype(np.float32), iterations=16, temperature=0.25)  # [E]
     for slack in count():
