@@ -36,6 +36,9 @@ class CapacityTopK(Router):
     Weights sum to 1 over the choices kept with `renormalise`, otherwise they are probabilities, so that a
     dropped choice's share is missing; times `scaling`. Counted: `overflowed_choices`, `dropped_choices`,
     `tokens_without_expert`, and `padded_rows`, empty places that a kernel of fixed capacity would compute.
+    While nothing overflows the choice costs 1.2 times softmax_topk's at T=4096, E=64, K=8. With a quarter
+    of the choices overflowing it is 1.6 by position; 2.8 by probability, which takes the whole softmax and a
+    sort for each full expert; and 5.2 with `next`, whose rounds come on top.
     Lepikhin et al. 2020 (GShard), arXiv 2006.16668; Fedus et al. 2021 (Switch), arXiv 2101.03961; the two
     orders are Megatron-Core's token drop policies `probs` and `position`.
     """

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayemu.routing import Context, ExpertChoice, Gate, make_router
+from rayemu.routing.capacity import capacity
 
 GATE = Gate(np.zeros((1, 1), np.float32))
 INF, NAN = math.inf, math.nan
@@ -105,6 +106,12 @@ def test_loads_are_even_whatever_the_logits_are(
             assert np.isfinite(weights[token]).all() and (weights[token] >= 0).all()
     if np.isnan(logits).any():  # taken first, so that it shows
         assert np.isnan(weights).any()
+
+
+def test_a_capacity_is_rounded_up_from_the_factor_as_it_is_written() -> None:
+    assert 1.1 * 100 / 10 > 11, "in binary"
+    assert capacity(1.1, tokens=100, top_k=1, experts=10) == 11
+    assert [capacity(1.0, tokens, 2, 8) for tokens in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("factor", [0, -1.0, NAN, INF, "1", True])
