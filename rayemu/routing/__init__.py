@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from rayemu.routing.base import Base
+from rayemu.routing.base import BaseAssignment
 from rayemu.routing.cached_expert_choice import CachedExpertChoice
 from rayemu.routing.capacity_topk import CapacityTopK
 from rayemu.routing.expert_choice import ExpertChoice
@@ -24,7 +24,7 @@ from rayemu.routing.softmax_topk import SoftmaxTopK
 
 __all__ = [
     "ROUTERS",
-    "Base",
+    "BaseAssignment",
     "CachedExpertChoice",
     "CapacityTopK",
     "Context",
@@ -41,14 +41,14 @@ __all__ = [
 
 
 ROUTERS: dict[str, type[Router]] = {
-    "base": Base,
+    "softmax_topk": SoftmaxTopK,
+    "softmax_group_topk": SoftmaxGroupTopK,
+    "sigmoid_group_topk": SigmoidGroupTopK,
+    "base": BaseAssignment,
     "cached_expert_choice": CachedExpertChoice,
     "capacity_topk": CapacityTopK,
     "expert_choice": ExpertChoice,
     "sinkhorn": Sinkhorn,
-    "softmax_topk": SoftmaxTopK,
-    "softmax_group_topk": SoftmaxGroupTopK,
-    "sigmoid_group_topk": SigmoidGroupTopK,
 }
 
 

@@ -19,7 +19,7 @@ LEAST = -1e4
 
 
 @dataclass(frozen=True)
-class Base(Router):
+class BaseAssignment(Router):
     """Balanced linear assignment: top_k rounds, each the best one in which no expert is ahead of others.
 
     In a round every token gets one expert that it does not have, so that after round r every expert has

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from rayemu.routing import Base, Context, Gate, make_router
+from rayemu.routing import BaseAssignment, Context, Gate, make_router
 from rayemu.routing.base import _assigned
 
 GATE = Gate(np.zeros((1, 1), np.float32))
@@ -44,7 +44,7 @@ def test_no_balanced_assignment_is_better(tokens: int, experts: int) -> None:
     for seed in range(3):
         logits = np.random.default_rng([seed, tokens]).standard_normal((tokens, experts), dtype=np.float32)
         logits[:, 0] += 2
-        chosen, _ = Base(1).choose(logits.copy(), GATE, Context())
+        chosen, _ = BaseAssignment(1).choose(logits.copy(), GATE, Context())
         assert _even(_loads(chosen, experts))
         best = _best_round(logits, [set() for _ in logits], np.zeros(experts, np.int64))
         assert np.take_along_axis(logits, chosen, axis=1).sum() == pytest.approx(best, abs=1e-5)
@@ -54,8 +54,8 @@ def test_every_round_is_the_best_one() -> None:
     """The first round is that of one choice, the second the best one after it."""
     for seed in range(5):
         logits = np.random.default_rng(seed).standard_normal((5, 4), dtype=np.float32)
-        first = Base(1).choose(logits.copy(), GATE, Context()).experts
-        both = Base(2).choose(logits.copy(), GATE, Context()).experts
+        first = BaseAssignment(1).choose(logits.copy(), GATE, Context()).experts
+        both = BaseAssignment(2).choose(logits.copy(), GATE, Context()).experts
         held = [{int(e)} for e in first[:, 0]]
         assert all(mine < set(two) for mine, two in zip(held, both.tolist(), strict=True))
         second = (
@@ -83,7 +83,7 @@ def test_equals_the_linear_program(tokens: int) -> None:
             b_ub=np.repeat([most, -least], experts),
             bounds=(0, 1),
         )
-        chosen = Base(top_k).choose(logits.copy(), GATE, Context()).experts
+        chosen = BaseAssignment(top_k).choose(logits.copy(), GATE, Context()).experts
         total = np.take_along_axis(logits, chosen, axis=1).sum()
         assert share * -optimum.fun - 1e-4 <= total <= -optimum.fun + 1e-4
         assert _even(_loads(chosen, experts))
@@ -91,10 +91,10 @@ def test_equals_the_linear_program(tokens: int) -> None:
 
 def test_by_hand() -> None:
     odds = np.array([[8, 1, 1], [6, 3, 1], [5, 2, 3]], np.float32)  # all want 0; tokens 1 and 2 lose least
-    experts, weights = Base(1, renormalise=False, scaling=2).choose(np.log(odds), GATE, Context())
+    experts, weights = BaseAssignment(1, renormalise=False, scaling=2).choose(np.log(odds), GATE, Context())
     assert experts.tolist() == [[0], [1], [2]]
     np.testing.assert_allclose(weights, [[1.6], [0.6], [0.6]], rtol=1e-6)
-    experts, weights = Base(2).choose(np.log(odds), GATE, Context())
+    experts, weights = BaseAssignment(2).choose(np.log(odds), GATE, Context())
     # the second round is 2, 0, 1 with 1 * 6 * 2, not 1, 2, 0 with 1 * 1 * 5
     assert experts.tolist() == [[0, 2], [0, 1], [2, 1]]
     np.testing.assert_allclose(weights, [[8 / 9, 1 / 9], [6 / 9, 3 / 9], [0.6, 0.4]], rtol=1e-6)
@@ -109,7 +109,7 @@ def test_balance_to_one_token_whatever_the_logits_are(
     row = st.lists(value, min_size=experts, max_size=experts)
     logits = np.array(data.draw(st.lists(row, min_size=tokens, max_size=tokens)), np.float32)
     logits = logits.reshape(tokens, experts)
-    chosen, weights = Base(top_k, renormalise).choose(logits.copy(), GATE, Context())
+    chosen, weights = BaseAssignment(top_k, renormalise).choose(logits.copy(), GATE, Context())
     assert chosen.dtype == np.int32 and weights.dtype == np.float32
     assert chosen.shape == weights.shape == (tokens, top_k)
     assert _even(_loads(chosen, experts))
@@ -126,7 +126,7 @@ def test_balance_holds_after_every_round(tokens: int, experts: int, seed: int) -
     logits = np.random.default_rng(seed).standard_normal((tokens, experts), dtype=np.float32)
     logits += np.linspace(0, 9, experts, dtype=np.float32)
     for top_k in range(1, experts + 1):
-        assert _even(_loads(Base(top_k).choose(logits.copy(), GATE, Context()).experts, experts))
+        assert _even(_loads(BaseAssignment(top_k).choose(logits.copy(), GATE, Context()).experts, experts))
 
 
 def test_bounds_give_way_where_nothing_is_within_them() -> None:
@@ -135,7 +135,7 @@ def test_bounds_give_way_where_nothing_is_within_them() -> None:
 
 
 def test_all_ties_are_balanced_too() -> None:
-    chosen, weights = Base(2).choose(np.zeros((6, 4), np.float32), GATE, Context())
+    chosen, weights = BaseAssignment(2).choose(np.zeros((6, 4), np.float32), GATE, Context())
     assert _loads(chosen, 4).tolist() == [3, 3, 3, 3]
     np.testing.assert_array_equal(weights, 0.5)
 

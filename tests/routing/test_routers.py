@@ -200,7 +200,7 @@ def test_top_k_is_a_stable_descending_sort(rows: int, width: int, data: st.DataO
 @pytest.mark.parametrize(
     ("kind", "params", "message"),
     [
-        ("magic", {"top_k": 1}, r"routing.kind is 'magic'; allowed: one of .*softmax_topk, "),
+        ("magic", {"top_k": 1}, r"routing.kind is 'magic'; allowed: one of softmax_topk"),
         (
             "softmax_topk",
             {"top_k": 1, "groups": 2},
