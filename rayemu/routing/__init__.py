@@ -11,6 +11,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.base import BaseAssignment
+from rayemu.routing.cached_expert_choice import CachedExpertChoice
+from rayemu.routing.capacity_topk import CapacityTopK
+from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.grouped_topk import GroupedTopK
 from rayemu.routing.hash import Hash
@@ -20,6 +24,7 @@ from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.random import Random
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
+from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 from rayemu.routing.top_p import TopP
@@ -27,7 +32,11 @@ from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
+    "BaseAssignment",
+    "CachedExpertChoice",
+    "CapacityTopK",
     "Context",
+    "ExpertChoice",
     "Gate",
     "GroupedTopK",
     "Hash",
@@ -38,6 +47,7 @@ __all__ = [
     "Router",
     "Routing",
     "SigmoidGroupTopK",
+    "Sinkhorn",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
     "TopP",
@@ -59,6 +69,11 @@ ROUTERS: dict[str, type[Router]] = {
     "hash": Hash,
     "random": Random,
     "noisy_topk": NoisyTopK,
+    "base": BaseAssignment,
+    "cached_expert_choice": CachedExpertChoice,
+    "capacity_topk": CapacityTopK,
+    "expert_choice": ExpertChoice,
+    "sinkhorn": Sinkhorn,
 }
 
 
