@@ -128,9 +128,9 @@ def summed_up(results: Iterable[BatchResult], counts: Mapping[str, float]) -> di
         return {}
     return {
         "routing": {
+            **counts,
             "decisions": decided,
             "choices_per_token": chosen / tokens,
             "tokens_without_expert": nobody,
-            **counts,
         }
     }
