@@ -51,7 +51,15 @@ pytestmark = pytest.mark.usefixtures("one_ray")
             }
         },
     ],
-    ids=["flat-modules", "hierarchical-4", "tcp-curve", "ray-transport", "whole-batches", "lossy", "policies"],
+    ids=[
+        "flat-modules",
+        "hierarchical-4",
+        "tcp-curve",
+        "ray-transport",
+        "whole-batches",
+        "lossy",
+        "policies",
+    ],
 )
 def test_bit_identical(sections: dict[str, Any]) -> None:
     with Emulator(scenario(**sections)) as emulator:
