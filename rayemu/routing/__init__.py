@@ -11,21 +11,31 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.aux_loss_topk import AuxLossTopK
+from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
+from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
+from rayemu.routing.two_stage_topk import TwoStageTopK
 
 __all__ = [
     "ROUTERS",
+    "AuxLossTopK",
+    "BiasBalancedTopK",
     "Context",
     "Gate",
+    "LoadPenalisedTopK",
+    "LocalityTopK",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "TwoStageTopK",
     "make_router",
 ]
 
@@ -34,6 +44,11 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
+    "aux_loss_topk": AuxLossTopK,
+    "bias_balanced_topk": BiasBalancedTopK,
+    "load_penalised_topk": LoadPenalisedTopK,
+    "locality_topk": LocalityTopK,
+    "two_stage_topk": TwoStageTopK,
 }
 
 
