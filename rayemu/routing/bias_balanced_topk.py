@@ -11,7 +11,7 @@ from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices, softmax_powers, top_k
 from rayemu.routing.learned import F64, kept, loads
 from rayemu.routing.router import Context, Router
-from rayemu.routing.softmax_weights import taken
+from rayemu.routing.softmax_weights import softmax_weights, taken
 
 SCORES = ("sigmoid", "softmax")
 
@@ -56,15 +56,20 @@ class BiasBalancedTopK(Router):
         experts = scores.shape[1]
         bias = kept(context, experts)  # [E]
         value = self._scores(scores)  # [T, E]
-        total = bias if gate.selection_bias is None else bias + gate.selection_bias
-        if gate.selection_bias is not None or bias.any():
-            np.add(value, total.astype(np.float32), out=scores)
-        chosen, _ = top_k(scores, self.top_k)  # [T, K]
-        weights = taken(value, chosen)
-        if self.renormalise:
-            least = 1e-20 if self.score == "sigmoid" else 0  # scores may all vanish
-            weights /= np.add.reduce(weights, axis=1, keepdims=True) + np.float32(least)
-        weights *= np.float32(self.scaling)
+        if gate.selection_bias is not None:
+            biased = value + (bias + gate.selection_bias).astype(np.float32)
+        elif bias.any():
+            biased = value + bias.astype(np.float32)
+        else:
+            biased = scores.copy()
+        chosen, _ = top_k(biased, self.top_k)  # [T, K]
+        if self.score == "softmax":
+            weights = softmax_weights(scores, chosen, self.renormalise, self.scaling)
+        else:
+            weights = taken(value, chosen)
+            if self.renormalise:
+                weights /= np.add.reduce(weights, axis=1, keepdims=True) + np.float32(1e-20)
+            weights *= np.float32(self.scaling)
         load = loads(context, chosen, experts)  # [E]
         if self.learn:
             bias += self.rate * np.sign(load.mean() - load)

@@ -36,7 +36,9 @@ def normal(rows: int, experts: int, seed: int = 0) -> np.ndarray:
 
 @st.composite
 def odd_logits(draw: st.DrawFn, experts: int = 8) -> np.ndarray:
-    """Logits [T, E] with ties, infinities, NaN and huge numbers."""
+    """Logits [T, E] with ties, infinities, NaN and huge numbers, or as a gate gives them."""
+    if draw(st.booleans()):
+        return normal(draw(st.integers(1, 9)), experts, draw(st.integers(0, 1000)))
     value = st.sampled_from([-INF, -INF, INF, NAN, -1e30, 3e38, 0.0, 1.0])
     row = st.lists(value, min_size=experts, max_size=experts)
     return np.array(draw(st.lists(row, min_size=1, max_size=5)), np.float32)
