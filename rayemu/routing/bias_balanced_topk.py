@@ -80,6 +80,8 @@ class BiasBalancedTopK(Router):
         if self.score == "softmax":
             value = softmax_powers(logits)
             value /= np.add.reduce(value, axis=1, keepdims=True)
+            broken = np.flatnonzero(np.isnan(value[:, 0]))
+            value[broken] = logits[broken]  # NaN only where it is, so that it is what is chosen
             return value
         value = np.negative(logits)
         with np.errstate(over="ignore"):  # exp = inf gives score 0, which is right

@@ -106,17 +106,17 @@ def test_impossible_penalties_are_refused(name: str, bad: float) -> None:
 
 
 def test_a_penalty_saves_traffic_and_spoils_outputs() -> None:
-    """A random stack of four layers, 64 experts on 2 x 4 modules: the more the one, the more the other."""
-    model = Model(ModelSpec("tiny", 32, 32, 64, 8, layers=4))
-    x, where = normal(256, 32), context(256, 64, modules=8)
-    places = (where.home, np.stack([where.holders] * 4), where.module_to_node)
-    wanted, _ = forward(model, x, [SoftmaxTopK(8)] * 4, *places)
+    """A random stack of two layers, 32 experts on 2 x 4 modules: the more the one, the more the other."""
+    model = Model(ModelSpec("tiny", 16, 16, 32, 4, layers=2))
+    x, where = normal(128, 16), context(128, 32, modules=8)
+    places = (where.home, np.stack([where.holders] * 2), where.module_to_node)
+    wanted, _ = forward(model, x, [SoftmaxTopK(4)] * 2, *places)
     remote, errors = [], []
-    for penalty in (0.0, 0.1, 0.2, 0.3, 0.5):
+    for penalty in (0.0, 0.1, 0.2, 0.5):
         counts: dict[str, float] = {}
-        y, _ = forward(model, x, [LocalityTopK(8, node=penalty)] * 4, *places, counts=counts)
+        y, _ = forward(model, x, [LocalityTopK(4, node=penalty)] * 2, *places, counts=counts)
         remote.append(counts["choices_outside_node"] / counts["choices"])
         errors.append(output_error(y, wanted))
     assert errors[0] == 0 and sorted(errors) == errors and sorted(remote, reverse=True) == remote
-    assert 0.45 < remote[0] < 0.55 and 0.43 < remote[1] < 0.5 and remote[-1] < 0.35
-    assert 0.01 < errors[1] < 0.3 and 0.1 < errors[-1] < 0.7
+    assert 0.4 < remote[0] < 0.6 and remote[0] - remote[1] < 0.1 and remote[0] - remote[-1] > 0.15
+    assert 0 < errors[1] < 0.3 and 0.1 < errors[-1] < 0.8
