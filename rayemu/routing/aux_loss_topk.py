@@ -25,7 +25,7 @@ class AuxLossTopK(Router):
     from `bias_balanced_topk`; of a gate only a bias can be trained here, since scores are all that a choice
     sees. Without `learn` the bias stays as it is, and as long as it is 0 this is `softmax_topk` to the bit.
 
-    Learning costs 0.5 times `softmax_topk` more than that: a softmax over all experts, and the gradient.
+    While it learns it costs twice what `softmax_topk` does: a softmax over all experts, and the gradient.
     State: the bias [E]. Counts `choices_of_fullest_expert` and `choices_of_mean_expert`, of each batch.
     """
 

@@ -25,7 +25,7 @@ class LocalityTopK(Router):
     form, p_e (1 - penalty) for remote experts.
 
     Needs home, holders and nodes of the context. Counts `choices`, `choices_outside_module` and
-    `choices_outside_node`.
+    `choices_outside_node`. Costs 1.3 times what `softmax_topk` does: a gathered penalty, and the counts.
     """
 
     top_k: int
