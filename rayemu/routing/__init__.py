@@ -22,6 +22,11 @@ from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operation
 from rayemu.routing.noisy_topk import NoisyTopK
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.random import Random
+from rayemu.routing.aux_loss_topk import AuxLossTopK
+from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
+from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
+from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.sinkhorn import Sinkhorn
@@ -35,6 +40,12 @@ __all__ = [
     "BaseAssignment",
     "CachedExpertChoice",
     "CapacityTopK",
+from rayemu.routing.two_stage_topk import TwoStageTopK
+
+__all__ = [
+    "ROUTERS",
+    "AuxLossTopK",
+    "BiasBalancedTopK",
     "Context",
     "ExpertChoice",
     "Gate",
@@ -44,6 +55,8 @@ __all__ = [
     "NoisyTopK",
     "Offer",
     "Random",
+    "LoadPenalisedTopK",
+    "LocalityTopK",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
@@ -51,6 +64,7 @@ __all__ = [
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
     "TopP",
+    "TwoStageTopK",
     "make_router",
     "merge_top_k",
     "offer_top_k",
@@ -74,6 +88,11 @@ ROUTERS: dict[str, type[Router]] = {
     "capacity_topk": CapacityTopK,
     "expert_choice": ExpertChoice,
     "sinkhorn": Sinkhorn,
+    "aux_loss_topk": AuxLossTopK,
+    "bias_balanced_topk": BiasBalancedTopK,
+    "load_penalised_topk": LoadPenalisedTopK,
+    "locality_topk": LocalityTopK,
+    "two_stage_topk": TwoStageTopK,
 }
 
 
