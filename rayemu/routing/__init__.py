@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.aux_loss_topk import AuxLossTopK
 from rayemu.routing.base import BaseAssignment
+from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
 from rayemu.routing.cached_expert_choice import CachedExpertChoice
 from rayemu.routing.capacity_topk import CapacityTopK
 from rayemu.routing.expert_choice import ExpertChoice
@@ -19,44 +21,38 @@ from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.grouped_topk import GroupedTopK
 from rayemu.routing.hash import Hash
 from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
+from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
+from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.noisy_topk import NoisyTopK
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.random import Random
-from rayemu.routing.aux_loss_topk import AuxLossTopK
-from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
-from rayemu.routing.gate import Gate, Routing
-from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
-from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 from rayemu.routing.top_p import TopP
+from rayemu.routing.two_stage_topk import TwoStageTopK
 from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
+    "AuxLossTopK",
     "BaseAssignment",
+    "BiasBalancedTopK",
     "CachedExpertChoice",
     "CapacityTopK",
-from rayemu.routing.two_stage_topk import TwoStageTopK
-
-__all__ = [
-    "ROUTERS",
-    "AuxLossTopK",
-    "BiasBalancedTopK",
     "Context",
     "ExpertChoice",
     "Gate",
     "GroupedTopK",
     "Hash",
     "HierarchicalTopK",
+    "LoadPenalisedTopK",
+    "LocalityTopK",
     "NoisyTopK",
     "Offer",
     "Random",
-    "LoadPenalisedTopK",
-    "LocalityTopK",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
