@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.agreement import Agreement, agreement
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.quantised_topk import QuantisedTopK
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
@@ -19,13 +21,16 @@ from rayemu.routing.softmax_topk import SoftmaxTopK
 
 __all__ = [
     "ROUTERS",
+    "Agreement",
     "Context",
     "Gate",
+    "QuantisedTopK",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "agreement",
     "make_router",
 ]
 
@@ -34,6 +39,7 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
+    "quantised_topk": QuantisedTopK,
 }
 
 
