@@ -18,6 +18,7 @@ from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
+from rayemu.routing.voting import Voting, vote
 
 __all__ = [
     "ROUTERS",
@@ -30,8 +31,10 @@ __all__ = [
     "SigmoidGroupTopK",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "Voting",
     "agreement",
     "make_router",
+    "vote",
 ]
 
 
@@ -40,6 +43,7 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
     "quantised_topk": QuantisedTopK,
+    "voting": Voting,
 }
 
 

@@ -144,7 +144,7 @@ class Scenario(Section):
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         problems = parameter_problems(
-            ROUTERS[spec.router], spec.router, self.routing.params, without=("top_k",)
+            ROUTERS[spec.router], spec.router, self.routing.params, without=("top_k",), family=ROUTERS
         )
         if problems:
             return [Problem(("routing", *problem.path), problem.text) for problem in problems]
