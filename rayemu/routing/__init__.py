@@ -18,6 +18,8 @@ from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
+from rayemu.routing.verified import Verified
+from rayemu.routing.verify import recovered, violations
 from rayemu.routing.voting import Voting, vote
 
 __all__ = [
@@ -31,9 +33,12 @@ __all__ = [
     "SigmoidGroupTopK",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "Verified",
     "Voting",
     "agreement",
     "make_router",
+    "recovered",
+    "violations",
     "vote",
 ]
 
@@ -43,6 +48,7 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
     "quantised_topk": QuantisedTopK,
+    "verified": Verified,
     "voting": Voting,
 }
 
