@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,7 +169,7 @@ def routed(model: Model, ids: torch.Tensor, tokens: int) -> tuple[np.ndarray, fl
     return np.concatenate(chosen), float(np.mean(losses))
 
 
-def gates(model: Model, ids: torch.Tensor, tokens: int = 8192) -> dict[str, np.ndarray]:
+def gates(model: Model, ids: torch.Tensor, tokens: int = 8192) -> dict[str, Any]:
     """Weight [D, E] and rows [T, D] of each layer's gate, the rows those of the first `tokens` words."""
     rows: dict[int, list[np.ndarray]] = {layer: [] for layer in range(model.layers)}
 

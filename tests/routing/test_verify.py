@@ -263,3 +263,17 @@ def test_a_router_of_batches_cannot_be_inside(monkeypatch: pytest.MonkeyPatch) -
         ValueError, match=r"routing\.router\.kind is 'together'; allowed: a router of rows: soft"
     ):
         make_router("verified", 8, top_k=2, router={"kind": "together"})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["quantised_topk", "voting", "verified"])
+def test_ties_infinities_and_all_experts_are_as_with_softmax_topk(kind: str) -> None:
+    one = np.ones((3, 1), np.float32)
+    for logits in ([0.0] * 4, [-INF] * 4, [INF, 0, INF, 1], [-3e38, 3e38, 1, 0], [-INF, 2, -INF, 1]):
+        gate = Gate(np.zeros((1, 4), np.float32), None, np.array(logits, np.float32))
+        for k in (1, 2, 4):
+            wanted, found = SoftmaxTopK(k).route(one, gate), make_router(kind, 4, top_k=k).route(one, gate)
+            np.testing.assert_array_equal(found.experts, wanted.experts)
+            np.testing.assert_allclose(found.weights, wanted.weights, rtol=1e-6)
+            single = make_router(kind, 4, top_k=k).route(one[:1], gate)
+            np.testing.assert_array_equal(single.weights, found.weights[:1])
