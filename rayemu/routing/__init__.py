@@ -12,32 +12,61 @@ from dataclasses import fields
 from typing import Any
 
 from rayemu.routing.agreement import Agreement, agreement
+from rayemu.routing.base import BaseAssignment
+from rayemu.routing.cached_expert_choice import CachedExpertChoice
+from rayemu.routing.capacity_topk import CapacityTopK
+from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.grouped_topk import GroupedTopK
+from rayemu.routing.hash import Hash
+from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
+from rayemu.routing.noisy_topk import NoisyTopK
+from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.quantised_topk import QuantisedTopK
+from rayemu.routing.random import Random
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
+from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
+from rayemu.routing.top_p import TopP
 from rayemu.routing.verified import Verified
 from rayemu.routing.verify import recovered, violations
 from rayemu.routing.voting import Voting, vote
+from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
     "Agreement",
+    "BaseAssignment",
+    "CachedExpertChoice",
+    "CapacityTopK",
     "Context",
+    "ExpertChoice",
     "Gate",
+    "GroupedTopK",
+    "Hash",
+    "HierarchicalTopK",
+    "NoisyTopK",
+    "Offer",
     "QuantisedTopK",
+    "Random",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
+    "Sinkhorn",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "TopP",
     "Verified",
     "Voting",
     "agreement",
     "make_router",
+    "merge_top_k",
+    "offer_top_k",
     "recovered",
+    "router_z_loss",
+    "routing_operations",
     "violations",
     "vote",
 ]
@@ -47,6 +76,17 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
+    "grouped_topk": GroupedTopK,
+    "hierarchical_topk": HierarchicalTopK,
+    "top_p": TopP,
+    "hash": Hash,
+    "random": Random,
+    "noisy_topk": NoisyTopK,
+    "base": BaseAssignment,
+    "cached_expert_choice": CachedExpertChoice,
+    "capacity_topk": CapacityTopK,
+    "expert_choice": ExpertChoice,
+    "sinkhorn": Sinkhorn,
     "quantised_topk": QuantisedTopK,
     "verified": Verified,
     "voting": Voting,

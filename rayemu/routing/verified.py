@@ -12,10 +12,8 @@ from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing, check_choices
 from rayemu.routing.nested import NESTED, inner, score_columns
 from rayemu.routing.router import Context, Router
-from rayemu.routing.row_bits import row_bits
+from rayemu.routing.row_bits import WORDS, keys, row_hash
 from rayemu.routing.verify import broken_rows, recovered, violations
-
-_BITS = 24  # of a row, which a float32 holds exactly
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,9 @@ class Verified(Router):
         parts = [own]
         if type(router).scores is not Router.scores:
             parts.append(gate.logits(x))
-        bits = np.zeros((len(x), 1), np.float32)
+        bits = np.zeros((len(x), WORDS), np.float32)
         lost = np.flatnonzero(np.isnan(parts[-1]).any(axis=1))  # of others they are not needed
-        bits[lost, 0] = row_bits(x[lost]) >> np.uint64(64 - _BITS)
+        bits[lost] = row_hash(x[lost], 0)
         return np.concatenate([*parts, bits], axis=1)
 
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
@@ -83,7 +81,7 @@ class Verified(Router):
             routing = Routing(chosen, np.pad(routing.weights, more))
         if not rows.size:
             return routing
-        logits, bits = scores[:, -1 - experts : -1], scores[:, -1].astype(np.uint64)
+        logits, bits = scores[:, -WORDS - experts : -WORDS], keys(scores[:, -WORDS:])
         return recovered(routing, logits, rows, self.top_k, 1.0 if self.total is None else self.total, bits)
 
     def _inner(self) -> Router:

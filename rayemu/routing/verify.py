@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.router import Context
-from rayemu.routing.row_bits import Bits, row_bits
+from rayemu.routing.row_bits import U64, keys, row_hash
 from rayemu.routing.softmax_topk import SoftmaxTopK
 
 Rows = npt.NDArray[np.intp]
@@ -70,7 +70,7 @@ def broken_rows(found: dict[str, Rows]) -> Rows:
 
 
 def recovered(
-    routing: Routing, logits: F32, rows: Rows, top_k: int, total: float = 1.0, bits: Bits | None = None
+    routing: Routing, logits: F32, rows: Rows, top_k: int, total: float = 1.0, bits: U64 | None = None
 ) -> Routing:
     """The routing with stated choices in `rows` [n]; all other rows keep their bits.
 
@@ -85,7 +85,7 @@ def recovered(
     experts = logits.shape[1]
     told = np.ascontiguousarray(logits[rows])  # a copy
     lost = _any(np.isnan(told))
-    start = (row_bits(told) if bits is None else bits[rows]) % np.uint64(experts)  # [n]
+    start = (keys(row_hash(told, 0)) if bits is None else bits[rows]) % np.uint64(experts)  # [n]
     nothing = Gate(np.zeros((0, experts), np.float32))
     best = SoftmaxTopK(top_k, scaling=total).choose(told, nothing, Context())
     turn = (start[:, None].astype(np.int64) + np.arange(top_k)) % experts  # [n, top_k]

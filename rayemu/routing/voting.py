@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rayemu.numerics import F32
-from rayemu.routing.gate import Gate, Routing, top_k
+from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.nested import NESTED, inner, score_columns
 from rayemu.routing.router import Context, Router
-from rayemu.routing.row_bits import Bits, many_of, row_bits
+from rayemu.routing.row_bits import U64, draw_experts, keys, row_hash
 
 Lie = Literal["random", "constant", "flip"]
 Ids = npt.NDArray[np.int32]
@@ -67,7 +67,7 @@ class Voting(Router):
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
         """Scores of the members -> what most of them choose, [T, K]."""
         experts, members = gate.weight.shape[1], self._members()
-        bits = None if self.liar is None else row_bits(scores, self.seed)
+        bits = None if self.liar is None else keys(row_hash(scores, self.seed), context.layer + 1)
         ends = np.cumsum([score_columns(member, gate) for member in members])
         parts = np.split(scores, ends[:-1], axis=1)
         routings = [
@@ -173,12 +173,12 @@ def _lower_median(values: npt.NDArray[Any], voters: npt.NDArray[np.int64]) -> np
     return np.take_along_axis(np.sort(values, axis=0), middle[None], axis=0)[0]
 
 
-def lied(experts: Ids, lie: str, bits: Bits, count: int) -> Ids:
+def lied(experts: Ids, lie: str, bits: U64, count: int) -> Ids:
     """Other experts [T, K] than `experts`, in the same places, of `count` that there are."""
     if lie == "flip":
         others = count - 1 - experts
     elif lie == "constant":
         others = np.broadcast_to(np.arange(experts.shape[1], dtype=np.int32), experts.shape)
     else:
-        others = top_k(many_of(bits, count), experts.shape[1])[0].astype(np.int32)
+        others = draw_experts(bits, count, experts.shape[1])
     return np.where(experts >= 0, others, -1).astype(np.int32)

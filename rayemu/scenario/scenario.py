@@ -117,7 +117,8 @@ class Scenario(Section):
         spec = self.model.spec(self.run.seed)
         own = spec.router if self.routing.kind is None else self.routing.kind
         params = {**(spec.router_params if own == spec.router else {}), **self.routing.params}
-        return dataclasses.replace(spec, router=own, router_params=params)
+        layers = {layer: one.after(own, params) for layer, one in self.routing.by_layer().items()}
+        return dataclasses.replace(spec, router=own, router_params=params, layer_routers=layers)
 
     @model_validator(mode="after")
     def _possible(self) -> Scenario:
@@ -143,15 +144,30 @@ class Scenario(Section):
         return self
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
-        problems = parameter_problems(
-            ROUTERS[spec.router], spec.router, self.routing.params, without=("top_k",), family=ROUTERS
-        )
-        if problems:
-            return [Problem(("routing", *problem.path), problem.text) for problem in problems]
-        try:
-            make_router(spec.router, spec.experts, top_k=spec.top_k, **spec.router_params)
-        except ValueError as error:
-            return [problem_of(error, "routing")]
+        routing = self.routing
+        given = [(("routing",), spec.router, routing.params, dict(spec.router_params))]
+        for text, other in routing.layers.items():
+            path = "routing", "layers", text
+            last = max(Routing(layers={text: other}).by_layer())
+            if last >= spec.layers:
+                return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
+            kind, params = other.after(spec.router, spec.router_params)
+            given.append((path, kind, other.params, params))
+        for path, kind, own, params in given:
+            keys = ("kind", "place", "layers") if path == ("routing",) else ("kind",)
+            problems = parameter_problems(
+                ROUTERS[kind], kind, own, without=("top_k",), own=keys, family=ROUTERS
+            )
+            if problems:
+                return [Problem((*path, *problem.path), problem.text) for problem in problems]
+            try:
+                make_router(kind, spec.experts, top_k=spec.top_k, **params)
+            except ValueError as error:
+                problem = problem_of(error, "routing")
+                return [Problem((*path, *problem.path[1:]), problem.text)]
+            if ROUTERS[kind].scope == "batch" and routing.place == "modules":
+                what = f"modules is not allowed with {kind}, which chooses for a whole batch"
+                return [Problem(("routing", "place"), f"{what}; allowed: coordinator")]
         return []
 
     def _copies_problems(self, spec: ModelSpec) -> Iterable[Problem]:

@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 
 from rayemu import Scenario
 from rayemu.routing import Context, Gate, Routing, SoftmaxTopK, make_router, vote
-from rayemu.routing.row_bits import many_of, row_bits
+from rayemu.routing.row_bits import keys, row_hash
+from rayemu.routing.voting import lied
 from rayemu.scenario import ScenarioError
 
 NAN = float("nan")
@@ -191,17 +192,22 @@ def test_rows_have_the_same_bits_in_any_company(params: dict[str, Any]) -> None:
     assert (np.sort(every.experts, axis=1) == np.arange(4)).all()
 
 
-def test_a_random_lie_is_by_the_seed_and_the_row_alone_and_even() -> None:
-    x = _rows(6000)
-    bits = row_bits(x, 1)
-    np.testing.assert_array_equal(bits[::-7], row_bits(x[::-7], 1))
-    assert len(set(bits.tolist())) == 6000 and not (bits == row_bits(x, 2)).any()
-    drawn = many_of(bits, 8)
-    assert ((drawn >= 0) & (drawn < 1)).all()
-    assert abs(drawn.mean(axis=0) - 0.5).max() < 0.02  # five standard errors
-    assert abs(np.corrcoef(drawn.T) - np.eye(8)).max() < 0.07
-    best = np.bincount(drawn.argmax(axis=1), minlength=8)
-    assert ((best - 750) ** 2 / 750).sum() < 24.3  # chi square, 7 degrees of freedom: 1 in 1000
+def test_a_random_lie_is_by_the_seed_the_layer_and_the_row() -> None:
+    bits = keys(row_hash(_rows(6000), 1))
+    told = np.tile(np.arange(3, dtype=np.int32), (6000, 1))
+    told[0, 2] = -1
+    lies = lied(told, "random", bits, 8)
+    assert lies[0, 2] == -1 and (np.diff(np.sort(lies[1:], axis=1), axis=1) > 0).all()
+    loads = np.bincount(lies[lies >= 0], minlength=8)
+    assert ((loads - 2250) ** 2 / 2250).sum() < 24.3  # chi square, 7 degrees of freedom: 1 in 1000
+    x, gate = _rows(50), _gate()
+    seen = [
+        make_router("voting", 32, top_k=2, routers=[{"kind": "softmax_topk"}], liar=0, seed=seed)
+        .route(x, gate, Context(layer=layer))
+        .experts
+        for seed, layer in ((0, 0), (0, 0), (1, 0), (0, 1))
+    ]
+    assert [np.array_equal(seen[0], other) for other in seen] == [True, True, False, False]
 
 
 def test_scores_that_are_no_numbers_are_a_liar_s_business_alone() -> None:
