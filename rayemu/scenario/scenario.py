@@ -145,7 +145,8 @@ class Scenario(Section):
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         routing = self.routing
-        given = [(("routing",), spec.router, routing.params, dict(spec.router_params))]
+        path: tuple[str, ...] = ("routing",)
+        given = [(path, spec.router, routing.params, dict(spec.router_params))]
         for text, other in routing.layers.items():
             path = "routing", "layers", text
             last = max(Routing(layers={text: other}).by_layer())
