@@ -34,8 +34,9 @@ class Voting(Router):
     The majority of modules that fail independently: von Neumann 1956, Probabilistic logics and the synthesis
     of reliable organisms from unreliable components. Of three that lie with probability p two do with 3 p^2:
     3e-10 for the texts' 1e-5, not their 3e-15. It helps against lies of the places that route, not
-    against a wrong gate that all of them have, and costs as many routers as vote: 3.2 times softmax_topk for
-    three of these (T = 4096, D = 1024, E = 64, K = 8), 7.6 with a liar, as then every row is counted.
+    against a wrong gate that all of them have, and costs as many routers as vote: 3.0 to 3.5 times
+    softmax_topk for three of these (T = 4096, D = 1024, E = 64, K = 8), 7 with a liar, as then every row is
+    counted.
     """
 
     top_k: int
