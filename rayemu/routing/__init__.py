@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.agreement import Agreement, agreement
 from rayemu.routing.aux_loss_topk import AuxLossTopK
 from rayemu.routing.base import BaseAssignment
 from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
@@ -25,6 +26,7 @@ from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
 from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.noisy_topk import NoisyTopK
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
+from rayemu.routing.quantised_topk import QuantisedTopK
 from rayemu.routing.random import Random
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
@@ -33,10 +35,14 @@ from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 from rayemu.routing.top_p import TopP
 from rayemu.routing.two_stage_topk import TwoStageTopK
+from rayemu.routing.verified import Verified
+from rayemu.routing.verify import recovered, violations
+from rayemu.routing.voting import Voting, vote
 from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
+    "Agreement",
     "AuxLossTopK",
     "BaseAssignment",
     "BiasBalancedTopK",
@@ -52,6 +58,7 @@ __all__ = [
     "LocalityTopK",
     "NoisyTopK",
     "Offer",
+    "QuantisedTopK",
     "Random",
     "Router",
     "Routing",
@@ -61,11 +68,17 @@ __all__ = [
     "SoftmaxTopK",
     "TopP",
     "TwoStageTopK",
+    "Verified",
+    "Voting",
+    "agreement",
     "make_router",
     "merge_top_k",
     "offer_top_k",
+    "recovered",
     "router_z_loss",
     "routing_operations",
+    "violations",
+    "vote",
 ]
 
 
@@ -89,6 +102,9 @@ ROUTERS: dict[str, type[Router]] = {
     "load_penalised_topk": LoadPenalisedTopK,
     "locality_topk": LocalityTopK,
     "two_stage_topk": TwoStageTopK,
+    "quantised_topk": QuantisedTopK,
+    "verified": Verified,
+    "voting": Voting,
 }
 
 

@@ -156,7 +156,9 @@ class Scenario(Section):
             given.append((path, kind, other.params, params))
         for path, kind, own, params in given:
             keys = ("kind", "place", "layers") if path == ("routing",) else ("kind",)
-            problems = parameter_problems(ROUTERS[kind], kind, own, without=("top_k",), own=keys)
+            problems = parameter_problems(
+                ROUTERS[kind], kind, own, without=("top_k",), own=keys, family=ROUTERS
+            )
             if problems:
                 return [Problem((*path, *problem.path), problem.text) for problem in problems]
             try:
