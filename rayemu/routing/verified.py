@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Verified(Router):
     product with the gate more where the other router's scores are not the gate's logits.
     """
 
+    varies: ClassVar[bool] = True  # as what is inside may
     top_k: int
     router: Mapping[str, Any] = field(
         default_factory=lambda: {"kind": "softmax_topk"}, hash=False, metadata=NESTED

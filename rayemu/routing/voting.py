@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ class Voting(Router):
     counted.
     """
 
+    varies: ClassVar[bool] = True  # as what is inside may
     top_k: int
     routers: Sequence[Mapping[str, Any]] = field(
         default_factory=lambda: [{"kind": "softmax_topk"} for _ in range(3)], hash=False, metadata=NESTED
