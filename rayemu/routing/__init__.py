@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.cached_topk import CachedTopK
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
@@ -19,6 +20,7 @@ from rayemu.routing.softmax_topk import SoftmaxTopK
 
 __all__ = [
     "ROUTERS",
+    "CachedTopK",
     "Context",
     "Gate",
     "Router",
@@ -34,6 +36,7 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
+    "cached_topk": CachedTopK,
 }
 
 
