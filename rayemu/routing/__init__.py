@@ -13,6 +13,7 @@ from typing import Any
 
 from rayemu.routing.cached_topk import CachedTopK
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.predictive_topk import PredictiveTopK
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
@@ -23,6 +24,7 @@ __all__ = [
     "CachedTopK",
     "Context",
     "Gate",
+    "PredictiveTopK",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
@@ -37,6 +39,7 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
     "cached_topk": CachedTopK,
+    "predictive_topk": PredictiveTopK,
 }
 
 

@@ -34,7 +34,7 @@ class CachedTopK(Router):
     """Top-k of the softmax, where rows of one locality-sensitive hash share the choices of the first of them.
 
     The hash is on which side of each of `bits` random hyperplanes (normal, from `seed`) a row lies: rows at
-    an angle a agree in one bit with probability 1 - a / pi (Charikar 2002, after Goemans and Williamson 1995).
+    an angle a agree in one bit with probability 1 - a / pi (Charikar 2002).
     The signature travels as whole numbers in further columns of the scores, 24 bits in each. The cache holds
     `capacity` signatures; those that were not used for longest make room (LRU) when a batch is through.
 
