@@ -14,6 +14,7 @@ from typing import Any
 from rayemu.routing.cached_topk import CachedTopK
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.predictive_topk import PredictiveTopK
+from rayemu.routing.replay import Replay
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
@@ -25,6 +26,7 @@ __all__ = [
     "Context",
     "Gate",
     "PredictiveTopK",
+    "Replay",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
@@ -40,6 +42,7 @@ ROUTERS: dict[str, type[Router]] = {
     "sigmoid_group_topk": SigmoidGroupTopK,
     "cached_topk": CachedTopK,
     "predictive_topk": PredictiveTopK,
+    "replay": Replay,
 }
 
 

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rayemu.routing.gate import top_k
 
-Array = npt.NDArray[np.int64]
+Array = npt.NDArray[np.integer[Any]]
 Chances = npt.NDArray[np.float32]
 
 _STEP = 2.0**-20  # of a confidence: equals stay equal, in whatever order something was summed

@@ -149,7 +149,8 @@ class Scenario(Section):
         if problems:
             return [Problem(("routing", *problem.path), problem.text) for problem in problems]
         try:
-            make_router(spec.router, spec.experts, top_k=spec.top_k, **spec.router_params)
+            router = make_router(spec.router, spec.experts, top_k=spec.top_k, **spec.router_params)
+            router.check_run(range(spec.dense_layers, spec.layers), self.run.batches * self.run.batch_tokens)
         except ValueError as error:
             return [problem_of(error, "routing")]
         return []
