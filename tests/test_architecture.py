@@ -53,7 +53,7 @@ ROOMS = (
     "benchmarks",
 )
 # The only ones above `cluster`.
-PUBLIC_FACE = {"rayemu/emulator.py", "rayemu/cli.py", "rayemu/cli_errors.py", "rayemu/doctor.py"}
+PUBLIC_FACE = {"rayemu/emulator.py", "rayemu/cli/running.py", "rayemu/cli_errors.py", "rayemu/doctor.py"}
 
 
 def python_files(folder: str) -> list[Path]:
