@@ -202,10 +202,13 @@ class Emulator:
             raise refused
 
     def reference(self, x: Any, result: BatchResult | None = None) -> F32:
-        """Compute x [T, D] in this process; with a result, replay its lossy codecs and dropped choices."""
+        """Compute x [T, D] in this process; with a result, replay its lossy codecs and dropped choices, and
+        choices that were made for the whole batch."""
         replay = None
-        if result is not None and result.dispatch_paths is not None and result.combine_paths is not None:
-            replay = PathReplay(result.dispatch_paths, result.combine_paths, self.config.codecs)
+        if result is not None and (result.dispatch_paths is not None or result.decisions is not None):
+            replay = PathReplay(
+                result.dispatch_paths, result.combine_paths, self.config.codecs, result.decisions
+            )
         return reference_forward(self.model, as_rows(x, self.spec.d_model), replay)
 
     def inject(self, fault: Fault, module: int | None = None) -> None:

@@ -139,6 +139,14 @@ def format_seconds(seconds: float) -> str:
     return f"{_three_digits(seconds * 1e9)} ns"
 
 
+def format_joules(energy: float) -> str:
+    """Writes an energy for a person to read: three digits ("12.3 mJ")."""
+    for unit, size in (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6)):
+        if energy >= size:
+            return f"{energy / size:.3g} {unit}"
+    return f"{energy * 1e9:.3g} nJ"
+
+
 def format_rate(rate: float) -> str:
     """Writes bytes per second for a person to read: three digits, 1000-units ("200 MB/s")."""
     for unit in ("TB", "GB", "MB", "kB"):

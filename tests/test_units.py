@@ -9,6 +9,7 @@ from rayemu.units import (
     exact_rate,
     exact_seconds,
     format_bytes,
+    format_joules,
     format_rate,
     format_seconds,
     parse_bytes,
@@ -145,6 +146,13 @@ def test_what_is_no_rate_is_refused(value: object) -> None:
 
 
 def test_rates_are_written_for_people() -> None:
+    assert [format_joules(e) for e in (0, 3.8e-7, 2e-6, 0.0123, 45.67)] == [
+        "0 nJ",
+        "380 nJ",
+        "2 uJ",
+        "12.3 mJ",
+        "45.7 J",
+    ]
     assert [format_rate(r) for r in (7, 50e6, 1.25e9)] == ["7 B/s", "50.0 MB/s", "1.25 GB/s"]
 
 

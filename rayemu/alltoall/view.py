@@ -74,6 +74,14 @@ class View:
         start = np.searchsorted(key[usable], np.arange(len(best) + 1))
         return Copies(usable, key[usable], start, self.experts)
 
+    def holders(self, layer: int) -> np.ndarray:
+        """Tell which modules have a usable copy of which experts of a layer [M, E]."""
+        low, high = layer * self.experts, (layer + 1) * self.experts
+        slots = self.copies.slots[self.copies.start[low] : self.copies.start[high]]
+        held = np.zeros((self.modules, self.experts), bool)
+        held[self.placement.module[slots], self.placement.expert[slots]] = True
+        return held
+
     def derive(self, strategy: Hashable, home: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return what `make` gives; once per strategy (with its parameters) and home, then from memory."""
         made = self._derived.get((strategy, home))

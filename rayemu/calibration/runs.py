@@ -15,7 +15,7 @@ from rayemu.drivers.record import load_columns
 from rayemu.hardware import Hardware
 from rayemu.model.spec import ModelSpec
 from rayemu.pricing import EventGraph, schedule
-from rayemu.pricing.graph import graph_of
+from rayemu.pricing.recorded_graph import graph_of
 from rayemu.running.run import run_scenario
 from rayemu.scenario import Scenario
 

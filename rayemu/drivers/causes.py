@@ -24,6 +24,7 @@ from rayemu.drivers.record import (
     ROUTE,
     ROUTE_REPLY,
     ROUTE_REQUEST,
+    SCORES,
     SLICE,
     SUBMIT,
     ends,
@@ -70,9 +71,10 @@ def causes_of(record: np.ndarray, in_flight: int | None = None) -> Causes:
 
     A GEMM part waits for the message that brought it, or at its own home for the choices; a reply for the
     jobs of its parts and, from a relay, the replies that it gathers; a combine for the replies and jobs of
-    its unit; routing and the shared expert for the combine of the layer before, or the slice; a result for
-    the last combines; a slice for its submission. A submission waits for the results that freed its place:
-    those of the batch `in_flight` before it; by default that is how many were ever under way at once.
+    its unit; routing and the shared expert for the combine of the layer before, or the slice; a choice for a
+    whole batch for the scores of all homes; a result for the last combines; a slice for its submission. A
+    submission waits for the results that freed its place: those of the batch `in_flight` before it; by
+    default that is how many were ever under way at once.
     """
     return _Joins(record).all(in_flight)
 
@@ -86,7 +88,7 @@ class _Joins:
         self.kind = record["kind"]
         self.effects: list[np.ndarray] = []
         self.causes: list[np.ndarray] = []
-        self.caused = np.zeros(len(record), bool)
+        self.caused, self.scoring = np.zeros((2, len(record)), bool)  # has a cause; led to scores only
         self.gaps = 0
         # One number for each (home, request), and of the home's incarnation that asked.
         asked = np.unique(record["request"], return_inverse=True)[1].reshape(-1)
@@ -112,13 +114,24 @@ class _Joins:
     def _routing(self) -> None:
         central = self.record["src"] < 0
         routes, submits, slices = self._of(ROUTE), self._of(SUBMIT), self._of(SLICE)
-        whole = routes[self.record["micro"][routes] < 0]  # of slices, by the coordinator
+        whole = routes[(self.record["micro"][routes] < 0) & (self.record["slice"][routes] >= 0)]  # of slices
         asked = routes[central[routes] & (self.record["micro"][routes] >= 0)]
         self._latest(submits, whole, ("batch",))
         self._latest(whole, slices, ("home", "batch", "slice"))
         self._latest(submits, self._without(slices), ("batch",))
         self._latest(self._of(ROUTE_REQUEST), asked, _ASKED)
         self._latest(asked, self._of(ROUTE_REPLY), _ASKED)
+        # Of a whole batch: each home scores its rows, all scores make the choice, everyone is told.
+        scores, decided = self._of(SCORES), routes[self.record["slice"][routes] < 0]
+        own = routes[~central[routes]]
+        before = len(self.causes)
+        self._latest(own, scores, _UNIT)
+        for cause in self.causes[before:]:
+            self.scoring[cause] = True
+        cause, effect = self._pairs(scores, decided, ("batch", "layer"))
+        in_time = self.starts[cause] <= self.starts[effect]
+        self._add(cause[in_time], effect[in_time])
+        self._latest(decided, self._without(self._of(ROUTE_REPLY)), ("batch", "layer"))
         shared = self._of(GEMM)
         shared = shared[self.record["request"][shared] < 0]
         self._begin(np.concatenate([routes[~central[routes]], self._of(ROUTE_REQUEST), shared]))
@@ -133,7 +146,7 @@ class _Joins:
     def _chosen(self, effects: np.ndarray) -> None:
         """What goes to experts waits for the choices: made here, at the coordinator, or with the slice."""
         routes = self._of(ROUTE)
-        self._latest(routes[self.record["src"][routes] >= 0], effects, _UNIT)
+        self._latest(routes[(self.record["src"][routes] >= 0) & ~self.scoring[routes]], effects, _UNIT)
         rest = self._without(effects)
         self._latest(self._of(ROUTE_REPLY), rest, _ASKED)
         rest = self._without(rest)
@@ -317,7 +330,7 @@ def _spread(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def choices(combines: np.ndarray) -> np.ndarray:
-    """Return how many choices [N] the rows of combines have.
+    """Return how many choices [N] the rows of combines have, in dense layers one each.
 
     Their operations are 2 x choices x D, their bytes 4 x rows x D.
     """

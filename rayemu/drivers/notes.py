@@ -17,6 +17,7 @@ from rayemu.drivers.record import (
     ROUTE,
     ROUTE_REPLY,
     ROUTE_REQUEST,
+    SCORES,
     SLICE,
     SUBMIT,
     Recorder,
@@ -31,6 +32,7 @@ from rayemu.protocol.messages import (
     Result,
     RouteReply,
     RouteRequest,
+    Scores,
     Send,
     Slice,
     Submit,
@@ -48,6 +50,7 @@ _CARRYING = {
     Slice: SLICE,
     RouteRequest: ROUTE_REQUEST,
     RouteReply: ROUTE_REPLY,
+    Scores: SCORES,
     Result: RESULT,
 }
 
@@ -82,10 +85,12 @@ class ActorRecord:
             home = -1
         else:
             slice = message.slice  # type: ignore[union-attr]
-        if isinstance(message, (RouteRequest, RouteReply)):
+        if isinstance(message, (RouteRequest, RouteReply, Scores)):
             micro, layer = message.micro, message.layer
         if isinstance(message, RouteReply):
             rows, carried = len(message.experts), message.experts.size * _BYTES_PER_CHOICE
+        elif isinstance(message, Scores):
+            rows, carried = len(message.scores), message.scores.nbytes
         else:
             rows, carried = len(message.rows), message.rows.nbytes  # type: ignore[union-attr]
             if isinstance(message, Slice) and message.experts is not None:
@@ -105,14 +110,25 @@ class ActorRecord:
         # fmt: on
 
     def routed(self, sends: list[Send], start_s: float) -> None:
-        """Note the routing of what the coordinator is about to send, which took it from `start_s` to now."""
+        """Note the routing of what the coordinator is about to send, which took it from `start_s` to now.
+
+        A decision for a whole batch is one row, of no home; who asks for it later is told again.
+        """
         if not self._on:
             return
         chosen: list[tuple[RouteReply | Slice, int, int]] = []  # with the rows and their home
+        decided: dict[tuple[int, int], int] = {}  # batch and layer: rows
         for send in sends:
             m = send.message
-            if isinstance(m, (RouteReply, Slice)) and m.experts is not None:
+            if isinstance(m, RouteReply) and m.order >= 0:
+                decided[m.batch, m.layer] = decided.get((m.batch, m.layer), 0) + len(m.experts)
+            elif isinstance(m, (RouteReply, Slice)) and m.experts is not None:
                 chosen.append((m, len(m.experts), send.to))
+        for (batch, layer), rows in decided.items():
+            where = (ROUTE, 0, 0, self._me, self._me, self._incarnation, -1, layer, -1, batch, -1, -1, -1)
+            flops, size = float(rows * self._spec.experts), 4 * rows * self._spec.experts
+            times = start_s, start_s, self._clock()
+            self._write((*where, rows, -1, -1, -1, -1, flops, size, 0, *times))
         if not chosen:
             return
         took_s = (self._clock() - start_s) / sum(rows for _, rows, _ in chosen)
@@ -162,7 +178,7 @@ class ModuleRecord(ActorRecord):
                 self._route(batch, slice, micro, layer, me, rows, queued_s, began_s, ended_s)
                 continue
             where = (COMBINE, 0, 0, me, me, self._incarnation, me, layer, micro, batch, slice, -1, -1)
-            flops = 2.0 * rows * spec.top_k * spec.d_model
+            flops = 2.0 * done.outputs * spec.d_model
             size = rows * spec.d_model * 4
             self._write((*where, rows, -1, -1, -1, -1, flops, size, 0, queued_s, began_s, ended_s))
 

@@ -37,9 +37,10 @@ KINDS = (
     "route_reply",
     "result",
     "control",
+    "scores",
 )
 DISPATCH, FORWARD, GEMM, REPLY, COMBINE, ENCODE, DECODE = range(7)
-ROUTE, SUBMIT, SLICE, ROUTE_REQUEST, ROUTE_REPLY, RESULT, CONTROL = range(7, 14)
+ROUTE, SUBMIT, SLICE, ROUTE_REQUEST, ROUTE_REPLY, RESULT, CONTROL, SCORES = range(7, 15)
 
 _FIELDS = [
     ("kind", "u1"),  # index into KINDS
@@ -196,6 +197,7 @@ def totals_report(totals: Totals | None) -> dict[str, Any]:
         "live": totals.live,
         "reissued": totals.reissued,
         "open_batches": totals.open_batches,
+        "routing": dict(totals.routing),
     }
 
 

@@ -22,6 +22,8 @@ LARGEST = 1 << 20  # bytes of a file, hundreds of times what any hardware has
 LIKE = 5  # files, each like the next
 DEEPEST, MOST = 10, 10_000  # levels and entries of its data, which a few aliases of YAML can multiply
 LONGEST = 80  # characters of a name, which stands in tables
+EXAMPLE = "module.banks.count.value=32"  # of a change
+_CHANGED = " (changed)"  # after the name of what another was changed into
 _KEYS = ("value", "source", "remark")
 _WORDS = ("name", "about", "remark", "precision", "kind", "activations")  # fields that hold no number
 
@@ -48,12 +50,13 @@ def packaged() -> list[str]:
 def load(source: str | os.PathLike[str], changes: tuple[str, ...] = ()) -> Loaded:
     """Load a hardware by the name of a packaged one or by the path of a file.
 
-    `changes` are assignments such as "module.banks.count.value=32". Raises HardwareError, naming the field,
-    the value and what is allowed.
+    `changes` are assignments such as "module.banks.count.value=32"; what they make of it is not of the same
+    name, unless they set that. Raises HardwareError, naming the field, the value and what is allowed.
     """
     where = os.fsdecode(source)
     try:
-        data = override(_data(where), changes)
+        base = _data(where)
+        data = override(base, changes, EXAMPLE)
     except ScenarioError as error:
         raise HardwareError(error.problems) from None
     except RecursionError:
@@ -72,11 +75,16 @@ def load(source: str | os.PathLike[str], changes: tuple[str, ...] = ()) -> Loade
         problems += _impossible(spec)
     if problems:
         raise HardwareError([f"{where}: {problem}" for problem in problems])
+    if changes and spec.name == base.get("name"):
+        spec = spec.model_copy(update={"name": f"{spec.name}{_CHANGED}"})
     return Loaded(spec, sources, remarks)
 
 
 def _data(source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a file says, laid over the hardware that it is `like`, if it names one; `above` are like it."""
+    """What a file says, laid over the hardware that it is `like`, if it names one; `above` are like it.
+
+    Such a file that gives no name is named after itself: it is another hardware than the one it is like.
+    """
     try:
         text = _read(source)
     except HardwareError as error:
@@ -101,7 +109,11 @@ def _data(source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise HardwareError(
             [f"{source}: like: {show(base)} is the {LIKE + 1}th in a row; write one of them out"]
         )
-    merged: dict[str, Any] = _laid_over(_data(path, files), data)
+    below = _data(path, files)
+    merged: dict[str, Any] = _laid_over(below, data)
+    if "name" in below and "name" not in data:
+        own = os.path.splitext(os.path.basename(source))[0]
+        merged["name"] = own if own != below["name"] else f"{own}{_CHANGED}"
     return merged
 
 

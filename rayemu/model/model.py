@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, overload
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -134,12 +134,16 @@ class Model:
     """
 
     def __init__(self, spec: ModelSpec, router: routing.Router | None = None) -> None:
-        if router is None:
-            params: dict[str, Any] = {"top_k": spec.top_k, **spec.router_params}
-            router = routing.make_router(spec.router, spec.experts, **params)
-        router.check(spec.experts)
-        if router.top_k != spec.top_k:
-            raise ValueError(f"routing.top_k is {router.top_k}; allowed: model.top_k = {spec.top_k}")
+        routers = routers_of(spec) if router is None else [router] * spec.layers
+        for one in routers:
+            one.check(spec.experts)
+            if one.top_k != spec.top_k:
+                raise ValueError(f"routing.top_k is {one.top_k}; allowed: model.top_k = {spec.top_k}")
+            if spec.weigh_input and one.most(spec.experts) > 1:
+                raise ValueError(
+                    f"routing.kind gives a token up to {one.most(spec.experts)} experts; allowed: one, since "
+                    "with model.weigh_input all choices of a token share the row that is weighed"
+                )
         weights: Weights
         if spec.checkpoint is None:
             weights = SeededWeights(spec)
@@ -149,7 +153,7 @@ class Model:
             weights = CheckpointWeights(spec)
         self.spec = spec
         self._weights = weights
-        self.layers = [Layer(n, spec, router, n >= spec.dense_layers, weights) for n in range(spec.layers)]
+        self.layers = [Layer(n, spec, one, n >= spec.dense_layers, weights) for n, one in enumerate(routers)]
 
     @property
     def notes(self) -> list[str]:
@@ -162,6 +166,15 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({self.spec.name!r}, layers={len(self.layers)}, d_model={self.spec.d_model})"
+
+
+def routers_of(spec: ModelSpec) -> list[routing.Router]:
+    """The router of each layer, as the spec names them. ValueError for what `make_router` refuses."""
+    made = []
+    for layer in range(spec.layers):
+        kind, params = spec.router_of(layer)
+        made.append(routing.make_router(kind, spec.experts, **{"top_k": spec.top_k, **params}))
+    return made
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from rayemu.model.expert import expert_forward
 from rayemu.model.model import Layer, Model
 from rayemu.numerics import F32, denormals_kept
-from rayemu.routing.gate import Routing
+from rayemu.routing import Context, Gate, Routing
 
 _CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: stays in the cache
 
@@ -25,7 +25,10 @@ _CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: st
 class Replay(Protocol):
     """What a lossy or degraded run did to its rows, so that the reference can do the same."""
 
-    def kept(self, layer: int) -> npt.NDArray[np.bool_] | None:
+    def routing(self, layer: int, tokens: int) -> Routing | None:
+        """Choices [T, K] that were made for the whole batch and recorded; None where rows have their own."""
+
+    def kept(self, layer: int, choices: int) -> npt.NDArray[np.bool_] | None:
         """[T, K] False for choices that were dropped, or None when none was."""
 
     def dispatch(
@@ -51,9 +54,10 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     """One block on its own: gate, experts, weighted sum, shared expert; no norm and no residual."""
     if not layer.has_experts:
         return dense_forward(layer, x)
-    experts, weights = route(layer, x)
+    recorded = replay.routing(layer.index, len(x)) if replay is not None else None
+    experts, weights = route(layer, x) if recorded is None else recorded
     given, weights = expert_input(layer, x, weights)
-    kept = replay.kept(layer.index) if replay is not None else None
+    kept = replay.kept(layer.index, experts.shape[1]) if replay is not None else None
     if kept is not None:
         weights = drop_choices(weights, kept)
     choices = experts.shape[1]
@@ -91,10 +95,24 @@ def prepare(layer: Layer, h: F32) -> F32:
 
 
 def route(layer: Layer, x: F32) -> Routing:
-    """The choices of normalised rows x [T, D] by the layer's router and gate."""
+    """The choices of normalised rows x [T, D] by the layer's router and gate, with nothing else known.
+
+    Of a router with scope "batch", x must be the whole batch, and these are a run's choices only where it
+    needs neither state nor context.
+    """
+    return layer.router.choose(scored(layer, x), gate_of(layer), Context(layer.index))
+
+
+def scored(layer: Layer, x: F32) -> F32:
+    """What normalised rows x [T, D] tell the layer's router [T, S]."""
+    return layer.router.scores(x, gate_of(layer))
+
+
+def gate_of(layer: Layer) -> Gate:
+    """The layer's gate; ValueError for a dense layer."""
     if layer.gate is None:
         raise ValueError(f"layer {layer.index} is dense: it has no gate to route with")
-    return layer.router.route(x, layer.gate)
+    return layer.gate
 
 
 def expert_input(layer: Layer, x: F32, weights: F32) -> tuple[F32, F32]:

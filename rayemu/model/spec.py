@@ -21,6 +21,7 @@ class ModelSpec:
     """One Mixture-of-Experts stack: dimensions, gate and the seed or checkpoint of its weights.
 
     `router` names a strategy of `rayemu.routing.ROUTERS`; `router_params` are its parameters without `top_k`.
+    `layer_routers` are other ones, with their parameters, of some layers by number.
     `dense_layers` counts leading layers whose FFN is dense (`dense_d_ff` wide) instead of routed.
     `shared_d_ff` is the width of the shared expert (all shared experts side by side), 0 for none;
     `shared_gate` scales its output by a sigmoid gate of the token.
@@ -51,6 +52,7 @@ class ModelSpec:
     norm_eps: float = 1e-6
     router: str = "softmax_topk"
     router_params: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    layer_routers: Mapping[int, tuple[str, Mapping[str, Any]]] = field(default_factory=dict, hash=False)
     seed: int = 0
     scale: int = 1
     full_d_model: int = 0
@@ -72,6 +74,10 @@ class ModelSpec:
         # Always derived, whatever was passed: `replace(spec, d_model=...)` must not keep a stale one.
         object.__setattr__(self, "full_d_model", self.d_model * self.scale)
         object.__setattr__(self, "full_d_ff", self.d_ff * self.scale)
+
+    def router_of(self, layer: int) -> tuple[str, Mapping[str, Any]]:
+        """The router of a layer, and its parameters without `top_k`."""
+        return self.layer_routers.get(layer, (self.router, self.router_params))
 
     @property
     def gated(self) -> bool:

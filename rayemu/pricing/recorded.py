@@ -12,9 +12,10 @@ import numpy as np
 from rayemu.drivers.record import GEMM, load_columns
 from rayemu.hardware import Hardware
 from rayemu.model.spec import ModelSpec
-from rayemu.pricing.graph import EventGraph, graph_of
+from rayemu.pricing.graph import EventGraph
 from rayemu.pricing.memory import MemoryMap, PricingError, memory_map, refuse_overfull
 from rayemu.pricing.price import price
+from rayemu.pricing.recorded_graph import graph_of
 from rayemu.pricing.schedule import Schedule, schedule
 from rayemu.scenario import Scenario
 

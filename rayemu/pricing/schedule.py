@@ -83,8 +83,11 @@ def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: Mo
     """Return what each of the events that are work takes [n] alone, in seconds."""
     kind, rows = graph.kind[events], graph.rows[events].astype(np.int64)
     took = np.zeros(len(events))
-    if (mine := kind == ROUTE).any():
-        took[mine] = hardware.route_seconds(model.d_model, model.experts, rows[mine])
+    scored = kind == ROUTE
+    chosen = scored & (graph.flops[events] < 2.0 * model.d_model * model.experts * rows)  # of scores alone
+    for width, mine in ((model.d_model, scored & ~chosen), (1, chosen)):
+        if mine.any():
+            took[mine] = hardware.route_seconds(width, model.experts, rows[mine])
     for outputs, mine in combine_widths(graph, events, model):
         took[mine] = hardware.combine_seconds(model.d_model, outputs, rows[mine])
     for width, mine in expert_widths(graph, events, model):

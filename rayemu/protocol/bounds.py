@@ -8,8 +8,10 @@ from typing import Any, get_args
 import numpy as np
 
 from rayemu.compression import WireError
+from rayemu.model.model import routers_of
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.config import TOTALS
+from rayemu.protocol.decisions import Part
 from rayemu.protocol.epochs import endpoints_of
 from rayemu.protocol.messages import (
     Dispatch,
@@ -21,6 +23,7 @@ from rayemu.protocol.messages import (
     Refusal,
     Result,
     RouteReply,
+    Scores,
     Slice,
     Totals,
     Weights,
@@ -49,11 +52,13 @@ class Bounds:
     layers: int
     top_k: int
     d_model: int
+    most: int = 0  # choices of a token in a decision for a whole batch; 0 where there are none
 
     @classmethod
     def of(cls, spec: ModelSpec, modules: int) -> Bounds:
         """Bounds of a run of a model on so many modules."""
-        return cls(modules, spec.experts, spec.layers, spec.top_k, spec.d_model)
+        decided = (r.most(spec.experts) for r in routers_of(spec) if r.scope == "batch")
+        return cls(modules, spec.experts, spec.layers, spec.top_k, spec.d_model, max(decided, default=0))
 
     def check(self, m: Message) -> None:
         """Raise WireError for a message that names what this run does not have."""
@@ -71,10 +76,17 @@ class Bounds:
             for module, expert, _ in m.lots:  # none is negative, see `wire`
                 self._need(module < self.modules and expert < self.experts, m, "lot", [module, expert])
         elif isinstance(m, (Slice, RouteReply)) and m.experts is not None:
-            shape = len(m.rows) if isinstance(m, Slice) else len(m.experts), self.top_k
-            self._check_numbers(m, "experts", m.experts, self.experts, shape)
-            given = m.weights is not None and m.weights.shape == shape and m.weights.dtype == np.float32
+            rows, choices = len(m.rows) if isinstance(m, Slice) else len(m.experts), m.experts.shape[-1]
+            self._check_numbers(m, "experts", m.experts, self.experts, (rows, choices), -1)
+            decided = isinstance(m, RouteReply) and m.order >= 0
+            fits = 1 <= choices <= self.most if decided else choices == self.top_k
+            self._need(fits, m, "experts", m.experts.shape)
+            weights = m.weights
+            given = weights is not None and weights.shape == m.experts.shape and weights.dtype == np.float32
             self._need(given, m, "weights", m.weights)
+        elif isinstance(m, Scores):
+            self._need(m.scores.ndim == 2 and m.scores.dtype == np.float32, m, "scores", m.scores.shape)
+            self._need(m.start >= 0, m, "start", m.start)
         elif isinstance(m, Epoch):
             everyone = (self.modules,)
             self._check_numbers(m, "state", m.state, 3, everyone)
@@ -100,20 +112,43 @@ class Bounds:
             for name in ("dispatch_paths", "combine_paths"):
                 paths = getattr(m, name)
                 if paths is not None:
-                    fits = paths.shape == (self.layers, len(m.rows), self.top_k) and paths.dtype == np.uint8
+                    fits = paths.shape[:2] == (self.layers, len(m.rows)) and paths.dtype == np.uint8
+                    least, most = (1, max(self.top_k, self.most)) if self.most else (self.top_k, self.top_k)
+                    fits = fits and paths.ndim == 3 and least <= paths.shape[2] <= most
                     self._need(fits, m, name, paths.shape)
+            if m.parts is not None:
+                self._check_decisions(m)
         elif isinstance(m, Totals):
             self._check_numbers(m, "modules", m.modules, self.modules, m.modules.shape)
             self._need(m.counts.shape == (*m.modules.shape, len(TOTALS)), m, "counts", m.counts.shape)
+
+    def _check_decisions(self, m: Result) -> None:
+        parts = m.parts
+        assert parts is not None
+        wide = len(Part._fields)
+        self._need(parts.ndim == 2 and parts.shape[1] == wide and parts.dtype == np.int64, m, "parts", parts)
+        layer, start, rows, choices, order, asked_by, _ = parts.T
+        fits = (
+            (0 <= layer) & (layer < self.layers) & (0 <= order) & (0 <= asked_by) & (asked_by < self.modules)
+        )
+        fits &= (m.start <= start) & (0 <= rows) & (start + rows <= m.start + len(m.rows))
+        self._need(bool((fits & (1 <= choices) & (choices <= self.most)).all()), m, "parts", parts)
+        count = (int((rows * choices).sum()),)
+        self._need(m.experts is not None and m.weights is not None, m, "parts", "without choices")
+        assert m.experts is not None and m.weights is not None
+        self._check_numbers(m, "experts", m.experts, self.experts, count, -1)
+        self._need(m.weights.shape == count and m.weights.dtype == np.float32, m, "weights", m.weights)
 
     def _check_columns(self, m: Message, name: str, table: np.ndarray, limits: tuple[int, ...]) -> None:
         self._need(table.ndim == 2 and len(table) == len(limits), m, name, table.shape)
         for column, limit in zip(table, limits, strict=True):
             self._check_numbers(m, name, column, limit, column.shape)
 
-    def _check_numbers(self, m: Message, name: str, numbers: np.ndarray, limit: int, shape: object) -> None:
+    def _check_numbers(
+        self, m: Message, name: str, numbers: np.ndarray, limit: int, shape: object, least: int = 0
+    ) -> None:
         fits = numbers.shape == shape and numbers.dtype.kind in "iu"
-        fits = fits and (not numbers.size or 0 <= numbers.min() <= numbers.max() < limit)
+        fits = fits and (not numbers.size or least <= numbers.min() <= numbers.max() < limit)
         self._need(fits, m, name, f"{numbers.dtype}{list(numbers.shape)}, each below {limit}")
 
     @staticmethod

@@ -13,6 +13,7 @@ from rayemu.compression.wire import MAX_FRAME_BYTES
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS
+from rayemu.protocol.decisions import Decisions
 from rayemu.protocol.epochs import placement_of, slots_of
 from rayemu.protocol.messages import (
     COORDINATOR,
@@ -29,6 +30,7 @@ from rayemu.protocol.messages import (
     Submit,
     Totals,
 )
+from rayemu.protocol.slices import widened
 
 CLOSED = "the emulator was closed"
 MOST_NOTICES = 4096  # that wait to be taken; then the oldest go
@@ -60,6 +62,7 @@ class BatchResult:
     delivered: np.ndarray  # [T] how often each row was taken: 1 everywhere, or the protocol is broken
     dispatch_paths: np.ndarray | None = None  # [L, T, K], see `replay`
     combine_paths: np.ndarray | None = None
+    decisions: Decisions | None = None  # choices that were made for the whole batch
     failure: Failure | None = None
     submitted_at: float = 0.0
     finished_at: float = 0.0
@@ -271,12 +274,17 @@ class ClientMachine:
         r.delivered[rows] += 1
         r.expert_tokens += m.expert_tokens
         if m.dispatch_paths is not None and m.combine_paths is not None:
+            layers, _, choices = m.dispatch_paths.shape
             if r.dispatch_paths is None or r.combine_paths is None:
-                layers, _, choices = m.dispatch_paths.shape
                 r.dispatch_paths = np.zeros((layers, len(r.y), choices), np.uint8)
                 r.combine_paths = np.zeros((layers, len(r.y), choices), np.uint8)
-            r.dispatch_paths[:, rows] = m.dispatch_paths
-            r.combine_paths[:, rows] = m.combine_paths
+            r.dispatch_paths = widened(r.dispatch_paths, choices)
+            r.combine_paths = widened(r.combine_paths, choices)
+            r.dispatch_paths[:, rows, :choices] = m.dispatch_paths
+            r.combine_paths[:, rows, :choices] = m.combine_paths
+        if m.parts is not None and m.experts is not None and m.weights is not None:
+            decided = Decisions(m.parts, m.experts, m.weights)
+            r.decisions = decided if r.decisions is None else r.decisions.joined(decided)
         p.left -= len(m.rows)
         self._advanced(now)
         if p.left == 0:

@@ -12,6 +12,7 @@ from rayemu.model.model import Model
 from rayemu.model.reference import prepare, route
 from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS, ProtocolConfig
+from rayemu.protocol.decisions import Decider, padded
 from rayemu.protocol.epochs import placement_of, slots_of, text_of
 from rayemu.protocol.ledger import Ledger
 from rayemu.protocol.membership import MemberChange, Membership
@@ -29,6 +30,7 @@ from rayemu.protocol.messages import (
     Notice,
     RouteReply,
     RouteRequest,
+    Scores,
     Send,
     Slice,
     SliceStatus,
@@ -65,6 +67,7 @@ class CoordinatorMachine:
             config.replace_after,
             config.replace,
         )
+        self.decider = Decider(model)
         self.changes: list[MemberChange] = []  # for whoever kills and starts processes
         self.totals: dict[int, dict[str, float]] = {}  # module -> its running totals
         self.processes: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
@@ -78,6 +81,8 @@ class CoordinatorMachine:
         """Handle one message."""
         if isinstance(message, RouteRequest):
             return self._route(message)
+        if isinstance(message, Scores):
+            return self._on_scores(message)
         if isinstance(message, Heartbeat):
             if message.totals:
                 self.totals[message.module] = message.totals
@@ -194,6 +199,7 @@ class CoordinatorMachine:
             np.array(known, np.int32),
             np.array(counts, np.float64).reshape(len(known), len(TOTALS)),
             self._waiting(),
+            dict(self.decider.counts),
         )
 
     def _waiting(self) -> list[list[int]]:
@@ -274,19 +280,27 @@ class CoordinatorMachine:
 
     def _with_routing(self, sends: list[Send]) -> list[Send]:
         """Add the first layer's choices to new slices: their rows are at hand here."""
-        if not self.config.route_at_coordinator or not self.model.layers[0].has_experts:
+        layer = self.model.layers[0]
+        here = self.config.route_at_coordinator and layer.router.scope == "row"
+        if not here or not layer.has_experts:
             return sends
         for send in sends:
             if isinstance(send.message, Slice):
-                layer = self.model.layers[0]
-                routing = route(layer, prepare(layer, send.message.rows))
+                routing = padded(route(layer, prepare(layer, send.message.rows)))
                 send.message.experts, send.message.weights = routing.experts, routing.weights
         return sends
 
     def _route(self, m: RouteRequest) -> list[Send]:
         if self.membership.view.state[m.home] != ALIVE:
             return []
-        routing = route(self.model.layers[m.layer], m.rows)
+        routing = padded(route(self.model.layers[m.layer], m.rows))
         return [
             Send(m.home, RouteReply(m.batch, m.slice, m.micro, m.layer, routing.experts, routing.weights))
         ]
+
+    def _on_scores(self, m: Scores) -> list[Send]:
+        self.decider.keep(self.ledger.batches)
+        batch = self.ledger.batches.get(m.batch)
+        if batch is None or self.membership.view.state[m.home] != ALIVE:
+            return []
+        return self.decider.on_scores(m, len(batch.rows), self.membership.view)

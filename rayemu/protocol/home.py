@@ -12,8 +12,9 @@ import numpy as np
 from rayemu.alltoall import Parcel, View, plan_parcels
 from rayemu.compression import WireError
 from rayemu.model.model import Model
-from rayemu.model.reference import combine, drop_choices, expert_input, finish, prepare, route
+from rayemu.model.reference import combine, drop_choices, expert_input, finish, prepare, route, scored
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.decisions import Part, padded
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -22,9 +23,9 @@ from rayemu.protocol.messages import (
     Probe,
     Refusal,
     Reply,
-    Result,
     RouteReply,
     RouteRequest,
+    Scores,
     Send,
     Slice,
     SliceProbe,
@@ -35,11 +36,13 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.parked import Parked, ParkingLot
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
-from rayemu.protocol.slices import HeldSlice, Unit, dispatch_of, hold
+from rayemu.protocol.slices import HeldSlice, Unit, dispatch_of, hold, widened
 from rayemu.protocol.wire import Clock, no_clock
+from rayemu.routing import Routing
 
 SPARE = 4  # buffers of finished units that are kept
 ROUTED, COMBINED = "routed", "combined"  # what a home does itself
+ASK_AGAIN, ASK_LATER = 2, 8  # retry times after which a home asks again for choices: of rows, of a batch
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
 
@@ -71,8 +74,8 @@ class Home:
         self._spare: list[np.ndarray] = []
         self.requests = Requests(incarnation, config)
         self._wake = float("inf")  # for what is parked or waits for its choices
-        # (what, unit, layer, from when, to when), for whoever records
-        self.worked: list[tuple[str, Unit, int, float, float]] = []
+        # (what, unit, layer, outputs combined, from when, to when), for whoever records
+        self.worked: list[tuple[str, Unit, int, int, float, float]] = []
 
     @property
     def wake(self) -> float:
@@ -137,22 +140,30 @@ class Home:
             self._advance(unit, now)
         elif given is not None:
             self._dispatch(unit, *given, now)
-        elif self.config.route_at_coordinator:
+        elif self.config.route_at_coordinator or layer.router.scope == "batch":
             self._ask_route(unit, now)
         else:
             began_s = self.clock()
-            routing = route(layer, unit.x)
-            self.worked.append((ROUTED, unit, unit.layer, began_s, self.clock()))
+            routing = padded(route(layer, unit.x))
+            self.worked.append((ROUTED, unit, unit.layer, 0, began_s, self.clock()))
             self._dispatch(unit, routing.experts, routing.weights, now)
 
     def _ask_route(self, unit: Unit, now: float) -> None:
         held = unit.slice
         self.routing[held.batch, held.slice, unit.micro] = unit
-        unit.route_deadline = now + 2 * self.config.retry_after
+        layer = self.model.layers[unit.layer]
+        of_batch = layer.router.scope == "batch"  # then it waits for others
+        unit.route_deadline = now + (ASK_LATER if of_batch else ASK_AGAIN) * self.config.retry_after
         self._wake = min(self._wake, unit.route_deadline)
         assert unit.x is not None
-        ask = RouteRequest(self.me, held.batch, held.slice, unit.micro, unit.layer, unit.x)
-        self.out.append(Send(COORDINATOR, ask))
+        where = self.me, held.batch, held.slice, unit.micro, unit.layer
+        if not of_batch:
+            self.out.append(Send(COORDINATOR, RouteRequest(*where, unit.x)))
+            return
+        began_s = self.clock()
+        scores = scored(layer, unit.x)
+        self.worked.append((ROUTED, unit, unit.layer, 0, began_s, self.clock()))
+        self.out.append(Send(COORDINATOR, Scores(*where, held.start + unit.low, scores)))
 
     def on_route_reply(self, m: RouteReply, now: float) -> None:
         """Go on with a unit whose choices came from the coordinator."""
@@ -160,20 +171,32 @@ class Home:
         if unit is None or unit.layer != m.layer or len(m.experts) != unit.high - unit.low:
             return
         del self.routing[m.batch, m.slice, m.micro]
+        if m.order >= 0:
+            held, (rows, choices) = unit.slice, m.experts.shape
+            part = Part(m.layer, held.start + unit.low, rows, choices, m.order, m.asked_by, m.epoch)
+            held.decided.append((part, Routing(m.experts, m.weights)))
         self._dispatch(unit, m.experts, m.weights, now)
 
     def _dispatch(self, unit: Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
         pairs = experts.size
+        nowhere = experts.ravel() < 0
         assert unit.x is not None
         unit.x, unit.weights = expert_input(self.model.layers[unit.layer], unit.x, weights)
         unit.experts = experts
         if unit.rows is None or unit.rows.shape[0] != pairs:
             unit.rows = self._buffer(pairs, unit.h.shape[1])
-        unit.have = np.zeros(pairs, bool)
-        unit.left = pairs
-        counts = np.bincount(experts.ravel(), minlength=self.view.experts)
+        chosen = np.arange(pairs)
+        if nowhere.any():
+            chosen = chosen[~nowhere]
+            unit.rows[nowhere] = 0.0
+        unit.have = nowhere
+        unit.left = len(chosen)
+        counts = np.bincount(experts.ravel()[chosen], minlength=self.view.experts)
         unit.slice.expert_tokens[unit.layer] += counts.astype(np.int32)
-        self._plan(unit, np.arange(pairs), now)
+        if unit.left:
+            self._plan(unit, chosen, now)
+        else:
+            self._advance(unit, now)
 
     def _buffer(self, pairs: int, width: int) -> np.ndarray:
         """Memory for the rows of a unit, from a finished one where the shape fits."""
@@ -286,18 +309,21 @@ class Home:
         out = held.y[unit.low : unit.high] if last else None
         self.requests.close(unit, now)
         began_s = self.clock()
+        outputs = len(unit.h)  # of a dense FFN
         if unit.experts is not None:
             assert unit.weights is not None and unit.rows is not None
-            weights = unit.weights
+            weights, outputs = unit.weights, int(np.count_nonzero(unit.experts >= 0))
             if held.dispatch_paths is not None and self.config.drop_lost_experts:
-                kept = held.dispatch_paths[unit.layer, unit.low : unit.high] != DROPPED
+                held.dispatch_paths = widened(held.dispatch_paths, weights.shape[1])
+                paths = held.dispatch_paths[unit.layer, unit.low : unit.high, : weights.shape[1]]
+                kept = paths != DROPPED
                 weights = drop_choices(weights, kept)
             y = combine(weights, unit.rows.reshape(*unit.experts.shape, -1), unit.shared, out=out)
         else:
             assert unit.shared is not None
             y = unit.shared
         unit.h = finish(layer, unit.h, y, out=out)
-        self.worked.append((COMBINED, unit, unit.layer, began_s, self.clock()))
+        self.worked.append((COMBINED, unit, unit.layer, outputs, began_s, self.clock()))
         unit.experts = unit.weights = unit.x = None
         unit.layer += 1
         if not last:
@@ -310,17 +336,7 @@ class Home:
             unit.rows = None
         held.units_left -= 1
         if not held.units_left:
-            held.result = Result(
-                held.batch,
-                held.slice,
-                held.start,
-                self.me,
-                self.view.epoch,
-                held.y,
-                held.expert_tokens,
-                held.dispatch_paths,
-                held.combine_paths,
-            )
+            held.result = held.finished(self.me, self.view.epoch)
             self.out.append(Send(CLIENT, held.result))
 
     # -- what goes wrong ------------------------------------------------------------------------------

@@ -97,8 +97,25 @@ class RouteReply:
     slice: int
     micro: int
     layer: int
-    experts: np.ndarray  # [t, K] int32
+    experts: np.ndarray  # [t, K] int32; -1 is no choice, with weight 0
     weights: np.ndarray  # [t, K] float32
+    order: int = -1  # of a decision for the whole batch: its number among those of the layer, ...
+    asked_by: int = -1  # ... the module whose scores it was made from ...
+    epoch: int = -1  # ... and in which membership
+
+
+@dataclass(slots=True)
+class Scores:
+    """Home to coordinator: what these rows tell the layer's router, which chooses for the whole batch."""
+
+    ARRAYS: ClassVar = ("scores",)
+    home: int
+    batch: int
+    slice: int
+    micro: int
+    layer: int
+    start: int  # of the rows in the batch
+    scores: np.ndarray  # [t, S] float32
 
 
 @dataclass(slots=True)
@@ -172,9 +189,18 @@ class Status:
 
 @dataclass(slots=True)
 class Result:
-    """Home to client: finished rows, what was routed where, and the paths that replay needs."""
+    """Home to client: finished rows, what was routed where, and what replay needs: paths, and choices that
+    were made for the whole batch (see `rayemu.protocol.decisions`)."""
 
-    ARRAYS: ClassVar = ("rows", "expert_tokens", "dispatch_paths", "combine_paths")
+    ARRAYS: ClassVar = (
+        "rows",
+        "expert_tokens",
+        "dispatch_paths",
+        "combine_paths",
+        "parts",
+        "experts",
+        "weights",
+    )
     batch: int
     slice: int
     start: int
@@ -184,6 +210,9 @@ class Result:
     expert_tokens: np.ndarray  # [L, E] int32
     dispatch_paths: np.ndarray | None = None  # [L, t, K] uint8; None: nothing lossy, nothing dropped
     combine_paths: np.ndarray | None = None  # [L, t, K] uint8
+    parts: np.ndarray | None = None  # [n, 7] int64; None: every choice was a row's own
+    experts: np.ndarray | None = None  # [...] int32
+    weights: np.ndarray | None = None  # [...] float32
 
 
 @dataclass(slots=True)
@@ -331,6 +360,7 @@ class Totals:
     modules: np.ndarray  # [m] int32, those that have told of themselves
     counts: np.ndarray  # [m, len(TOTALS)] float64, see `record`
     waiting: Rows = field(default_factory=list)  # (batch, slice, home or -1) of some overdue
+    routing: dict[str, float] = field(default_factory=dict)  # what happened when batches were routed
 
 
 @dataclass(slots=True)
@@ -359,6 +389,7 @@ Message = (
     | SliceStatus
     | RouteRequest
     | RouteReply
+    | Scores
     | Dispatch
     | Reply
     | Probe

@@ -58,6 +58,7 @@ class Worked:
     micro: int
     layer: int
     rows: int
+    outputs: int  # of experts or of the dense FFN, that a combine summed
     began_s: float  # by the record's clock
     ended_s: float
 
@@ -171,8 +172,8 @@ class ModuleMachine:
         """Return and forget what the home has routed and combined since the last call, in its order."""
         done, self.home.worked = self.home.worked, []
         return [
-            Worked(what, u.slice.batch, u.slice.slice, u.micro, layer, u.high - u.low, began_s, ended_s)
-            for what, u, layer, began_s, ended_s in done
+            Worked(what, u.slice.batch, u.slice.slice, u.micro, layer, u.high - u.low, outputs, *times)
+            for what, u, layer, outputs, *times in done
         ]
 
     def _handle(self, message: Message, now: float) -> None:

@@ -9,32 +9,51 @@ from __future__ import annotations
 import numpy as np
 
 from rayemu.compression import Codec
+from rayemu.protocol.decisions import Decisions
 from rayemu.protocol.messages import DROPPED, MODULE_SHIFT, NODE_SHIFT
+from rayemu.protocol.slices import widened
+from rayemu.routing import Routing
 
 
 class PathReplay:
-    """Replay for `reference_forward`, from a batch's noted paths [L, T, K] uint8 and the run's codecs.
+    """Replay for `reference_forward`, from what a batch's result notes: paths [L, T, K] uint8 and decisions.
 
     On dispatch a row meets the node link's codec before the module link's; on combine the reverse.
     """
 
     def __init__(
-        self, dispatch_paths: np.ndarray, combine_paths: np.ndarray, codecs: tuple[Codec, ...]
+        self,
+        dispatch_paths: np.ndarray | None,
+        combine_paths: np.ndarray | None,
+        codecs: tuple[Codec, ...],
+        decisions: Decisions | None = None,
     ) -> None:
-        self.dispatch_paths, self.combine_paths = dispatch_paths, combine_paths
-        self.codecs = codecs
+        self.codecs, self.decisions = codecs, decisions
+        most = 0 if decisions is None else int(decisions.parts[:, 3].max(initial=0))
+        self.dispatch_paths = None if dispatch_paths is None else widened(dispatch_paths, most)
+        self.combine_paths = None if combine_paths is None else widened(combine_paths, most)
 
-    def kept(self, layer: int) -> np.ndarray | None:
+    def routing(self, layer: int, tokens: int) -> Routing | None:
+        """Return the recorded choices [T, K] of a layer, if they were made for the whole batch."""
+        return None if self.decisions is None else self.decisions.routing(layer, tokens)
+
+    def kept(self, layer: int, choices: int) -> np.ndarray | None:
         """Return which choices were computed [T, K], or None if all were."""
-        kept = self.dispatch_paths[layer] != DROPPED
+        if self.dispatch_paths is None:
+            return None
+        kept = self.dispatch_paths[layer, :, :choices] != DROPPED
         return None if kept.all() else kept
 
     def dispatch(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the rows [n, D] as the experts saw them."""
+        if self.dispatch_paths is None:
+            return rows
         return self._apply(self.dispatch_paths[layer, tokens, choice], rows, (NODE_SHIFT, MODULE_SHIFT))
 
     def combine(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the outputs [n, D] as the home saw them."""
+        if self.combine_paths is None:
+            return rows
         return self._apply(self.combine_paths[layer, tokens, choice], rows, (MODULE_SHIFT, NODE_SHIFT))
 
     def _apply(self, paths: np.ndarray, rows: np.ndarray, order: tuple[int, int]) -> np.ndarray:

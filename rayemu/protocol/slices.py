@@ -9,8 +9,10 @@ import numpy as np
 from rayemu.alltoall import Parcel, cut_micro_batches
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.decisions import Decisions, Part
 from rayemu.protocol.memory import NewRows, rows_at
 from rayemu.protocol.messages import Dispatch, Result, Slice
+from rayemu.routing import Routing
 
 
 @dataclass(slots=True, eq=False)
@@ -45,21 +47,48 @@ class HeldSlice:
     slices: int
     y: np.ndarray  # [t, D]
     expert_tokens: np.ndarray  # [L, E] int32
-    # [L, t, K] uint8, from the first pair on of which there is anything to note
+    # [L, t, K] uint8, from the first pair on of which there is anything to note; K of the layer with most
     dispatch_paths: np.ndarray | None = None
     combine_paths: np.ndarray | None = None
     units: list[Unit] = field(default_factory=list)
     units_left: int = 0
     result: Result | None = None
+    decided: list[tuple[Part, Routing]] = field(default_factory=list)  # choices that are to be recorded
 
     def note(self, unit: Unit, pairs: np.ndarray, dispatch_path: int, combine_path: int) -> None:
         """Note what lossy codecs, or a drop, did to the rows of a unit's pairs [n] in its present layer."""
         assert unit.experts is not None
+        choices = unit.experts.shape[1]
         if self.dispatch_paths is None or self.combine_paths is None:
-            shape = len(self.expert_tokens), len(self.y), unit.experts.shape[1]
+            shape = len(self.expert_tokens), len(self.y), choices
             self.dispatch_paths, self.combine_paths = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        self.dispatch_paths = widened(self.dispatch_paths, choices)
+        self.combine_paths = widened(self.combine_paths, choices)
+        rows, choice = np.divmod(pairs, choices)
         for paths, path in ((self.dispatch_paths, dispatch_path), (self.combine_paths, combine_path)):
-            paths[unit.layer, unit.low : unit.high].reshape(-1)[pairs] = path  # [t * K], a view
+            paths[unit.layer, unit.low + rows, choice] = path
+
+    def finished(self, home: int, epoch: int) -> Result:
+        """Return the slice's result, its units all being done."""
+        recorded = Decisions.of(self.decided) if self.decided else None
+        return Result(
+            self.batch,
+            self.slice,
+            self.start,
+            home,
+            epoch,
+            self.y,
+            self.expert_tokens,
+            self.dispatch_paths,
+            self.combine_paths,
+            *((recorded.parts, recorded.experts, recorded.weights) if recorded is not None else ()),
+        )
+
+
+def widened(paths: np.ndarray, choices: int) -> np.ndarray:
+    """Paths [L, t, K] with room for so many choices."""
+    lacking = choices - paths.shape[2]
+    return paths if lacking <= 0 else np.pad(paths, ((0, 0), (0, 0), (0, lacking)))
 
 
 def hold(m: Slice, model: Model, config: ProtocolConfig, new_rows: NewRows) -> HeldSlice:

@@ -10,13 +10,16 @@ import numpy as np
 from rayemu.hardware.transfers import FREE
 from rayemu.pricing import EventGraph, Schedule
 from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE
+from rayemu.report.trace import name_of_expert
 
 _NAMES = {ROUTE: "route", EXPERT: "expert", COMBINE: "combine"}
 _LINKS, _WORK = 0, 1
 _THREADS = ("links", "work")
 
 
-def add_emulated(content: dict[str, Any], name: str, graph: EventGraph, plan: Schedule) -> None:
+def add_emulated(
+    content: dict[str, Any], name: str, graph: EventGraph, plan: Schedule, dense_layers: int = 0
+) -> None:
     """Add the schedule of a run on the hardware `name` to its trace, as processes "emulated: name, ...".
 
     Times are microseconds of emulated time from the first event. Messages overlap, so they are spans with a
@@ -29,7 +32,7 @@ def add_emulated(content: dict[str, Any], name: str, graph: EventGraph, plan: Sc
     for source in np.unique(graph.src[shown]).tolist():
         listed += _process(source, base, name, graph.module_to_node.tolist())
     for event in shown[np.argsort(plan.start[shown], kind="stable")].tolist():
-        listed += _spans(event, base, graph, plan, origin)
+        listed += _spans(event, base, graph, plan, origin, dense_layers)
 
 
 def _process(source: int, base: int, name: str, nodes: list[int]) -> Iterator[dict[str, Any]]:
@@ -42,7 +45,7 @@ def _process(source: int, base: int, name: str, nodes: list[int]) -> Iterator[di
 
 
 def _spans(
-    event: int, base: int, graph: EventGraph, plan: Schedule, origin: float
+    event: int, base: int, graph: EventGraph, plan: Schedule, origin: float, dense_layers: int
 ) -> Iterator[dict[str, Any]]:
     kind, src, dst = int(graph.kind[event]), int(graph.src[event]), int(graph.dst[event])
     begin, end = ((float(at[event]) - origin) * 1e6 for at in (plan.start, plan.end))
@@ -52,8 +55,7 @@ def _spans(
     if kind != MESSAGE:
         name = _NAMES[kind]
         if kind == EXPERT:
-            number = int(graph.expert[event])
-            name = f"expert {number}" if number >= 0 else "shared expert"
+            name = name_of_expert(int(graph.expert[event]), args["layer"], dense_layers)
         took = round(max(0.0, end - begin), 3)
         yield {
             **common,

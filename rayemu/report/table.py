@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayemu.report.wording import count
-from rayemu.units import format_bytes, format_seconds
+from rayemu.units import format_bytes, format_joules, format_seconds
 
 _FAILURES = {
     "exact": "not exact",
@@ -107,15 +107,13 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _priced(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What modelled hardware would have taken: its name, the figures, and the parts of a step."""
-    priced = summary.get("priced")
-    if priced is None:
-        return
-    if "refused" in priced:
-        yield ", ".join(priced["hardware"]), f"not priced: {priced['refused']}", ""
-        return
-    for of in priced["hardware"] if isinstance(priced["hardware"], list) else [priced]:
+    priced = summary.get("priced", [])
+    for of in priced if isinstance(priced, list) else [priced]:
+        if "refused" in of:
+            yield of["hardware"], f"not priced: {of['refused']}", ""
+            continue
         rate, step = of["tokens_per_emu_s"], of["step_emu_s"]
-        figures = [f"step {format_seconds(step)}", f"{of['joules_per_token']:.3g} J per token"]
+        figures = [f"step {format_seconds(step)}", f"{format_joules(of['joules_per_token'])} per token"]
         if rate is not None:
             figures.insert(1, f"{count(rate)} tokens per emulated s")
         parts = [f"{part} {format_seconds(s)}" for part, s in of["critical_path"].items()]

@@ -34,10 +34,12 @@ def trace(
     codecs: Sequence[str],
     events: Iterable[Mapping[str, Any]] = (),
     began: float = 0.0,
+    dense_layers: int = 0,
 ) -> dict[str, Any]:
     """The record of a run and its events as one trace; `codecs` are the run's, by number.
 
     `began` is when a simulation was handed its first batch, in virtual seconds: its events count from there.
+    The model's first `dense_layers` have an FFN in place of experts.
     """
     origin = float(starts(record).min()) if len(record) else 0.0
     rows = record[record["kind"] != CONTROL]
@@ -45,7 +47,7 @@ def trace(
     sources = sorted({*range(len(module_to_node)), *_places(rows).tolist()})
     listed = [entry for source in sources for entry in _names(source, module_to_node)]
     listed += [
-        _span(row, _process(place, module_to_node), start - origin, end - start, codecs)
+        _span(row, _process(place, module_to_node), start - origin, end - start, codecs, dense_layers)
         for row, place, start, end in zip(
             rows, _places(rows).tolist(), starts(rows).tolist(), ends(rows).tolist(), strict=True
         )
@@ -86,15 +88,23 @@ def _names(source: int, module_to_node: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _span(row: np.void, process: int, start_s: float, took_s: float, codecs: Sequence[str]) -> dict[str, Any]:
+def name_of_expert(expert: int, layer: int, dense_layers: int) -> str:
+    """Name what a pass is of; what has no number is the shared expert or a dense layer's FFN."""
+    if expert >= 0:
+        return f"expert {expert}"
+    return "dense FFN" if layer < dense_layers else "shared expert"
+
+
+def _span(
+    row: np.void, process: int, start_s: float, took_s: float, codecs: Sequence[str], dense_layers: int
+) -> dict[str, Any]:
     kind, level = int(row["kind"]), int(row["level"])
     args: dict[str, Any] = {
         key: int(row[key]) for key in ("batch", "slice", "micro", "layer", "rows") if row[key] >= 0
     }
     name = KINDS[kind]
     if kind == GEMM:
-        expert = int(row["expert"])
-        name = f"expert {expert}" if expert >= 0 else "shared expert"
+        name = name_of_expert(int(row["expert"]), int(row["layer"]), dense_layers)
         args["flops"] = int(row["flops"])
     elif row["sent_bytes"] > 0:
         name = f"{name} to {_PEOPLE.get(int(row['dst']), int(row['dst']))}"

@@ -53,6 +53,7 @@ class Router:
 
     top_k: int
     scope: ClassVar[str] = "row"
+    varies: ClassVar[bool] = False  # whether a token may get another number of experts than top_k
 
     def check(self, experts: int) -> None:
         """Raise ValueError when `experts` experts cannot serve the parameters."""

@@ -32,15 +32,19 @@ def refuse_what_cannot_be_priced(scenario: Scenario, hardware: Sequence[Hardware
 def price_run(
     scenario: Scenario, record: np.ndarray, summary: dict[str, Any], hardware: Sequence[Hardware]
 ) -> list[tuple[str, EventGraph, Schedule]]:
-    """Put the pricing of a run in its summary, or why there is none; gives the schedules, by name."""
+    """Put the pricing of a run in its summary, or why there is none; gives the schedules, by name.
+
+    As `rayemu price --json` has it: an object, or of several hardwares a list of them.
+    """
     if not hardware:
         return []
+    figures: list[dict[str, Any]]
     try:
         run = recorded(scenario, record, summary)
         priced = [price_recorded(run, one) for one in hardware]
     except PricingError as error:
-        summary["priced"] = {"hardware": [one.name for one in hardware], "refused": str(error)}
-        return []
-    figures = [found for found, _ in priced]
-    summary["priced"] = figures[0] if len(figures) == 1 else {"hardware": figures}
+        priced, figures = [], [{"hardware": one.name, "refused": str(error)} for one in hardware]
+    else:
+        figures = [found for found, _ in priced]
+    summary["priced"] = figures[0] if len(figures) == 1 else figures
     return [(found["hardware"], run.graph, plan) for found, plan in priced]

@@ -166,9 +166,10 @@ def _run(
         nodes = np.repeat(np.arange(scenario.cluster.nodes), scenario.cluster.modules_per_node)
         codecs = [codec.name for codec in emulator.config.codecs]
         events = read_journal(folder / "events.jsonl")
-        content = trace_of(measured.record, nodes.tolist(), codecs, events, measured.began)
+        dense = scenario.spec.dense_layers
+        content = trace_of(measured.record, nodes.tolist(), codecs, events, measured.began, dense)
         for one in emulated:
-            add_emulated(content, *one)
+            add_emulated(content, *one, dense)
         save_trace(folder / "trace.json", content)
     return summary
 

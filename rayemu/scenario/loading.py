@@ -39,10 +39,11 @@ def _value(text: str, path: str) -> Any:
     )
 
 
-def override(data: Any, assignments: Iterable[str]) -> Any:
+def override(data: Any, assignments: Iterable[str], example: str = "model.top_k=4") -> Any:
     """A copy of `data` with assignments like "model.top_k=4" or "faults.0.at.batch=5" applied in order.
 
-    Values are YAML. Raises ScenarioError for an assignment that cannot be read or has nowhere to go.
+    Values are YAML. Raises ScenarioError for an assignment that cannot be read or has nowhere to go; what it
+    shows as an `example` of one is for data of this sort.
     """
     data = copy.deepcopy(data)
     problems = []
@@ -51,9 +52,7 @@ def override(data: Any, assignments: Iterable[str]) -> Any:
         steps = [step.strip() for step in path.split(".")]
         if not equals or not all(steps) or len(steps) > DEEPEST:
             shown = assignment if len(assignment) <= 80 else f"{assignment[:76]} ..."
-            problems.append(
-                f"{shown}: is not an assignment; write a dotted path = a value, like model.top_k=4"
-            )
+            problems.append(f"{shown}: is not an assignment; write a dotted path = a value, like {example}")
             continue
         if steps[0] == "faults" and len(steps) > 1 and isinstance(data, dict):
             data.setdefault("faults", [])  # the one list of a scenario may not be there yet

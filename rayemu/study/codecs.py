@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from rayemu.model.model import Model
+from rayemu.report.fitting import fitted
 from rayemu.report.scatter import scatter
 from rayemu.scenario import Scenario
 from rayemu.streams.aim import aim
 from rayemu.study.budget import CODECS, budget, over_layers
 
 HEADINGS = (
+    "codec",
     "bytes/\nvalue",
     "ratio",
     "enc.\nGB/s",
     "dec.\nGB/s",
     "row error\nmean",
-    "\nmax",
+    "row error\nmax",
     "output\nerror",
     "pays\nbelow",
 )
@@ -48,7 +48,8 @@ def report(
     title = (
         f"{scenario.name}: {len(x)} rows of {spec.d_model} values at {len({e.layer for e in entries})} layers"
     )
-    console.print(table(lines, title))
+    for table in fitted(console.width, title, HEADINGS, list(_rows(lines))):
+        console.print(table)
     for line in lines:
         if line.get("refused"):
             console.print(f"{line['codec']}: {line['refused']}", highlight=False)
@@ -62,17 +63,13 @@ def report(
     return lines
 
 
-def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
+def _rows(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     """One row per codec; speeds in GB/s of float32 rows, also of the link under which it pays."""
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column("codec", no_wrap=True)
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         if line.get("refused"):
-            shown.add_row(line["codec"], *["-"] * (len(HEADINGS) - 1), "refused")
+            yield (line["codec"], *["-"] * (len(HEADINGS) - 2), "refused")
             continue
-        shown.add_row(
+        yield (
             line["codec"],
             f"{line['bytes_per_value']:.2f}",
             f"{line['ratio']:.2f}",
@@ -83,7 +80,6 @@ def table(lines: Sequence[dict[str, Any]], title: str) -> Table:
             _error(line["output_error"]),
             _speed(line["pays_below_gb_per_s"]) if line["pays_below_gb_per_s"] else "never",
         )
-    return shown
 
 
 def _speed(value: float) -> str:

@@ -18,8 +18,7 @@ from rayemu.model.spec import ModelSpec
 from rayemu.pricing.crossover import SIZES, crossings, curve
 from rayemu.pricing.memory import PricingError, memory_map
 from rayemu.study.model import find
-from rayemu.study.price import joules
-from rayemu.units import format_seconds
+from rayemu.units import format_joules, format_seconds
 
 MODULES, MOST_MODULES = 8, 4096
 _MEASURES = (("emu_s_per_token", "time"), ("joules_per_token", "energy"))
@@ -94,7 +93,9 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_column(escape(name), justify="right", overflow="fold")
     for row, size in enumerate(SIZES):
         points = [points[row] for points in curves.values()]
-        cells = [f"{format_seconds(p['emu_s_per_token'])}, {joules(p['joules_per_token'])}" for p in points]
+        cells = [
+            f"{format_seconds(p['emu_s_per_token'])}, {format_joules(p['joules_per_token'])}" for p in points
+        ]
         table.add_row(str(size), *cells)
     unknown = {name: points[-1]["energy_not_known"] for name, points in curves.items()}
     console = Console(soft_wrap=True)

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from rayemu.balance.metrics import imbalance
 from rayemu.balance.migration import match_devices, moves_between
 from rayemu.placement import PLACEMENTS, Placement, PlacementProblem, check_placement
 from rayemu.placement.copies import replica_bound
 from rayemu.placement.groups import groups_to_nodes
+from rayemu.report.fitting import fitted
 from rayemu.study.strategies import learned
 from rayemu.traces import Trace, TraceError, read, read_plan, write
 from rayemu.traces.placements import placement_of, plan_of
@@ -92,7 +91,7 @@ def plan(
     if as_json:
         print(json.dumps([_facts(a) for a in answers], indent=1))
     else:
-        Console().print(_table(answers, machine, trace))
+        _print(answers, machine, trace)
     best = answers[0]
     if best.plan is None:
         raise PlanError("no planner has an answer; what each lacks is above")
@@ -226,30 +225,32 @@ def _facts(answer: Answer) -> dict[str, Any]:
     return {**facts, "gap": answer.gap}
 
 
-def _table(answers: list[Answer], machine: Machine, trace: Trace) -> Table:
+def _print(answers: list[Answer], machine: Machine, trace: Trace) -> None:
     windows, layers, experts = trace.loads.shape
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", caption_justify="left")
-    shown.title = (
+    title = (
         f"{layers} layers of {experts} experts on {machine.modules} modules in {machine.nodes} nodes, "
         f"loads of {windows} windows"
     )
-    shown.add_column("planner", no_wrap=True)
-    for head in ("max/mean\nload", "bound", "above\nit", "slots", "moves", "bytes\nmoved", "time"):
-        shown.add_column(head, justify="right", no_wrap=True)
-    for a in answers:
-        if a.plan is not None:
-            shown.add_row(
-                a.planner,
-                f"{a.imbalance:.4f}",
-                f"{a.bound:.4f}",
-                f"{max(a.gap, 0.0):.2%}",  # rounding may put it a bit below
-                f"{a.slots:.4g}",
-                "-" if a.moves is None else str(a.moves),
-                "-" if a.moved_bytes is None else format_bytes(a.moved_bytes),
-                format_seconds(a.plan_wall_s),
-            )
+    heads = ("planner", "max/mean\nload", "bound", "above\nit", "slots", "moves", "bytes\nmoved", "time")
+    rows = [
+        (
+            a.planner,
+            f"{a.imbalance:.4f}",
+            f"{a.bound:.4f}",
+            f"{max(a.gap, 0.0):.2%}",  # rounding may put it a bit below
+            f"{a.slots:.4g}",
+            "-" if a.moves is None else str(a.moves),
+            "-" if a.moved_bytes is None else format_bytes(a.moved_bytes),
+            format_seconds(a.plan_wall_s),
+        )
+        for a in answers
+        if a.plan is not None
+    ]
     refused = [f"{a.planner}: {a.refused}" for a in answers if a.plan is None and a.refused != NOT_WHOLE]
     if several := [a.planner for a in answers if a.refused == NOT_WHOLE]:
         refused.append(f"{', '.join(several)}: {NOT_WHOLE}")
-    shown.caption = escape("\n".join(refused)) or None
-    return shown
+    console = Console()
+    for table in fitted(console.width, title, heads, rows):
+        console.print(table)
+    for line in refused:
+        console.print(escape(line), highlight=False)

@@ -16,7 +16,7 @@ from rayemu.hardware import load_hardware
 from rayemu.pricing.price import YEARS
 from rayemu.pricing.recorded import load_recorded, price_recorded
 from rayemu.report.wording import count
-from rayemu.units import format_bytes, format_seconds
+from rayemu.units import format_bytes, format_joules, format_seconds
 
 LEGEND = "queue: waiting for modules and links that serve others; busy: the mean and the busiest one"
 UNPRICED_ARRIVALS = "arrivals ({}) are not priced; a batch is submitted when another has freed its place"
@@ -32,14 +32,9 @@ def report(folder: Path, names: Sequence[str], as_json: bool, allow_overfull: bo
     run = load_recorded(folder)
     priced = [price_recorded(run, hardware, allow_overfull)[0] for hardware in hardwares]
     if as_json:
-        print(json.dumps(as_object(priced), indent=1))
+        print(json.dumps(priced[0] if len(priced) == 1 else priced, indent=1))
         return
     print_priced(priced, f"{run.scenario.name}: emulated time of {run.model.name} at full width")
-
-
-def as_object(priced: list[dict[str, Any]]) -> dict[str, Any]:
-    """One pricing as it is, several as a list under "hardware"."""
-    return priced[0] if len(priced) == 1 else {"hardware": priced}
 
 
 def print_priced(priced: Sequence[dict[str, Any]], title: str) -> None:
@@ -86,10 +81,10 @@ def _rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, use in of["utilisation"].items():
         if use is not None:
             yield f"{name.replace('_', ' ')} busy", f"{use['mean']:.1%}, {use['max']:.1%}"
-    yield "joules_per_token", joules(of["joules_per_token"])
+    yield "joules_per_token", format_joules(of["joules_per_token"])
     for name in ENERGIES:
         energy = of["energy_joules"].get(name)
-        told = "not known" if energy is None else joules(energy / of["tokens"])
+        told = "not known" if energy is None else format_joules(energy / of["tokens"])
         yield f"  of {name.replace('_', ' ')}", told if energy or name in of["energy_not_known"] else "-"
     memory = of["memory"]
     capacity = "not known" if memory["capacity_bytes"] is None else format_bytes(memory["capacity_bytes"])
@@ -102,11 +97,3 @@ def _rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "  of power", f"{count(cost['power_usd'])} USD"
         if "usd_per_million_tokens" in cost:
             yield "  of 1 M tokens", f"{cost['usd_per_million_tokens']:.3g} USD"
-
-
-def joules(energy: float) -> str:
-    """Write an energy for a person to read: three digits ("12.3 mJ")."""
-    for unit, size in (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6)):
-        if energy >= size:
-            return f"{energy / size:.3g} {unit}"
-    return f"{energy * 1e9:.3g} nJ"

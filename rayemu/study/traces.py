@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rayemu.report.fitting import fitted
 from rayemu.traces import Plan, Trace, TraceError, read, write
 from rayemu.traces.statistics import (
     coactivation,
@@ -29,6 +30,22 @@ from rayemu.traces.statistics import (
 )
 
 WORKING_SETS = (16, 64, 256)  # tokens in a row
+_LOADS = {
+    "max/\nmean": "max_over_mean",
+    "CV": "cv",
+    "not\nused": "unused_experts",
+    "Zipf\nexponent": "zipf_exponent",
+    "Zipf\ndistance": "zipf_distance",
+    "dispersion\neven": "even_dispersion",
+    "dispersion\nsteady": "steady_dispersion",
+}
+_CHOICES = {
+    "reuse\nmedian": "reuse_median_tokens",
+    "reuse\np99": "reuse_p99_tokens",
+    **{f"experts\nof {n}": str(n) for n in WORKING_SETS},
+    "like\nthe next": "neighbour_similarity",
+    "by\nchance": "neighbour_by_chance",
+}
 _MOST_CHOICES = 1 << 29  # tokens times experts that reuse and neighbours are measured on
 _PAIRS_BYTES = 1 << 30  # of int64 [L, E, E], beyond which pairs are not counted
 
@@ -73,11 +90,11 @@ def statistics(path: Path, format: str | None, as_json: bool, known: dict[str, A
     if isinstance(found, Plan):
         console.print(_plan_table(facts))
         return
-    console.print(_loads_table(facts))
+    _print_layers(facts["per_layer"], _LOADS, console)
     if found.choices is None:
         console.print("reuse, working sets, neighbours and pairs need the choices of tokens", highlight=False)
     else:
-        console.print(_choices_table(facts))
+        _print_layers([line | line.get("working_sets", {}) for line in facts["per_layer"]], _CHOICES, console)
 
 
 def of_trace(trace: Trace) -> dict[str, Any]:
@@ -182,37 +199,10 @@ def _without_nan(found: Any) -> Any:
     return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
-def _loads_table(facts: dict[str, Any]) -> Table:
-    columns = {
-        "max/\nmean": "max_over_mean",
-        "\nCV": "cv",
-        "not\nused": "unused_experts",
-        "Zipf\nexponent": "zipf_exponent",
-        "\ndistance": "zipf_distance",
-        "dispersion\neven": "even_dispersion",
-        "\nsteady": "steady_dispersion",
-    }
-    return _layers_table(facts["per_layer"], columns)
-
-
-def _choices_table(facts: dict[str, Any]) -> Table:
-    columns = {
-        "reuse\nmedian": "reuse_median_tokens",
-        "\np99": "reuse_p99_tokens",
-        **{f"experts\nof {n}": str(n) for n in WORKING_SETS},
-        "like\nthe next": "neighbour_similarity",
-        "by\nchance": "neighbour_by_chance",
-    }
-    return _layers_table([line | line.get("working_sets", {}) for line in facts["per_layer"]], columns)
-
-
-def _layers_table(lines: list[dict[str, Any]], columns: dict[str, str]) -> Table:
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("\nlayer", *columns):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for line in lines:
-        shown.add_row(str(line["layer"]), *(_number(line.get(key)) for key in columns.values()))
-    return shown
+def _print_layers(lines: list[dict[str, Any]], columns: dict[str, str], console: Console) -> None:
+    rows = [(str(line["layer"]), *(_number(line.get(key)) for key in columns.values())) for line in lines]
+    for table in fitted(console.width, None, ("layer", *columns), rows):
+        console.print(table)
 
 
 def _plan_table(facts: dict[str, Any]) -> Table:

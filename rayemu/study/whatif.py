@@ -35,8 +35,8 @@ from rayemu.report.wording import count
 from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.sections import MOST_MODULES
 from rayemu.streams.aim import Aimed, aim
-from rayemu.study.price import UNPRICED_ARRIVALS, joules
-from rayemu.units import format_bytes, format_rate, format_seconds
+from rayemu.study.price import UNPRICED_ARRIVALS
+from rayemu.units import format_bytes, format_joules, format_rate, format_seconds
 
 MOST_FLOPS, MOST_WEIGHTS = 3e10, 1 << 30  # up to which the model itself chooses
 MOST_CHOICES = 1 << 21  # of all batches and layers, without --batches
@@ -280,7 +280,7 @@ def _print(rows: list[dict[str, Any]], scenario: Scenario, console: Console) -> 
             format_seconds(step),
             count(row["tokens_per_emu_s"]),
             f"{row['scaling_efficiency']:.1%}",
-            joules(row["joules_per_token"]),
+            format_joules(row["joules_per_token"]),
             f"{row['utilisation']['modules']['mean']:.1%}",
             str(row["modules_without_experts"]),
             format_bytes(memory["needed_bytes"]) + ("!" if memory["fits"] is False else ""),

@@ -25,7 +25,8 @@ from rayemu.cluster.turns import Turns
 from rayemu.drivers.record import DISPATCH, FORWARD, GEMM, REPLY, ends, queued, starts
 from rayemu.machine import cores
 from rayemu.numerics import coretype
-from rayemu.pricing.graph import COMBINE, graph_of
+from rayemu.pricing.graph import COMBINE
+from rayemu.pricing.recorded_graph import graph_of
 from tests.cluster.small_run import NEEDS_TURNS, alive, batches, check, scenario
 from tests.forks import in_a_fork
 

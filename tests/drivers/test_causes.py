@@ -8,7 +8,8 @@ import numpy as np
 
 from rayemu.drivers import record as rec
 from rayemu.drivers.causes import causes_of, collected
-from rayemu.pricing.graph import EXPERT, graph_of
+from rayemu.pricing.graph import EXPERT
+from rayemu.pricing.recorded_graph import graph_of
 from rayemu.scenario import Scenario
 
 D, K = 4, 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayemu.hardware import HardwareError, load_hardware
+from rayemu.hardware.describe import figures
 
 from .toy import TOY, number, toy
 
@@ -160,6 +161,35 @@ def test_a_file_like_another_says_what_differs(tmp_path: Path) -> None:
     assert (hardware.name, hardware.spec.energy.weights) == ("changed", 2e-12)
     assert hardware.sources["energy.weights"] == "mine"
     assert hardware.sources["energy.compute"] == "made up"
+
+
+def test_another_hardware_has_another_name(tmp_path: Path) -> None:
+    """One that is like another, or was changed by assignments, is told apart from it in tables."""
+    (tmp_path / "base.yaml").write_text(TOY)
+    weights = "energy: {weights: {value: 2 pJ/bit, source: mine}}\n"
+    for file, name in (("mine", "mine"), ("toy", "toy (changed)")):  # a file of the base's name, elsewhere
+        (tmp_path / f"{file}.yaml").write_text(f"like: base.yaml\n{weights}")
+        assert load_hardware(tmp_path / f"{file}.yaml").name == name
+    (tmp_path / "third.yaml").write_text("like: mine.yaml\n")
+    assert load_hardware(tmp_path / "third.yaml").name == "third"
+    base, change = tmp_path / "base.yaml", "module.banks.count.value=3"
+    assert load_hardware(base).name == "toy"
+    assert load_hardware(base, change).name == "toy (changed)"
+    assert load_hardware(base, change, "name=three banks").name == "three banks"
+
+
+def test_an_assignment_s_example_is_of_hardware(tmp_path: Path) -> None:
+    assert problems(tmp_path, "module") == [
+        "module: is not an assignment; write a dotted path = a value, like module.banks.count.value=32"
+    ]
+
+
+def test_what_a_file_leaves_out_is_shown_as_assumed(tmp_path: Path) -> None:
+    """Numbers that nobody gave have no source but that; words need none."""
+    found = {figure.path: (figure.text, figure.source) for figure in figures(toy(tmp_path))}
+    assert found["module.banks.count"] == ("2", "made up")
+    assert found["module.banks.share"] == ("1.0", "not given: what is assumed where nothing is said")
+    assert found["module.compute.precision"] == ("fp16", "")
 
 
 def test_a_module_that_cannot_hold_its_experts(tmp_path: Path) -> None:

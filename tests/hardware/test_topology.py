@@ -170,6 +170,11 @@ def test_equal_routes_share_until_the_fullest_link_has_least() -> None:
     assert least_loads(net, crowded).max() == pytest.approx(8)
 
 
+def test_an_exchange_without_bytes_fills_no_link() -> None:
+    net = network(Topology(kind="ring"), 4)
+    np.testing.assert_array_equal(least_loads(net, np.zeros((4, 4))), np.zeros(8))
+
+
 @pytest.mark.parametrize("name", ["ring of 7", "torus 3 x 5", "torus 4 x 4", "fat tree of 4"])
 def test_shared_routes_are_as_short_and_never_fuller(name: str) -> None:
     topology, ends, _ = JOINED[name]

@@ -17,9 +17,10 @@ from rayemu.placement import from_columns
 from rayemu.pricing import schedule
 from rayemu.pricing.choices import chosen_by_model
 from rayemu.pricing.draw import Plan, draw_graph
-from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, OTHER, REPLY, ROUTE, EventGraph, graph_of
+from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, OTHER, REPLY, ROUTE, EventGraph
 from rayemu.pricing.memory import PricingError
 from rayemu.pricing.price import price
+from rayemu.pricing.recorded_graph import graph_of
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.server import JOB_ROWS
 from rayemu.scenario import Scenario

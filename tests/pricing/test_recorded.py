@@ -18,6 +18,7 @@ from rayemu.hardware import HardwareError, load_hardware
 from rayemu.pricing.graph import EXPERT
 from rayemu.pricing.memory import PricingError
 from rayemu.pricing.recorded import load_recorded, price_recorded
+from rayemu.report.table import one_line
 from rayemu.running.run import run_scenario
 from rayemu.scenario import Scenario
 from tests.pricing.graphs import TOY
@@ -109,8 +110,8 @@ def test_one_hardware_is_an_object_and_several_are_a_list(finished: Path) -> Non
     assert {"step_emu_s", "tokens_per_emu_s", "joules_per_token", "critical_path", "utilisation"} <= set(one)
     assert tuple(one["critical_path"]) == PARTS
     two = json.loads(priced(str(finished), "--hardware", str(TOY), "--hardware", "h100-sxm", "--json").output)
-    assert [of["hardware"] for of in two["hardware"]] == ["toy", "h100-sxm"]
-    assert two["hardware"][0] == one
+    assert [of["hardware"] for of in two] == ["toy", "h100-sxm"], "as whatif has it"
+    assert two[0] == one
 
 
 def test_several_are_printed_side_by_side(finished: Path) -> None:
@@ -261,7 +262,8 @@ def test_a_run_that_lost_tokens_says_why_it_is_not_priced(tmp_path: Path) -> Non
         )
     assert not summary["passed"]
     assert "did not hold nothing_lost" in summary["priced"]["refused"]
-    assert summary["priced"]["hardware"] == ["toy"]
+    assert summary["priced"]["hardware"] == "toy"
+    assert "toy: not priced: the run did not hold nothing_lost" in one_line(summary, tmp_path)
 
 
 def test_links_that_do_not_join_the_nodes_are_refused_before_a_run_and_in_a_line(

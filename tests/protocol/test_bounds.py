@@ -24,6 +24,7 @@ from rayemu.protocol.messages import (
     Result,
     RouteReply,
     RouteRequest,
+    Scores,
     Slice,
     SliceStatus,
     Status,
@@ -34,7 +35,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.wire import Wire
 from tests.views import everything
 
-BOUNDS = Bounds(modules=4, experts=8, layers=2, top_k=2, d_model=16)
+BOUNDS = Bounds(modules=4, experts=8, layers=2, top_k=2, d_model=16, most=3)
 WIRE = Wire((make_codec("raw"),), BOUNDS)
 ROWS = np.ones((3, 16), np.float32)
 NARROW = np.ones((3, 15), np.float32)
@@ -51,11 +52,23 @@ def changed(column: int, value: int) -> np.ndarray:
     return table
 
 
+# What was decided for rows 0 to 3 of layer 1: three choices each.
+PARTS = np.array([[1, 0, 3, 3, 0, 2, 1]])
+CHOSEN, CHOSEN_WEIGHTS = np.array([0, 7, -1] * 3, np.int32), np.array([0.5, 0.5, 0] * 3, np.float32)
+
+
+def changed_part(column: int, value: int) -> np.ndarray:
+    parts = PARTS.copy()
+    parts[0, column] = value
+    return parts
+
+
 GOOD: list[Message] = [
     Submit(0, 0, ROWS),
     Slice(0, 0, 0, 1, 0, ROWS, EXPERTS, WEIGHTS),
     RouteRequest(3, 0, 0, 0, 1, ROWS),
     RouteReply(0, 0, 0, 1, EXPERTS, WEIGHTS),
+    Scores(3, 0, 0, 0, 1, 0, np.zeros((3, 8), np.float32)),
     Dispatch(3, 1, 3, 0, 0, 0, 0, 1, 1, 1, 0, ROWS, None, [[3, 7, 2], [0, 0, 1]]),
     Reply(3, 1, 0, 0, 1, 3, ROWS, [[0, 3, 0, 0]]),
     Status(1, 3, True),
@@ -79,6 +92,12 @@ def good(kind: type) -> Any:
 def test_what_fits_is_taken(message: Message) -> None:
     assert type(WIRE.decode(WIRE.encode(message))) is type(message)
     assert WIRE.decode(WIRE.encode(replace(good(Epoch), endpoints=None))) is not None
+    decided = replace(good(Result), parts=PARTS, experts=CHOSEN, weights=CHOSEN_WEIGHTS)
+    assert WIRE.decode(WIRE.encode(decided)) is not None
+    wide = replace(good(RouteReply), experts=CHOSEN.reshape(3, 3), weights=CHOSEN_WEIGHTS.reshape(3, 3))
+    assert WIRE.decode(WIRE.encode(replace(wide, order=4, asked_by=1, epoch=2))) is not None
+    with pytest.raises(WireError):
+        WIRE.decode(WIRE.encode(wide))  # a row's own choices are top_k
     assert WIRE.decode(WIRE.encode(replace(good(Dispatch), via=-1))) is not None
     assert WIRE.decode(WIRE.encode(replace(good(Suspect), module=0, by=0))) is not None
     nobody = Totals(0, 0, 0, np.zeros(0, np.int32), np.zeros((0, len(TOTALS))))
@@ -93,7 +112,7 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Slice, {"rows": ROWS.astype(np.int32)}),
         (Slice, {"rows": np.ones(16, np.float32)}),
         (Slice, {"experts": EXPERTS + 1}),
-        (Slice, {"experts": EXPERTS - 1}),
+        (Slice, {"experts": EXPERTS - 2}),
         (Slice, {"experts": EXPERTS[:2], "weights": WEIGHTS[:2]}),
         (Slice, {"experts": EXPERTS.astype(np.float32)}),
         (Slice, {"weights": WEIGHTS[:, :1]}),
@@ -108,6 +127,26 @@ def test_what_fits_is_taken(message: Message) -> None:
         (RouteReply, {"experts": EXPERTS[:, :1], "weights": WEIGHTS[:, :1]}),
         (RouteReply, {"weights": WEIGHTS[:2]}),
         (RouteReply, {"layer": -1}),
+        (RouteReply, {"experts": EXPERTS - 2}),
+        (
+            RouteReply,
+            {"experts": np.zeros((3, 4), np.int32), "weights": np.zeros((3, 4), np.float32), "order": 0},
+        ),
+        (Scores, {"home": 4}),
+        (Scores, {"layer": 2}),
+        (Scores, {"start": -1}),
+        (Scores, {"scores": np.zeros(3, np.float32)}),
+        (Scores, {"scores": np.zeros((3, 8), np.int32)}),
+        (Result, {"parts": PARTS}),
+        (Result, {"parts": PARTS, "experts": CHOSEN}),
+        (Result, {"parts": PARTS, "experts": CHOSEN, "weights": CHOSEN_WEIGHTS[:5]}),
+        (Result, {"parts": PARTS, "experts": CHOSEN + 8, "weights": CHOSEN_WEIGHTS}),
+        *(
+            (Result, {"parts": changed_part(*change), "experts": CHOSEN, "weights": CHOSEN_WEIGHTS})
+            for change in ((0, 2), (0, -1), (1, 1), (1, -1), (2, 4), (3, 0), (3, 4), (4, -1), (5, 4))
+        ),
+        (Result, {"parts": PARTS.astype(np.float64), "experts": CHOSEN, "weights": CHOSEN_WEIGHTS}),
+        (Result, {"parts": PARTS[:, :6], "experts": CHOSEN, "weights": CHOSEN_WEIGHTS}),
         (Dispatch, {"home": 4}),
         (Dispatch, {"via": 4}),
         (Dispatch, {"via": -2}),

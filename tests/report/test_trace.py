@@ -55,6 +55,13 @@ def test_every_row_is_a_span_on_the_thread_of_its_module() -> None:
     }
 
 
+def test_the_ffn_of_a_dense_layer_is_not_a_shared_expert() -> None:
+    record = np.repeat(a_record()[3:], 2)
+    record["layer"] = 0, 1
+    listed = spans(trace(record, [0, 1], ["raw"], dense_layers=1))
+    assert [(e["args"]["layer"], e["name"]) for e in listed] == [(0, "dense FFN"), (1, "shared expert")]
+
+
 def test_spans_say_what_they_moved_and_computed() -> None:
     listed = {e["name"]: e["args"] for e in spans(trace(a_record(), [0, 1], ["raw", "fp16", "int8"]))}
     assert listed["dispatch to 1"] == {

@@ -362,3 +362,14 @@ def test_a_record_that_ends_early_is_said_in_both_accounts() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     print_summary(cut, Path("r"), console)
     assert "no more room in /small; nor are the figures below complete" in console.export_text()
+
+
+def test_hardware_s_figures_have_units_that_fit_them() -> None:
+    """Of one hardware an object, of several a list of them; one that was not priced says why."""
+    small = {"hardware": "pim", "step_emu_s": 4e-6, "tokens_per_emu_s": 2e6, "critical_path": {"queue": 1e-6}}
+    small["joules_per_token"] = 3.8e-7
+    told = "; pim: step 4.00 us, 2.00 M tokens per emulated s, 380 nJ per token; "
+    assert told in one_line({**SUMMARY, "priced": small}, Path("r"))
+    refused = {"hardware": "gpu", "refused": "no record"}
+    line = one_line({**SUMMARY, "priced": [small, refused]}, Path("r"))
+    assert f"{told}gpu: not priced: no record; " in line

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from rayemu.cli import app
 from rayemu.scenario import Scenario
-from rayemu.study.whatif import Machines, affordable_batches, on_modules, parse_modules
+from rayemu.study.whatif import Machines, affordable_batches, choices_of, on_modules, parse_modules
+from rayemu.traces import Trace, write
 from tests.pricing.graphs import TOY
 
 SMALL = ("smoke", "--hardware", "text-pim", "--batches", "2")
@@ -199,3 +201,15 @@ def test_large_models_choose_by_the_streams_law() -> None:
     assert (alike["choices"], skewed["choices"]) == ("drawn, all experts alike", "drawn, zipf 1")
     # The same rows go to fewer experts, so fewer weights are read.
     assert skewed["energy_joules"]["experts"] < 0.95 * alike["energy_joules"]["experts"]
+
+
+def test_a_window_of_a_trace_lasts_for_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two windows, whose rows go to experts 0 and 1 and to experts 2 and 3, each for three batches."""
+    windows = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]
+    write(tmp_path / "loads.npz", "rayemu", Trace(np.array(windows)[:, None]))
+    stream = f"stream={{kind: trace, path: {tmp_path / 'loads.npz'}, every: 3}}"
+    monkeypatch.setattr("rayemu.study.whatif.MOST_FLOPS", 0)  # or the model itself would choose
+    choices, how = choices_of(Scenario.load("smoke").with_overrides([stream]))
+    assert how == f"drawn by {tmp_path / 'loads.npz'}"
+    used = [{*choices(range(batch, batch + 1), 0).ravel().tolist()} for batch in range(7)]
+    assert used == [{0, 1}] * 3 + [{2, 3}] * 3 + [{0, 1}]

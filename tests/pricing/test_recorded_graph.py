@@ -11,9 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from rayemu import Emulator, Scenario
 from rayemu.drivers import record as rec
-from rayemu.drivers.causes import causes_of, collected
+from rayemu.drivers.causes import Causes, causes_of, collected
 from rayemu.model.reference import prepare, route
-from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph, _levels, graph_of
+from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
+from rayemu.pricing.recorded_graph import _levels, graph_of
 from tests.drivers import chaos
 
 D = 8
@@ -183,6 +184,8 @@ def test_what_must_hold_of_layers_relays_and_micro_batches(place: str, codec: st
         }
         brought = causes["rows"][causes["request"] >= 0].sum()
         assert brought == (unit["rows"] * 2 if unit["layer"] > 0 else 0)
+        outputs = 2 if unit["layer"] > 0 else 1  # of each row: K, in a dense layer the FFN's
+        assert unit["flops"] == 2 * outputs * unit["rows"] * D
         assert (causes["request"] < 0).sum() == 1, "the shared expert or the dense FFN"
 
     graph = graph_of(record, scenario.spec)
@@ -324,6 +327,18 @@ def test_of_a_circle_only_what_goes_back_in_time_is_cut() -> None:
     level, edges, cut = _levels(np.array([effects, causes]), began)
     assert level.tolist() == [0, 1, 2, 3, 0, 1] and cut == 2
     assert sorted(zip(*edges.tolist(), strict=True)) == [(1, 0), (2, 1), (3, 2), (5, 4)]
+
+
+def test_what_is_cut_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two causes that the record lacks, and one that goes back in time: a route waits for its combine."""
+    with Emulator(small("modules")) as emulator:
+        emulator.forward(np.zeros((1, D), np.float32))
+        record = emulator.record()
+    known = causes_of(record)
+    (route,), (combine,) = (np.flatnonzero(record["kind"] == kind) for kind in (rec.ROUTE, rec.COMBINE))
+    circle = Causes(np.r_[known.effect, route], np.r_[known.cause, combine], 2)
+    monkeypatch.setattr("rayemu.pricing.recorded_graph.causes_of", lambda *_: circle)
+    assert graph_of(record, emulator.spec).gaps == 3
 
 
 def test_an_empty_record_is_an_empty_graph() -> None:

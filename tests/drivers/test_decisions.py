@@ -1,0 +1,190 @@
+"""Choices made once for a whole batch: recorded, the same for whoever asks again, and replayed to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from rayemu import Emulator, Scenario
+from rayemu.drivers.record import DISPATCH, ROUTE, ROUTE_REPLY, SCORES
+from rayemu.model.reference import prepare, reference_forward, scored
+from rayemu.pricing.recorded_graph import graph_of
+from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
+from rayemu.scenario import Fault
+
+BASE: dict[str, Any] = {
+    "model": {"d_model": 32, "d_ff": 32, "experts": 8, "top_k": 2, "layers": 3},
+    "cluster": {"nodes": 2, "modules_per_node": 2, "transport": "memory"},
+    "placement": {"copies": 2},
+    "exchange": {"min_slice_rows": 8, "micro_batches": 2},
+    "routing": {"kind": "by_rank"},
+    "run": {"seed": 3},
+}
+
+
+@dataclass(frozen=True)
+class ByRank(Router):
+    """A token's place in the batch, by its first score, says how many choices it gets: 0 to 3.
+
+    It counts its decisions, and shifts the experts by that: what it chooses depends on the whole batch and on
+    what came before.
+    """
+
+    top_k: int = 2
+    scope: ClassVar[str] = "batch"
+
+    def check(self, experts: int) -> None:
+        if experts < 8:
+            raise ValueError(f"model.experts is {experts}; allowed: 8 and more")
+
+    def most(self, experts: int) -> int:
+        return 3
+
+    def new_state(self, experts: int) -> list[int]:
+        return [0]
+
+    def choose(self, scores: np.ndarray, gate: Gate, context: Context) -> Routing:
+        rank = scores[:, 0].argsort(kind="stable").argsort(kind="stable")
+        best = (scores.argsort(axis=1, kind="stable")[:, ::-1][:, :3] + context.state[0]) % scores.shape[1]
+        experts = np.where(np.arange(3) < rank[:, None] % 4, best, -1).astype(np.int32)
+        context.state[0] += 1
+        context.count("chosen", (experts >= 0).sum())
+        return Routing(experts, (experts >= 0) / np.float32(3))
+
+
+@pytest.fixture(autouse=True)
+def by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROUTERS, "by_rank", ByRank)
+
+
+def scenario(**sections: dict[str, Any]) -> Scenario:
+    return Scenario.from_dict(
+        {key: {**BASE.get(key, {}), **sections.get(key, {})} for key in {**BASE, **sections}}
+    )
+
+
+def batches(count: int, rows: int = 64) -> list[np.ndarray]:
+    rng = np.random.default_rng(4)
+    return [rng.standard_normal((rows, 32), dtype=np.float32) for _ in range(count)]
+
+
+def check(emulator: Emulator, x: np.ndarray, result: Any) -> None:
+    """The output is the recorded choices' own, and these are what the router says, all rows at once."""
+    assert (result.delivered == 1).all()
+    assert np.array_equal(emulator.reference(x, result), result.y)
+    decisions = result.decisions
+    h = x
+    for layer in emulator.model.layers:
+        routing = decisions.routing(layer.index, len(x))
+        (order,) = {part.order for part, _ in decisions if part.layer == layer.index}
+        alone = ByRank().choose(
+            scored(layer, prepare(layer, h)), layer.gate, Context(layer.index, state=[order])
+        )
+        assert np.array_equal(alone.experts, routing.experts), layer.index
+        assert np.array_equal(alone.weights, routing.weights)
+        assert result.expert_tokens[layer.index].sum() == (alone.experts >= 0).sum()
+        h = reference_one(emulator, layer.index, h, alone)
+
+
+def reference_one(emulator: Emulator, layer: int, h: np.ndarray, routing: Routing) -> np.ndarray:
+    """One layer, with these choices, by a loop over tokens."""
+    from rayemu.model.expert import expert_forward
+    from rayemu.model.reference import combine, finish
+
+    of = emulator.model.layers[layer]
+    x = prepare(of, h)
+    rows = np.zeros((*routing.experts.shape, x.shape[1]), np.float32)
+    for token, choice in np.argwhere(routing.experts >= 0).tolist():
+        rows[token, choice] = expert_forward(
+            of.experts[int(routing.experts[token, choice])], x[token : token + 1]
+        )
+    return finish(of, h, combine(routing.weights, rows))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_choices_for_a_batch_are_made_once_recorded_and_replayed(copies: int) -> None:
+    with Emulator(scenario(placement={"copies": copies})) as emulator:
+        inputs = batches(6)
+        results = list(emulator.stream(inputs))
+        for x, result in zip(inputs, results, strict=True):
+            check(emulator, x, result)
+        orders = [{p.order for p, _ in r.decisions if p.layer == 1}.pop() for r in results]
+        assert sorted(orders) == list(range(6))
+        record = emulator.record()
+        chosen = sum(int((r.decisions.routing(0, 64).experts >= 0).sum()) for r in results)
+        assert emulator.totals["routing"]["chosen"] >= chosen
+    decided = record[(record["kind"] == ROUTE) & (record["src"] == -1)]
+    assert len(decided) == 6 * 3 and (decided["rows"] == 64).all()
+    assert (record["kind"] == SCORES).sum() == (record["kind"] == ROUTE_REPLY).sum() == 6 * 3 * 8
+    graph = graph_of(record, emulator.spec)
+    assert graph.gaps == 0
+    # No dispatch goes before the choice for its batch and layer was made.
+    for number in np.flatnonzero((record["kind"] == DISPATCH) & (record["layer"] == 1)).tolist():
+        row = record[number]
+        made = decided[(decided["batch"] == row["batch"]) & (decided["layer"] == 1)]
+        assert made["start_virtual_s"] <= row["start_virtual_s"]
+
+
+def test_one_choice_for_a_slice_that_is_issued_again_and_for_lost_frames() -> None:
+    settings = {"cluster": {"evict_after": "200 ms", "retry_after": "20 ms"}}
+    with Emulator(scenario(**settings)) as emulator:
+        emulator.inject(Fault.model_validate({"kind": "drop", "rate": 0.05, "for": "1 s"}))
+        emulator.inject(Fault.model_validate({"kind": "duplicate", "rate": 0.05, "for": "1 s"}))
+        inputs = batches(8)
+
+        def feed() -> Iterator[np.ndarray]:
+            for number, x in enumerate(inputs):
+                if number == 3:
+                    emulator.inject(Fault.model_validate({"kind": "kill", "module": 1}))
+                yield x
+
+        results = list(emulator.stream(feed()))
+        for x, result in zip(inputs, results, strict=True):
+            check(emulator, x, result)
+        assert emulator.totals["reissued"] > 0
+
+
+def test_lossy_codecs_and_dropped_experts_are_replayed_beside_the_choices() -> None:
+    lossy = {"exchange": {"codec": {"module": "int8", "node": "fp8"}}}
+    with Emulator(scenario(**lossy)) as emulator:
+        for x, result in zip(inputs := batches(3), emulator.stream(inputs), strict=True):
+            assert result.dispatch_paths is not None and result.decisions is not None
+            assert np.array_equal(emulator.reference(x, result), result.y)
+    lost = {"placement": {"copies": 1}, "cluster": {"replace": False}, "run": {"on_lost_expert": "drop"}}
+    with Emulator(scenario(**lost)) as emulator:
+        emulator.inject(Fault.model_validate({"kind": "kill", "module": 0}))
+        for x, result in zip(inputs := batches(3), emulator.stream(inputs), strict=True):
+            assert np.array_equal(emulator.reference(x, result), result.y)
+
+
+def test_layers_with_routers_of_their_own() -> None:
+    layers = {"0": {"kind": "softmax_topk", "renormalise": False}, "1-2": {"kind": "by_rank"}}
+    with Emulator(scenario(routing={"kind": "softmax_topk", "layers": layers})) as emulator:
+        kinds = [type(layer.router).__name__ for layer in emulator.model.layers]
+        assert kinds == ["SoftmaxTopK", "ByRank", "ByRank"]
+        assert emulator.model.layers[0].router.renormalise is False  # type: ignore[attr-defined]
+        x = batches(1)[0]
+        (result,) = emulator.stream([x])
+        assert {part.layer for part, _ in result.decisions} == {1, 2}
+        assert np.array_equal(emulator.reference(x, result), result.y)
+        own = emulator.model.layers[0]
+        assert np.array_equal(
+            result.expert_tokens[0],
+            np.bincount(own.router.route(prepare(own, x), own.gate).experts.ravel(), minlength=8),
+        )
+
+
+def test_a_batch_of_which_no_token_has_a_choice_in_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(self: ByRank, scores: np.ndarray, gate: Gate, context: Context) -> Routing:
+        return Routing(np.zeros((len(scores), 0), np.int32), np.zeros((len(scores), 0), np.float32))
+
+    monkeypatch.setattr(ByRank, "choose", nobody)
+    with Emulator(scenario()) as emulator:
+        x = batches(1)[0]
+        (result,) = emulator.stream([x])
+        assert not result.expert_tokens.any() and np.array_equal(result.y, x)  # the residual alone
+        assert np.array_equal(reference_forward(emulator.model, x), x)
