@@ -175,7 +175,10 @@ def combine(weights: F32, rows: F32, shared: F32 | None = None, out: F32 | None 
     for start in range(0, tokens, step):
         part = slice(start, start + step)
         y, t = out[part], term[: min(step, tokens - start)]
-        np.multiply(rows[part, 0], weights[part, :1], out=y)
+        if choices:
+            np.multiply(rows[part, 0], weights[part, :1], out=y)
+        else:
+            y[...] = 0.0
         for k in range(1, choices):
             np.multiply(rows[part, k], weights[part, k : k + 1], out=t)
             np.add(y, t, out=y)

@@ -117,7 +117,8 @@ class Scenario(Section):
         spec = self.model.spec(self.run.seed)
         own = spec.router if self.routing.kind is None else self.routing.kind
         params = {**(spec.router_params if own == spec.router else {}), **self.routing.params}
-        return dataclasses.replace(spec, router=own, router_params=params)
+        layers = {layer: one.after(own, params) for layer, one in self.routing.by_layer().items()}
+        return dataclasses.replace(spec, router=own, router_params=params, layer_routers=layers)
 
     @model_validator(mode="after")
     def _possible(self) -> Scenario:
@@ -143,16 +144,34 @@ class Scenario(Section):
         return self
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
-        problems = parameter_problems(
-            ROUTERS[spec.router], spec.router, self.routing.params, without=("top_k",)
-        )
-        if problems:
-            return [Problem(("routing", *problem.path), problem.text) for problem in problems]
-        try:
-            router = make_router(spec.router, spec.experts, top_k=spec.top_k, **spec.router_params)
-            router.check_run(range(spec.dense_layers, spec.layers), self.run.batches * self.run.batch_tokens)
-        except ValueError as error:
-            return [problem_of(error, "routing")]
+        routing = self.routing
+        with_experts = set(range(spec.dense_layers, spec.layers))
+        others = with_experts - set(routing.by_layer())
+        given: list[tuple[tuple[str, ...], str, dict[str, Any], dict[str, Any], set[int]]] = [
+            (("routing",), spec.router, routing.params, dict(spec.router_params), others)
+        ]
+        for text, other in routing.layers.items():
+            path: tuple[str, ...] = "routing", "layers", text
+            of = set(Routing(layers={text: other}).by_layer())
+            if (last := max(of)) >= spec.layers:
+                return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
+            kind, params = other.after(spec.router, spec.router_params)
+            given.append((path, kind, other.params, params, of & with_experts))
+        tokens = self.run.batches * self.run.batch_tokens
+        for path, kind, own, params, layers in given:
+            keys = ("kind", "place", "layers") if path == ("routing",) else ("kind",)
+            problems = parameter_problems(ROUTERS[kind], kind, own, without=("top_k",), own=keys)
+            if problems:
+                return [Problem((*path, *problem.path), problem.text) for problem in problems]
+            try:
+                router = make_router(kind, spec.experts, top_k=spec.top_k, **params)
+                router.check_run(sorted(layers), tokens)
+            except ValueError as error:
+                problem = problem_of(error, "routing")
+                return [Problem((*path, *problem.path[1:]), problem.text)]
+            if ROUTERS[kind].scope == "batch" and routing.place == "modules":
+                what = f"modules is not allowed with {kind}, which chooses for a whole batch"
+                return [Problem(("routing", "place"), f"{what}; allowed: coordinator")]
         return []
 
     def _copies_problems(self, spec: ModelSpec) -> Iterable[Problem]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -181,20 +183,55 @@ class Arrivals(Strategy):
     kind: str = "closed"
 
 
-class Routing(Section):
-    """Which experts a token goes to: a strategy of `rayemu.routing`, its parameters, and where it runs.
+def _span(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first), int(last or first) + 1
 
-    Without a `kind` it is the model's own router; what is given then replaces that router's parameters.
-    """
+
+def _layers(value: object) -> str:
+    text = str(value)
+    if not re.fullmatch(r"\d+(-\d+)?", text) or _span(text)[0] >= _span(text)[1]:
+        raise ValueError(f"{show(value)} is not allowed; allowed: a layer like 0, or some like 1-3")
+    return text
+
+
+class LayerRouter(Section):
+    """The router of some layers, and its parameters; without a `kind` it is the scenario's, changed."""
 
     model_config = ConfigDict(extra="allow")
     kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
-    place: Literal["coordinator", "modules"] = "coordinator"
 
     @property
     def params(self) -> dict[str, Any]:
         """The strategy's parameters as given."""
         return dict(self.model_extra or {})
+
+    def after(self, kind: str, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The router and its parameters, where the scenario's own are these."""
+        own = self.kind or kind
+        return own, {**(params if own == kind else {}), **self.params}
+
+
+class Routing(Section):
+    """Which experts a token goes to: a strategy of `rayemu.routing`, its parameters, and where it runs.
+
+    Without a `kind` it is the model's own router; what is given then replaces that router's parameters.
+    `layers` gives some layers routers of their own, as in {0: {kind: hash}, 1-3: {kind: expert_choice}}.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
+    place: Literal["coordinator", "modules"] = "coordinator"
+    layers: dict[Annotated[str, BeforeValidator(_layers)], LayerRouter] = Field(default_factory=dict)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The strategy's parameters as given."""
+        return dict(self.model_extra or {})
+
+    def by_layer(self) -> dict[int, LayerRouter]:
+        """The layers that have a router of their own; of several mentions of a layer the last counts."""
+        return {layer: router for text, router in self.layers.items() for layer in range(*_span(text))}
 
 
 def _copies(value: object) -> object:

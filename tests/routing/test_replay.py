@@ -129,3 +129,13 @@ def test_a_scenario_names_the_path_before_the_run(path: str, tmp_path: Path) -> 
         Scenario.from_dict(data)
     data["routing"] = {"kind": "replay", "path": short}
     assert Scenario.from_dict(data).spec.router == "replay"
+
+
+def test_only_the_layers_that_it_serves_are_asked_of_a_trace(path: str) -> None:
+    model = {"d_model": 16, "d_ff": 16, "experts": EXPERTS, "top_k": TOP_K, "layers": 4}
+    replayed = {"kind": "replay", "path": path}
+    Scenario.from_dict({"model": model, "routing": {"layers": {1: replayed, 3: replayed}}})
+    plain = {"kind": "softmax_topk"}
+    Scenario.from_dict({"model": model, "routing": {**replayed, "layers": {0: plain, 2: plain}}})
+    with pytest.raises(ScenarioError, match=r"routing\.layers\.1-2\.path: .*has no choices of layer 2"):
+        Scenario.from_dict({"model": model, "routing": {"layers": {"1-2": replayed}}})
