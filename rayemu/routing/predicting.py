@@ -154,6 +154,35 @@ def compared(predicted: Array, choices: Array) -> Foreseen:
     return Foreseen(int((choices >= 0).sum()), int((predicted >= 0).sum()), int(hits.sum()))
 
 
+def forecasts(
+    make: Callable[[], Predictor],
+    choices: Array,
+    count: int,
+    confidence: float = 0.0,
+    along: str = "tokens",
+    steps: int = 3,
+) -> Array:
+    """The `count` experts that are predicted for every step of choices [T, L, K], learning as it goes.
+
+    `along` "tokens" predicts a token's choices in a layer from those of up to `steps` tokens before it in
+    that layer, "layers" from those of the token itself in up to `steps` layers before. There is a predictor
+    for each layer. Returns experts [T, L, count], likeliest first, -1 for none; nothing is predicted of what
+    has no history, the first token or the first layer.
+    """
+    tokens, layers, _ = choices.shape
+    found = np.full((tokens, layers, count), -1, np.int32)
+    for layer in range(along == "layers", layers):
+        predictor = make()
+        for token in range(along != "layers", tokens):
+            if along == "layers":
+                history = choices[token : token + 1, max(0, layer - steps) : layer]  # [1, H, K]
+            else:
+                history = choices[None, max(0, token - steps) : token, layer]
+            found[token, layer] = predict(predictor, history, count, confidence).experts[0]
+            predictor.learn(history, choices[token : token + 1, layer])
+    return found
+
+
 def foreseen(
     make: Callable[[], Predictor],
     choices: Array,
@@ -162,23 +191,7 @@ def foreseen(
     along: str = "tokens",
     steps: int = 3,
 ) -> Foreseen:
-    """Prefetch `count` experts for every step of choices [T, L, K], learning as it goes.
-
-    `along` "tokens" predicts a token's choices in a layer from those of up to `steps` tokens before it in
-    that layer, "layers" from those of the token itself in up to `steps` layers before. There is a predictor
-    for each layer. What has no history, as the first token and the first layer, is not asked for.
-    """
-    tokens, layers, _ = choices.shape
-    total = np.zeros(3, np.int64)
-    for layer in range(1 if along == "layers" else 0, layers):
-        predictor = make()
-        for token in range(0 if along == "layers" else 1, tokens):
-            if along == "layers":
-                history = choices[token : token + 1, max(0, layer - steps) : layer]  # [1, H, K]
-            else:
-                history = choices[None, max(0, token - steps) : token, layer]
-            actual = choices[token : token + 1, layer]  # [1, K]
-            found = compared(predict(predictor, history, count, confidence).experts, actual)
-            total += (found.used, found.fetched, found.hits)
-            predictor.learn(history, actual)
-    return Foreseen(*total.tolist())
+    """What came of `forecasts` where there was a history."""
+    found = forecasts(make, choices, count, confidence, along, steps)
+    asked = np.s_[:, 1:] if along == "layers" else np.s_[1:]
+    return compared(found[asked].reshape(-1, count), choices[asked].reshape(-1, choices.shape[2]))
