@@ -90,7 +90,7 @@ class CachedTopK(Router):
 
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
         """Scores [T, S] -> choices [T, K] by descending logit."""
-        experts = gate.weight.shape[1]
+        experts = scores.shape[1] - -(-self.bits // _PACKED)
         logits = np.ascontiguousarray(scores[:, :experts])  # [T, E]
         signature = np.zeros(len(scores), np.int64)  # [T]
         for column, start in enumerate(range(0, self.bits, _PACKED)):

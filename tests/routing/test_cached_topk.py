@@ -116,9 +116,16 @@ def test_rows_that_are_no_numbers_are_neither_hits_nor_kept() -> None:
     assert state.signature.tolist() == [0] and state.experts.tolist() == [[0]]
 
 
+def test_signatures_differ_by_all_of_their_bits() -> None:
+    router, context = CachedTopK(top_k=1, bits=30), Context()
+    scores = np.array([[1, 0, 5, 0], [0, 1, 0, 5], [0, 1, 5, 0]], np.float32)  # two logits, 24 bits and 6
+    experts, _ = router.choose(scores, Gate(np.zeros((1, 2), np.float32)), context)
+    assert experts[:, 0].tolist() == [0, 1, 0] and context.counts["cache_hits"] == 1
+
+
 def test_ties_and_all_experts_and_no_rows() -> None:
     router = CachedTopK(top_k=3)
-    assert _logits([[0, 0, 0], [5, 9, 9]], router).experts.tolist() == [[0, 1, 2], [1, 2, 0]]
+    assert _logits([[0, 1, 2], [5, 9, 9]], router).experts.tolist() == [[2, 1, 0], [1, 2, 0]]
     gate, state = _gate(), router.new_state(EXPERTS)
     empty = router.route(np.zeros((0, WIDTH), np.float32), gate, Context(state=state))
     assert empty.experts.shape == empty.weights.shape == (0, 3)

@@ -46,6 +46,17 @@ def test_by_hand() -> None:
         prefetching(_choices(), 6, tiers, 1e9, held, 2, 0.0)
 
 
+def test_places_for_what_is_fetched_are_lru_s_no_more() -> None:
+    """0 1 0 1 in one layer: two places hold both, one holds neither when it is asked for."""
+    tiers = load_hardware("text-pim").spec.tiers
+    assert tiers is not None
+    held = {"sram": 0, "module": 2, "remote": 0, "ssd": 9}
+    choices = np.tile([0, 1], 50)[:, None, None]
+    found = {line.predictor: line for line in prefetching(choices, 2, tiers, 1e9, held, 1, 0.0)}
+    assert found["none, lru"].use_emu_s == pytest.approx((2 * SLOW + 98 * FAST) / 100)
+    assert found["layer before, transitions"].use_emu_s == pytest.approx(SLOW), "there is no layer before"
+
+
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     write(tmp_path / "trace.npz", "rayemu", from_choices(_choices(), np.array([0, 100]), 6))
