@@ -21,7 +21,7 @@ MEMBERS: list[tuple[str, dict[str, Any]]] = [
     ("softmax_group_topk", {"groups": 4, "top_groups": 2}),
     ("sigmoid_group_topk", {"groups": 4, "top_groups": 2}),
     ("sigmoid_group_topk", {"renormalise": False}),
-    ("cached_topk", {"bits": 40}),
+    ("cached_topk", {"bits": 40, "renormalise": False}),
     ("predictive_topk", {"renormalise": False}),
 ]
 
