@@ -8,7 +8,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -329,6 +329,11 @@ class Session:
     def placement(self) -> Placement:
         """Where the experts are, also those that are on their way there or leave."""
         return self._client.machine.placement or self.setup.placement
+
+    @property
+    def epochs(self) -> Mapping[int, Epoch]:
+        """The memberships by number, as far as they were heard of; only where batches are routed whole."""
+        return self._client.machine.epochs
 
     def take_notices(self) -> list[Notice]:
         """Return and forget what the coordinator reported."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayemu.balance.rebalancer import Rebalancer
+from rayemu.drivers.decided import DecisionCheck
 from rayemu.drivers.rebalancing import Rebalancing
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
@@ -204,12 +205,34 @@ class Emulator:
     def reference(self, x: Any, result: BatchResult | None = None) -> F32:
         """Compute x [T, D] in this process; with a result, replay its lossy codecs and dropped choices, and
         choices that were made for the whole batch."""
+        return self.replayed(x, result)[0]
+
+    def replayed(self, x: Any, result: BatchResult | None) -> tuple[F32, dict[int, F32]]:
+        """The reference's output, and by layer of recorded choices what its rows told the router."""
         replay = None
         if result is not None and (result.dispatch_paths is not None or result.decisions is not None):
             replay = PathReplay(
                 result.dispatch_paths, result.combine_paths, self.config.codecs, result.decisions
             )
-        return reference_forward(self.model, as_rows(x, self.spec.d_model), replay)
+        y = reference_forward(self.model, as_rows(x, self.spec.d_model), replay)
+        return y, {} if replay is None else replay.told
+
+    def check_choices(self, batches: Iterable[Any], results: Iterable[BatchResult]) -> DecisionCheck:
+        """Make the choices for whole batches once more, from the record: those of all batches so far.
+
+        What it has found is in `wrong`, `checked` and `unchecked` of what is returned.
+        """
+        check = self.new_check()
+        for x, result in zip(batches, results, strict=True):
+            if result.decisions is not None:
+                check.take(result.batch, result.decisions, self.replayed(x, result)[1])
+        return check
+
+    def new_check(self) -> DecisionCheck:
+        """A check of choices that has seen no batch."""
+        cluster = self.scenario.cluster
+        nodes = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
+        return DecisionCheck(self.model, nodes, self._running.epochs)
 
     def inject(self, fault: Fault, module: int | None = None) -> None:
         """Begin a fault now, at `module` or the fault's own; message faults without either hit everyone."""

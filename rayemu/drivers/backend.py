@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from rayemu.placement import Placement
 from rayemu.protocol.client import BatchResult
-from rayemu.protocol.messages import Moved, Notice
+from rayemu.protocol.messages import Epoch, Moved, Notice
 
 
 class Backend(Protocol):
@@ -39,6 +39,10 @@ class Backend(Protocol):
     @property
     def placement(self) -> Placement:
         """Where the experts are, also those that are on their way there or leave."""
+
+    @property
+    def epochs(self) -> Mapping[int, Epoch]:
+        """The memberships by number, as far as they were heard of; only where batches are routed whole."""
 
     def poll(self) -> None:
         """Handle what has arrived, without waiting for a batch."""

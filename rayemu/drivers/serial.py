@@ -5,7 +5,7 @@ Ctrl-C interrupts whoever waits for that thread, never the simulation in the mid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -17,7 +17,7 @@ from rayemu.drivers.world import SimulationStuck
 from rayemu.numerics import denormals_kept
 from rayemu.placement import Placement
 from rayemu.protocol.client import CLOSED, BatchResult
-from rayemu.protocol.messages import Moved, Notice
+from rayemu.protocol.messages import Epoch, Moved, Notice
 
 
 class SerialSimulator:
@@ -92,6 +92,10 @@ class SerialSimulator:
     @property
     def placement(self) -> Placement:
         return self.simulator.placement
+
+    @property
+    def epochs(self) -> Mapping[int, Epoch]:
+        return self.simulator.client.epochs
 
     @property
     def now(self) -> float:

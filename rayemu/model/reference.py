@@ -25,8 +25,8 @@ _CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: st
 class Replay(Protocol):
     """What a lossy or degraded run did to its rows, so that the reference can do the same."""
 
-    def routing(self, layer: int, tokens: int) -> Routing | None:
-        """Choices [T, K] that were made for the whole batch and recorded; None where rows have their own."""
+    def routing(self, layer: Layer, x: F32) -> Routing | None:
+        """Choices of rows x [T, D] that were made for the whole batch and recorded; None without."""
 
     def kept(self, layer: int, choices: int) -> npt.NDArray[np.bool_] | None:
         """[T, K] False for choices that were dropped, or None when none was."""
@@ -54,7 +54,7 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     """One block on its own: gate, experts, weighted sum, shared expert; no norm and no residual."""
     if not layer.has_experts:
         return dense_forward(layer, x)
-    recorded = replay.routing(layer.index, len(x)) if replay is not None else None
+    recorded = replay.routing(layer, x) if replay is not None else None
     experts, weights = route(layer, x) if recorded is None else recorded
     given, weights = expert_input(layer, x, weights)
     kept = replay.kept(layer.index, experts.shape[1]) if replay is not None else None

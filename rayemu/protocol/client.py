@@ -10,6 +10,7 @@ import numpy as np
 
 from rayemu.compression import WireError
 from rayemu.compression.wire import MAX_FRAME_BYTES
+from rayemu.model.model import routers_of
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS
@@ -89,6 +90,8 @@ class ClientMachine:
         self.next_batch = 0
         self.duplicate_results = 0
         self.epoch: Epoch | None = None
+        self.epochs: dict[int, Epoch] = {}  # all, where choices for whole batches may name them
+        self._decides = any(router.scope == "batch" for router in routers_of(spec))
         self.totals: Totals | None = None  # as last reported
         self.notices: deque[Notice] = deque()
         self.notices_dropped = 0
@@ -142,6 +145,8 @@ class ClientMachine:
         elif isinstance(message, Epoch):
             if self.epoch is None or message.epoch > self.epoch.epoch:
                 self.epoch = message
+            if self._decides:
+                self.epochs[message.epoch] = message
         elif isinstance(message, Moved):
             if self._move is not None and self._move[0].number == message.number:
                 self.moves[message.number] = message

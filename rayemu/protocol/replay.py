@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from rayemu.compression import Codec
+from rayemu.model.model import Layer
+from rayemu.model.reference import scored
 from rayemu.protocol.decisions import Decisions
 from rayemu.protocol.messages import DROPPED, MODULE_SHIFT, NODE_SHIFT
 from rayemu.protocol.slices import widened
@@ -29,13 +31,19 @@ class PathReplay:
         decisions: Decisions | None = None,
     ) -> None:
         self.codecs, self.decisions = codecs, decisions
+        self.told: dict[int, np.ndarray] = {}  # scores of layers whose choices are recorded
         most = 0 if decisions is None else int(decisions.parts[:, 3].max(initial=0))
         self.dispatch_paths = None if dispatch_paths is None else widened(dispatch_paths, most)
         self.combine_paths = None if combine_paths is None else widened(combine_paths, most)
 
-    def routing(self, layer: int, tokens: int) -> Routing | None:
-        """Return the recorded choices [T, K] of a layer, if they were made for the whole batch."""
-        return None if self.decisions is None else self.decisions.routing(layer, tokens)
+    def routing(self, layer: Layer, x: np.ndarray) -> Routing | None:
+        """Return the recorded choices of rows x [T, D], if they were made for the whole batch."""
+        if self.decisions is None:
+            return None
+        recorded = self.decisions.routing(layer.index, len(x))
+        if recorded is not None:
+            self.told[layer.index] = scored(layer, x)
+        return recorded
 
     def kept(self, layer: int, choices: int) -> np.ndarray | None:
         """Return which choices were computed [T, K], or None if all were."""

@@ -34,7 +34,11 @@ def describe(event: Mapping[str, Any]) -> str:
         expert = f"expert {event['expert']} (layer {event['layer']})"
         return f"batch {event['batch']} failed: every copy of {expert} is dead"
     if kind == "mismatch":
-        return f"batch {event['batch']}: {event['why']}"
+        where = f", layer {event['layer']}" if "layer" in event else ""
+        return f"batch {event['batch']}{where}: {event['why']}"
+    if kind == "choices_checked":
+        left = f", {event['unchecked']} could not be" if event["unchecked"] else ""
+        return f"{event['checked']} choices for whole batches were made once more{left}"
     if kind == "slow_batch":
         took, median = format_seconds(event["took_s"]), format_seconds(event["median_s"])
         return f"batch {event['batch']} was slow: {took}, the median is {median}"

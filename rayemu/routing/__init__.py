@@ -11,28 +11,57 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.base import BaseAssignment
+from rayemu.routing.cached_expert_choice import CachedExpertChoice
 from rayemu.routing.cached_topk import CachedTopK
+from rayemu.routing.capacity_topk import CapacityTopK
+from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.grouped_topk import GroupedTopK
+from rayemu.routing.hash import Hash
+from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
+from rayemu.routing.noisy_topk import NoisyTopK
+from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.predictive_topk import PredictiveTopK
+from rayemu.routing.random import Random
 from rayemu.routing.replay import Replay
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
+from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
+from rayemu.routing.top_p import TopP
+from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
+    "BaseAssignment",
+    "CachedExpertChoice",
     "CachedTopK",
+    "CapacityTopK",
     "Context",
+    "ExpertChoice",
     "Gate",
+    "GroupedTopK",
+    "Hash",
+    "HierarchicalTopK",
+    "NoisyTopK",
+    "Offer",
     "PredictiveTopK",
+    "Random",
     "Replay",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
+    "Sinkhorn",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
+    "TopP",
     "make_router",
+    "merge_top_k",
+    "offer_top_k",
+    "router_z_loss",
+    "routing_operations",
 ]
 
 
@@ -40,6 +69,17 @@ ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
     "softmax_group_topk": SoftmaxGroupTopK,
     "sigmoid_group_topk": SigmoidGroupTopK,
+    "grouped_topk": GroupedTopK,
+    "hierarchical_topk": HierarchicalTopK,
+    "top_p": TopP,
+    "hash": Hash,
+    "random": Random,
+    "noisy_topk": NoisyTopK,
+    "base": BaseAssignment,
+    "cached_expert_choice": CachedExpertChoice,
+    "capacity_topk": CapacityTopK,
+    "expert_choice": ExpertChoice,
+    "sinkhorn": Sinkhorn,
     "cached_topk": CachedTopK,
     "predictive_topk": PredictiveTopK,
     "replay": Replay,

@@ -82,7 +82,8 @@ class CachedTopK(Router):
     def scores(self, x: F32, gate: Gate) -> F32:
         """x [T, D] -> logits and signature [T, E + bits / 24]."""
         logits = gate.logits(x)
-        sides = exact_matmul(x, _planes(x.shape[1], self.bits, self.seed)) > 0  # [T, bits]
+        with np.errstate(invalid="ignore"):  # inf - inf is on no side, and such rows are not looked up
+            sides = exact_matmul(x, _planes(x.shape[1], self.bits, self.seed)) > 0  # [T, bits]
         octets = np.packbits(sides, axis=1, bitorder="little").astype(np.float32)  # [T, bits / 8]
         columns = [octets[:, start : start + 3] for start in range(0, octets.shape[1], 3)]
         packed = [np.add.reduce(part * _OCTETS[: part.shape[1]], axis=1) for part in columns]  # exact

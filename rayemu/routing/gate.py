@@ -5,6 +5,7 @@ Shapes: T tokens, K choices per token, E experts, D model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,6 +95,32 @@ def top_k(
         order[row, indices[short][row, choice_of]] = choice_of
         indices[short] = order.argsort(axis=1)[:, :count]
     return indices, values
+
+
+def softmax_choice(
+    logits: F32,
+    take: Callable[[F32], tuple[npt.NDArray[np.intp], F32]],
+    renormalise: bool = True,
+    scaling: float = 1.0,
+) -> Routing:
+    """The experts that `take` chooses by their logits, weighted by the softmax. Overwrites `logits` [T, E].
+
+    take(logits) -> experts [T, K], their logits [T, K]; it may overwrite what it is given. With `renormalise`
+    weights are the softmax over the K chosen, otherwise probabilities among all E; both times `scaling`.
+    """
+    if renormalise:  # the probabilities' common denominator cancels
+        experts, best = take(logits)  # [T, K]
+        weights = softmax_powers(best)
+        weights /= np.add.reduce(weights, axis=1, keepdims=True)
+    else:
+        powers = softmax_powers(logits)  # [T, E]
+        total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
+        experts, _ = take(logits)
+        weights = np.take_along_axis(powers, experts, axis=1)
+        weights /= total
+    if scaling != 1.0:
+        weights *= np.float32(scaling)
+    return Routing(experts.astype(np.int32), weights)
 
 
 def close_groups(scores: F32, group_scores: F32, open_groups: int) -> npt.NDArray[np.bool_]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from rayemu.numerics import F32
-from rayemu.routing.gate import Gate, Routing, check_choices, softmax_powers, top_k
+from rayemu.routing.gate import Gate, Routing, check_choices, softmax_choice, top_k
 from rayemu.routing.router import Context, Router
 
 
@@ -29,17 +27,6 @@ class SoftmaxTopK(Router):
 
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
         """Logits [T, E] -> choices [T, K] by descending logit, ties to the lower expert."""
-        logits = scores  # [T, E]
-        if self.renormalise:  # the probabilities' common denominator cancels
-            experts, best = top_k(logits, self.top_k)  # [T, K]
-            weights = softmax_powers(best)
-            weights /= np.add.reduce(weights, axis=1, keepdims=True)
-        else:
-            powers = softmax_powers(logits)  # [T, E]
-            total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
-            experts, _ = top_k(logits, self.top_k)
-            weights = np.take_along_axis(powers, experts, axis=1)
-            weights /= total
-        if self.scaling != 1.0:
-            weights *= np.float32(self.scaling)
-        return Routing(experts.astype(np.int32), weights)
+        return softmax_choice(
+            scores, lambda logits: top_k(logits, self.top_k), self.renormalise, self.scaling
+        )

@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from rayemu import machine
+from rayemu.drivers.decided import RUN_CHOICES, save_choices, summed_up
 from rayemu.drivers.record import RECORD, save_columns
 from rayemu.emulator import Emulator
 from rayemu.hardware import Hardware
@@ -47,6 +48,7 @@ from rayemu.traces.arrays import RUN_LOADS, save_loads
 from rayemu.units import format_bytes
 
 RANDOM_MODULES = 3  # what a seeded generator is for: placement has 1, message faults 2
+COUNTS_S = 3.0  # for the last totals after a run
 LOOK_EVERY_S = 0.05  # while no batch has arrived: for faults that are due, and what was reported
 NOTICE_WITHIN_S = 1.0  # how long a finished run waits for the detection of its last fault
 
@@ -161,6 +163,7 @@ def _run(
     emulated = price_run(scenario, measured.record, summary, hardware)
     journal.write("finished", passed=summary["passed"])
     save_columns(folder / "record.npz", measured.record)
+    save_choices(folder / RUN_CHOICES, measured.results)
     save_loads(folder / RUN_LOADS, {r.batch: r.expert_tokens for r in measured.results if r.failure is None})
     if trace:
         nodes = np.repeat(np.arange(scenario.cluster.nodes), scenario.cluster.modules_per_node)
@@ -239,6 +242,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
         tell("run")
     measured.wall_s = time.perf_counter() - began
     _await_detection(emulator, measured, journal)
+    _await_counts(emulator, measured)
     for injected in plan:
         measured.injected.append(injected)
         journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
@@ -302,6 +306,15 @@ def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -
         _note(emulator.take_notices(), measured, journal)
 
 
+def _await_counts(emulator: Emulator, measured: Measured) -> None:
+    """Wait for the coordinator's last word on what happened when batches were routed whole, for a while."""
+    until = time.monotonic() + COUNTS_S
+    while any(r.decisions is not None for r in measured.results) and time.monotonic() < until:
+        emulator.wait(0.05)
+        if emulator.totals.get("open_batches") == 0:
+            return
+
+
 def _compare(
     emulator: Emulator,
     measured: Measured,
@@ -315,14 +328,16 @@ def _compare(
     are several times slower.
     """
     compared, equal, done = 0, 0, 0
+    check = emulator.new_check()
     cores = machine.cores()
     emulator.model  # noqa: B018 - made once, before threads ask for it
     items = zip(measured.results, measured.digests, inputs, strict=True)
     with blas_threads(1), ThreadPoolExecutor(cores) as pool:
         while group := list(islice(items, cores)):
-            for (result, _, _), facts in zip(
-                group, pool.map(partial(_mismatch, emulator), group), strict=True
-            ):
+            found = pool.map(partial(_mismatch, emulator), group)
+            for (result, _, _), (facts, told) in zip(group, found, strict=True):
+                if result.decisions is not None and told:
+                    check.take(result.batch, result.decisions, told)
                 if result.failure is None:
                     compared += 1
                     equal += not facts
@@ -330,26 +345,36 @@ def _compare(
                     journal.write("mismatch", batch=result.batch, **facts)
             done += len(group)
             report(Progress("check", done, len(measured.results), events=journal.take_new()))
-    return equal == compared if compared else None
+    for batch, layer in check.wrong:
+        journal.write("mismatch", batch=batch, layer=layer, why="the choices are not the router's")
+    if check.checked or check.unchecked:
+        journal.write("choices_checked", checked=check.checked, unchecked=check.unchecked)
+    return equal == compared and not check.wrong if compared else None
 
 
-def _mismatch(emulator: Emulator, item: tuple[BatchResult, int, np.ndarray]) -> dict[str, Any]:
-    """How a result differs from the reference; empty if it does not, or has failed."""
+def _mismatch(
+    emulator: Emulator, item: tuple[BatchResult, int, np.ndarray]
+) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
+    """How a result differs from the reference; empty if it does not, or has failed.
+
+    And by layer what its rows told a router that chose for the whole batch.
+    """
     result, digest, x = item
     if result.failure is not None:
-        return {}
+        return {}, {}
     if xxhash.xxh3_64_intdigest(x.data) != digest:
-        return {"why": "the stream gave other tokens when it was read again"}
-    y = emulator.reference(x, result)  # [T, D]
+        return {"why": "the stream gave other tokens when it was read again"}, {}
+    y, told = emulator.replayed(x, result)  # [T, D]
     other = (y.view(np.uint32) != result.y.view(np.uint32)).any(axis=1)  # [T]
     if not other.any():
-        return {}
-    return {
+        return {}, told
+    facts = {
         "why": "the output is not the reference's",
         "tokens": int(other.sum()),
         "first_token": int(other.argmax()),
         "largest_difference": float(np.abs(y[other] - result.y[other]).max()),
     }
+    return facts, told
 
 
 def _rebalances(scenario: Scenario, measured: Measured, clock: str) -> dict[str, Any]:
@@ -400,6 +425,7 @@ def _summary(
         "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
+        **summed_up(measured.results, emulator.totals.get("routing", {})),
         **_rebalances(scenario, measured, clock),
         "seed": scenario.run.seed,
         "versions": machine.versions(),

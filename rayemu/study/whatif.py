@@ -22,7 +22,7 @@ from rich.table import Table
 
 from rayemu.hardware import Hardware, load_hardware
 from rayemu.hardware.transfers import bandwidth_needed
-from rayemu.model.model import Model
+from rayemu.model.model import Model, routers_of
 from rayemu.pricing.choices import Drawn, chosen_by_model
 from rayemu.pricing.draw import Choices, Plan, draw_graph, most_events
 from rayemu.pricing.graph import DISPATCH, MESSAGE, EventGraph
@@ -42,6 +42,17 @@ MOST_FLOPS, MOST_WEIGHTS = 3e10, 1 << 30  # up to which the model itself chooses
 MOST_CHOICES = 1 << 21  # of all batches and layers, without --batches
 MOST_EVENTS, MOST_PAIRS = 1 << 24, 1 << 22  # of a plan, 230 B each; of a layer's batches, 100 B each
 _ALONE = ("faults=[]", "rebalance=null")  # what planning leaves out
+
+
+def refuse_recorded_choices(scenario: Scenario) -> None:
+    """Raise PricingError where a router's choices are not its rows' own, top_k each."""
+    for layer, router in enumerate(routers_of(scenario.spec)):
+        if router.scope == "batch" or router.varies:
+            kind = scenario.spec.router_of(layer)[0]
+            raise PricingError(
+                f"routing.kind: {kind} (layer {layer}) cannot be planned: its choices depend on the "
+                "batch, or vary in number; run the scenario and price the run, or plan with softmax_topk"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ def whatif(
     """
     hardwares = [load_hardware(name) for name in hardware]
     scenario = Scenario.load(source).with_overrides([*settings, *_ALONE])
+    refuse_recorded_choices(scenario)
     given = {"run.batch_tokens": tokens, "run.batches": batches}
     scenario = scenario.with_overrides(f"{key}={value}" for key, value in given.items() if value is not None)
     if batches is None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from rayemu import Emulator, Scenario
+from rayemu.drivers.decided import load_choices
 from rayemu.drivers.record import DISPATCH, ROUTE, ROUTE_REPLY, SCORES
 from rayemu.model.reference import prepare, reference_forward, scored
 from rayemu.pricing.recorded_graph import graph_of
+from rayemu.protocol.decisions import Decider
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
-from rayemu.scenario import Fault
+from rayemu.running.run import run_scenario
+from rayemu.scenario import Fault, ScenarioError
 
 BASE: dict[str, Any] = {
     "model": {"d_model": 32, "d_ff": 32, "experts": 8, "top_k": 2, "layers": 3},
@@ -188,3 +193,76 @@ def test_a_batch_of_which_no_token_has_a_choice_in_a_layer(monkeypatch: pytest.M
         (result,) = emulator.stream([x])
         assert not result.expert_tokens.any() and np.array_equal(result.y, x)  # the residual alone
         assert np.array_equal(reference_forward(emulator.model, x), x)
+
+
+def test_a_run_saves_its_choices_and_makes_them_once_more(tmp_path: Path) -> None:
+    run = {"batches": 5, "batch_tokens": 40, "check": "exact"}
+    summary = run_scenario(scenario(run=run), tmp_path / "run")
+    assert summary["passed"] and summary["exact"]
+    routing = summary["routing"]
+    assert routing["decisions"] == 15 and routing["chosen"] == np.sum(summary["expert_tokens"])
+    assert routing["choices_per_token"] == pytest.approx(np.sum(summary["expert_tokens"]) / (5 * 3 * 40))
+    assert routing["tokens_without_expert"] == 5 * 3 * 10  # every fourth by rank
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [(e["checked"], e["unchecked"]) for e in events if e["kind"] == "choices_checked"] == [(15, 0)]
+    saved = load_choices(tmp_path / "run" / "choices.npz")
+    assert sorted(saved) == list(range(5))
+    tokens = np.zeros((3, 8), np.int64)
+    for decisions in saved.values():
+        for part, routed in decisions:
+            np.add.at(tokens[part.layer], routed.experts[routed.experts >= 0], 1)
+    assert tokens.tolist() == summary["expert_tokens"]
+
+
+def test_choices_that_are_not_the_router_s_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that hands out other choices than its router's: the output is exact all the same."""
+    original = Decider._decide
+
+    def wrong(self: Decider, batch: int, layer: int, *rest: Any) -> Any:
+        decided = original(self, batch, layer, *rest)
+        if (batch, layer) == (2, 1):
+            decided.routing.experts[5] = [7, -1, -1]
+        return decided
+
+    monkeypatch.setattr(Decider, "_decide", wrong)
+    with Emulator(scenario()) as emulator:
+        inputs = batches(4)
+        results = list(emulator.stream(inputs))
+        check = emulator.check_choices(inputs, results)
+    assert all(np.array_equal(emulator.reference(x, r), r.y) for x, r in zip(inputs, results, strict=True))
+    assert check.wrong == [(2, 1)] and (check.checked, check.unchecked) == (12, 0)
+    # Without a batch's decisions, those after it cannot be made again.
+    later = emulator.check_choices(inputs[1:], results[1:])
+    before = sum({part.layer: part.order for part, _ in results[0].decisions}.values())
+    assert (later.checked, later.unchecked) == (before, 9 - before)
+
+
+@pytest.mark.parametrize(
+    ("routing", "told"),
+    [
+        (
+            {"place": "modules"},
+            "routing.place: modules is not allowed with by_rank, which chooses for a whole",
+        ),
+        (
+            {"kind": "softmax_topk", "place": "modules", "layers": {1: {"kind": "by_rank"}}},
+            "routing.place: mod",
+        ),
+        (
+            {"layers": {"3": {"kind": "softmax_topk"}}},
+            "routing.layers.3: there is no layer 3; the model has 3",
+        ),
+        ({"layers": {"2-1": {}}}, "'2-1' is not allowed; allowed: a layer like 0, or some like 1-3"),
+        ({"layers": {"all": {}}}, "'all' is not allowed; allowed: a layer like 0"),
+        ({"layers": {"0": {"kind": "best"}}}, "routing.layers.0.kind"),
+        ({"layers": {"0": {"kind": "softmax_topk", "scale": 2.0}}}, "routing.layers.0.scale"),
+        (
+            {"layers": {"0": {"kind": "softmax_group_topk", "groups": 3}}},
+            "routing.layers.0.groups: 3 is not allowed; allowed: a divisor of 8",
+        ),
+    ],
+)
+def test_bad_routing_is_refused_with_path_and_remedy(routing: dict[str, Any], told: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        scenario(routing=routing)
+    assert told in str(refused.value)

@@ -1,0 +1,136 @@
+"""Whether choices for whole batches are what their routers say, by the record: each is made once more.
+
+The reference replays recorded choices, so it would repeat a wrong one; this is the check that finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayemu.model.model import Model
+from rayemu.numerics import F32
+from rayemu.protocol.client import BatchResult
+from rayemu.protocol.decisions import Decisions, padded
+from rayemu.protocol.epochs import view_of
+from rayemu.protocol.messages import Epoch
+from rayemu.routing import Context, Routing
+
+RUN_CHOICES = "choices.npz"  # in a run folder
+
+
+class DecisionCheck:
+    """Makes the decisions of a run again, those of a layer in their order, as its router's state wants it.
+
+    `epochs` are the memberships that decisions were made in, by number. What depends on one that is not
+    known, or on a decision that was lost with its batch, is not checked.
+    """
+
+    def __init__(self, model: Model, module_to_node: np.ndarray, epochs: Mapping[int, Epoch]) -> None:
+        self.model, self.module_to_node, self.epochs = model, module_to_node, epochs
+        self.checked = 0
+        self.wrong: list[tuple[int, int]] = []  # batch and layer of decisions
+        self._unknown = 0
+        self._states: dict[int, Any] = {}
+        self._next: dict[int, int] = {}
+        self._waiting: dict[int, dict[int, tuple[int, int, np.ndarray, F32, Routing]]] = {}
+
+    @property
+    def unchecked(self) -> int:
+        """Decisions that could not be made again."""
+        return self._unknown + sum(map(len, self._waiting.values()))
+
+    def take(self, batch: int, decisions: Decisions, told: Mapping[int, F32]) -> None:
+        """Take in a batch's decisions, and by layer the scores [T, S] of its rows."""
+        layers: dict[int, list[Any]] = {}
+        for part, _ in decisions:
+            layers.setdefault(part.layer, []).append(part)
+        for layer, parts in layers.items():
+            scores = told[layer]
+            asked_by = np.zeros(len(scores), np.int16)
+            for part in parts:
+                asked_by[part.start : part.start + part.rows] = part.asked_by
+            routing = decisions.routing(layer, len(scores))
+            assert routing is not None
+            first = parts[0]
+            waiting = self._waiting.setdefault(layer, {})
+            waiting[first.order] = batch, first.epoch, asked_by, scores, routing
+            router = self.model.layers[layer].router
+            if router.new_state(self.model.spec.experts) is None:
+                self._check(layer, waiting.pop(first.order))
+            while self._next.get(layer, 0) in waiting:
+                order = self._next.get(layer, 0)
+                self._next[layer] = order + 1
+                self._check(layer, waiting.pop(order))
+
+    def _check(self, layer: int, made: tuple[int, int, np.ndarray, F32, Routing]) -> None:
+        batch, number, asked_by, scores, recorded = made
+        of, spec = self.model.layers[layer], self.model.spec
+        assert of.gate is not None
+        if layer not in self._states:
+            self._states[layer] = of.router.new_state(spec.experts)
+        known = self.epochs.get(number)
+        nearest = known or self.epochs[min(self.epochs, key=lambda n: abs(n - number))]
+        view = view_of(nearest, self.module_to_node, (spec.layers, spec.experts))
+        context = Context(
+            layer, batch, asked_by, view.holders(layer), self.module_to_node, self._states[layer]
+        )
+        again = padded(of.router.choose(scores.copy(), of.gate, context))
+        same = all(map(np.array_equal, again, recorded))
+        self.checked += same or known is not None
+        if not same and known is None:
+            self._unknown += 1
+        elif not same:
+            self.wrong.append((batch, layer))
+
+
+def save_choices(path: Path, results: Iterable[BatchResult]) -> None:
+    """Write the recorded choices of all batches that have some; nothing where none has.
+
+    `batch` [n] says of which each of `parts` [n, 7] is (see `rayemu.protocol.decisions.Part`); `experts` and
+    `weights` are flat, part by part.
+    """
+    found = [(r.batch, r.decisions) for r in results if r.decisions is not None and r.failure is None]
+    if not found:
+        return
+    whole = Decisions.of([one for _, decisions in found for one in decisions])
+    batch = np.repeat([number for number, _ in found], [len(one.parts) for _, one in found])
+    columns = {"parts": whole.parts, "experts": whole.experts, "weights": whole.weights}
+    np.savez_compressed(path, batch=batch, **columns)
+
+
+def load_choices(path: Path) -> dict[int, Decisions]:
+    """Read what `save_choices` wrote: the decisions of each batch."""
+    with np.load(path, allow_pickle=False) as arrays:
+        batch, parts, experts, weights = (arrays[name] for name in ("batch", "parts", "experts", "weights"))
+    whole = list(Decisions(parts, experts, weights))
+    return {
+        int(number): Decisions.of([whole[n] for n in np.flatnonzero(batch == number).tolist()])
+        for number in np.unique(batch)
+    }
+
+
+def summed_up(results: Iterable[BatchResult], counts: Mapping[str, float]) -> dict[str, Any]:
+    """What a run's summary says of choices for whole batches; empty where there were none."""
+    decided = tokens = nobody = chosen = 0
+    for result in results:
+        if result.decisions is None or result.failure is not None:
+            continue
+        decided += len({part.layer for part, _ in result.decisions})
+        for _, routing in result.decisions:
+            tokens += len(routing.experts)
+            nobody += int((routing.experts < 0).all(axis=1).sum())
+            chosen += int((routing.experts >= 0).sum())
+    if not decided:
+        return {}
+    return {
+        "routing": {
+            "decisions": decided,
+            "choices_per_token": chosen / tokens,
+            "tokens_without_expert": nobody,
+            **counts,
+        }
+    }
