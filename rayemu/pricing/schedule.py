@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayemu.hardware import Hardware
-from rayemu.hardware.spec import Processors
 from rayemu.hardware.transfers import FREE, services
 from rayemu.model.spec import ModelSpec
 from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
+from rayemu.pricing.processors import Processes, on_processors
 
 Array = np.ndarray
 EXACTLY = 1 << 16  # events that are served in exactly their order; of larger graphs
@@ -56,7 +56,7 @@ def schedule(graph: EventGraph, hardware: Hardware, model: ModelSpec, windows: i
     served, ties by their order in the graph. A message asks all links of its way at once and has passed when
     the last has served it, plus latency (see `rayemu.hardware.transfers.services`). What becomes ready in
     the same of `windows` parts of the whole time may change places; with 0 nothing does, None is 0 up to
-    EXACTLY events and WINDOWS beyond.
+    EXACTLY events and WINDOWS beyond. On processors it is always 0: who sleeps is told by exactly this order.
     Raises ValueError for a graph whose causes come later than their effects.
     """
     size, modules, model = len(graph), len(graph.module_to_node), model.full()
@@ -66,11 +66,14 @@ def schedule(graph: EventGraph, hardware: Hardware, model: ModelSpec, windows: i
     if hardware.spec.processors is not None:
         groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + 1)
     asked = _asked(graph, hardware, model, groups)
+    processes = Processes(graph, hardware.spec.processors) if hardware.spec.processors is not None else None
     workers = groups["processors"].start if "processors" in groups else 0
-    queues = _Queues(max(ids.stop for ids in groups.values()), asked, workers)
+    queues = _Queues(max(ids.stop for ids in groups.values()), asked, workers, processes)
     longest = _longest(graph, asked.alone)
     ready, end = np.zeros((2, size))
-    if windows is None:
+    if hardware.spec.processors is not None:
+        windows = 0
+    elif windows is None:
         windows = 0 if size <= EXACTLY else WINDOWS
     if size:
         window = max(longest, float(queues.busy.max())) / windows if windows else 0.0
@@ -92,6 +95,8 @@ def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: Mo
         took[mine] = hardware.combine_seconds(model.d_model, outputs, rows[mine])
     for width, mine in expert_widths(graph, events, model):
         took[mine] = hardware.expert_seconds(model.d_model, width, rows[mine], gated=model.gated)
+        if (processors := hardware.spec.processors) is not None:
+            took[mine & (model.ffn_flops(width) * rows < processors.turn)] /= processors.share
     return took
 
 
@@ -273,47 +278,21 @@ def _asked_by(
     latency, floor = np.zeros((2, len(events)))
     level[message], latency[message], floor[message] = links.level, links.latency, links.floor
     if hardware.spec.processors is not None:
-        start, resource, seconds, more = _on_processors(
-            graph.bytes[events], message, took, hardware.spec.processors, start, resource, seconds, groups
+        start, resource, seconds, more = on_processors(
+            graph.bytes[events],
+            message,
+            took,
+            hardware.spec.processors,
+            start,
+            resource,
+            seconds,
+            groups["processors"].start,
         )
         latency += more
     alone = np.maximum(_over_causes(np.maximum, start, seconds, 0.0) + latency, floor)
     if hardware.spec.processors is not None:  # not also the latency, see _Queues
-        alone[~message] = took + hardware.spec.processors.job
+        alone[~message] = took
     return np.diff(start), resource, seconds, latency, floor, alone, level
-
-
-def _on_processors(
-    sizes: Array,
-    message: Array,
-    took: Array,
-    processors: Processors,
-    start: Array,
-    resource: Array,
-    seconds: Array,
-    groups: dict[str, range],
-) -> tuple[Array, Array, Array, Array]:
-    """What n events ask of the processors too, at both ends of a message; and the latency [n] of it.
-
-    They are one resource that is as quick as all together; that one of them is slower than all is latency.
-    """
-    own = processors.frame + sizes / processors.bandwidth  # [n] at each end
-    own[~message] = took + processors.job
-    count = np.diff(start)
-    place = np.cumsum(np.where(message, 2, 1) + count)
-    place = np.concatenate([[0], place])
-    new_resource = np.full(place[-1], groups["processors"].start)
-    new_seconds = np.empty(place[-1])
-    kept = np.ones(place[-1], bool)
-    at = place[1:] - 1
-    new_seconds[at] = own / processors.count
-    kept[at] = False
-    at = at[message] - 1
-    new_seconds[at] = own[message] / processors.count
-    kept[at] = False
-    new_resource[kept], new_seconds[kept] = resource, seconds
-    late = own * (1 - 1 / processors.count)
-    return place, new_resource, new_seconds, np.where(message, 2, 1) * late
 
 
 def _worker(graph: EventGraph, work: Array, hardware: Hardware, groups: dict[str, range]) -> Array:
@@ -340,8 +319,10 @@ class _Queues:
     processor takes longer than all of them.
     """
 
-    def __init__(self, resources: int, asked: _Asked, workers: int = 0) -> None:
-        self.asked, self.workers = asked, workers
+    def __init__(
+        self, resources: int, asked: _Asked, workers: int = 0, processes: Processes | None = None
+    ) -> None:
+        self.asked, self.workers, self.processes = asked, workers, processes
         self.free = np.zeros(resources)
         self.busy = np.bincount(asked.resource, asked.seconds, resources)
         self.key = np.uint16 if resources <= _RADIX else np.int64
@@ -355,6 +336,15 @@ class _Queues:
         order = self._order(asked.resource[entries], of, ready)
         entries, of = entries[order], of[order]
         mine, took, came = asked.resource[entries], asked.seconds[entries], ready[of]
+        latency = asked.latency[events]
+        if self.processes is not None:
+            wake, share = self.processes.wake, 1 / self.processes.count
+            woken = self.processes.woken(events, ready)
+            at = np.flatnonzero((mine == self.workers) & woken[of])
+            at = at[np.diff(of[at], append=-1) != 0]  # at one of the two ends of a message
+            took[at] += wake * share
+            self.busy[self.workers] += len(at) * wake * share
+            latency = latency + np.where(woken, wake * (1 - share), 0.0)
         begin = np.flatnonzero(np.diff(mine, prepend=-1))  # of each resource's entries
         length = np.diff(begin, append=len(mine))
         np.maximum(came, self.free[mine], out=came)
@@ -366,10 +356,13 @@ class _Queues:
         done += _running_maximum(came, begin, length)
         self.free[mine[begin]] = done[begin + length - 1]
         if self.workers:
-            done -= np.where(mine < self.workers, asked.latency[events][of], 0.0)
+            done -= np.where(mine < self.workers, latency[of], 0.0)
         end = ready.copy()
         np.maximum.at(end, of, done)
-        return np.maximum(end + asked.latency[events], ready + asked.floor[events])
+        end = np.maximum(end + latency, ready + asked.floor[events])
+        if self.processes is not None:
+            self.processes.awake(events, end)
+        return end
 
     def _order(self, resource: Array, of: Array, ready: Array) -> Array:
         """Sort entries by resource, then by when their events `of` are ready, then by the events' order."""

@@ -145,13 +145,14 @@ class Scenario(Section):
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         routing = self.routing
+        path: tuple[str, ...] = ("routing",)
         with_experts = set(range(spec.dense_layers, spec.layers))
         others = with_experts - set(routing.by_layer())
         given: list[tuple[tuple[str, ...], str, dict[str, Any], dict[str, Any], set[int]]] = [
-            (("routing",), spec.router, routing.params, dict(spec.router_params), others)
+            (path, spec.router, routing.params, dict(spec.router_params), others)
         ]
         for text, other in routing.layers.items():
-            path: tuple[str, ...] = "routing", "layers", text
+            path = "routing", "layers", text
             of = set(Routing(layers={text: other}).by_layer())
             if (last := max(of)) >= spec.layers:
                 return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]

@@ -285,9 +285,10 @@ def report(
             counts = ", ".join(f"{name} {value:,.0f}" for name, value in sorted(line.counts.items()))
             console.print(f"{line.router}: {counts}", highlight=False, markup=False)
     console.print(
-        "agreement, experts' max/mean, remote choices, dropped ones and time (of routing, measured here) on "
-        "the activations of the model's own router; output error of the whole stack. Best: no router has "
-        "less error with as few remote choices (r), or with as even loads (b)",
+        "on the activations of the model's own router: agreement with it, experts' max/mean, remote and "
+        f"dropped choices, tokens without any, time of routing measured here (of {BASELINE}: 1). Of the "
+        "whole stack: output error. Best: no router has less error with as few remote choices (r), or as "
+        "even loads (b)",
         style="dim",
         highlight=False,
     )
@@ -310,8 +311,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("balance", "max/\nmean", lambda value: f"{value:.2f}"),
     ("remote", "remote\nmodule", _share),
     ("remote_node", "remote\nnode", _share),
-    ("dropped", "\ndropped", _share),
-    ("without", "no\nexpert", _share),
+    ("dropped", "drop-\nped", _share),
+    ("without", "with-\nout", _share),
     ("time_ratio", "\ntime", lambda value: f"x{value:.2f}"),
     ("best", "\nbest", lambda value: "".join(name[0] for name in value) or "-"),
 )
