@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.aux_loss_topk import AuxLossTopK
 from rayemu.routing.base import BaseAssignment
+from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
 from rayemu.routing.cached_expert_choice import CachedExpertChoice
 from rayemu.routing.cached_topk import CachedTopK
 from rayemu.routing.capacity_topk import CapacityTopK
@@ -20,6 +22,8 @@ from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.grouped_topk import GroupedTopK
 from rayemu.routing.hash import Hash
 from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
+from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
+from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.noisy_topk import NoisyTopK
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.predictive_topk import PredictiveTopK
@@ -31,11 +35,14 @@ from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 from rayemu.routing.top_p import TopP
+from rayemu.routing.two_stage_topk import TwoStageTopK
 from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
+    "AuxLossTopK",
     "BaseAssignment",
+    "BiasBalancedTopK",
     "CachedExpertChoice",
     "CachedTopK",
     "CapacityTopK",
@@ -45,6 +52,8 @@ __all__ = [
     "GroupedTopK",
     "Hash",
     "HierarchicalTopK",
+    "LoadPenalisedTopK",
+    "LocalityTopK",
     "NoisyTopK",
     "Offer",
     "PredictiveTopK",
@@ -57,6 +66,7 @@ __all__ = [
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
     "TopP",
+    "TwoStageTopK",
     "make_router",
     "merge_top_k",
     "offer_top_k",
@@ -80,6 +90,11 @@ ROUTERS: dict[str, type[Router]] = {
     "capacity_topk": CapacityTopK,
     "expert_choice": ExpertChoice,
     "sinkhorn": Sinkhorn,
+    "aux_loss_topk": AuxLossTopK,
+    "bias_balanced_topk": BiasBalancedTopK,
+    "load_penalised_topk": LoadPenalisedTopK,
+    "locality_topk": LocalityTopK,
+    "two_stage_topk": TwoStageTopK,
     "cached_topk": CachedTopK,
     "predictive_topk": PredictiveTopK,
     "replay": Replay,
