@@ -16,6 +16,7 @@ from rayemu.routing.aux_loss_topk import AuxLossTopK
 from rayemu.routing.base import BaseAssignment
 from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
 from rayemu.routing.cached_expert_choice import CachedExpertChoice
+from rayemu.routing.cached_topk import CachedTopK
 from rayemu.routing.capacity_topk import CapacityTopK
 from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
@@ -26,8 +27,10 @@ from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
 from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.noisy_topk import NoisyTopK
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
+from rayemu.routing.predictive_topk import PredictiveTopK
 from rayemu.routing.quantised_topk import QuantisedTopK
 from rayemu.routing.random import Random
+from rayemu.routing.replay import Replay
 from rayemu.routing.router import Context, Router
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.sinkhorn import Sinkhorn
@@ -47,6 +50,7 @@ __all__ = [
     "BaseAssignment",
     "BiasBalancedTopK",
     "CachedExpertChoice",
+    "CachedTopK",
     "CapacityTopK",
     "Context",
     "ExpertChoice",
@@ -58,8 +62,10 @@ __all__ = [
     "LocalityTopK",
     "NoisyTopK",
     "Offer",
+    "PredictiveTopK",
     "QuantisedTopK",
     "Random",
+    "Replay",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
@@ -105,6 +111,9 @@ ROUTERS: dict[str, type[Router]] = {
     "quantised_topk": QuantisedTopK,
     "verified": Verified,
     "voting": Voting,
+    "cached_topk": CachedTopK,
+    "predictive_topk": PredictiveTopK,
+    "replay": Replay,
 }
 
 

@@ -5,6 +5,7 @@ Shapes: T tokens, K choices per token, E experts, M modules, D model width, S wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -57,6 +58,10 @@ class Router:
     def check(self, experts: int) -> None:
         """Raise ValueError when `experts` experts cannot serve the parameters."""
         raise NotImplementedError
+
+    def check_run(self, layers: Sequence[int], tokens: int) -> None:
+        """Raise ValueError when a run of `tokens` tokens through `layers` with experts cannot be served."""
+        return None
 
     def most(self, experts: int) -> int:
         """The most choices that a token can get."""

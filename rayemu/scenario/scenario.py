@@ -146,15 +146,20 @@ class Scenario(Section):
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         routing = self.routing
         path: tuple[str, ...] = ("routing",)
-        given = [(path, spec.router, routing.params, dict(spec.router_params))]
+        with_experts = set(range(spec.dense_layers, spec.layers))
+        others = with_experts - set(routing.by_layer())
+        given: list[tuple[tuple[str, ...], str, dict[str, Any], dict[str, Any], set[int]]] = [
+            (path, spec.router, routing.params, dict(spec.router_params), others)
+        ]
         for text, other in routing.layers.items():
             path = "routing", "layers", text
-            last = max(Routing(layers={text: other}).by_layer())
-            if last >= spec.layers:
+            of = set(Routing(layers={text: other}).by_layer())
+            if (last := max(of)) >= spec.layers:
                 return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
             kind, params = other.after(spec.router, spec.router_params)
-            given.append((path, kind, other.params, params))
-        for path, kind, own, params in given:
+            given.append((path, kind, other.params, params, of & with_experts))
+        tokens = self.run.batches * self.run.batch_tokens
+        for path, kind, own, params, layers in given:
             keys = ("kind", "place", "layers") if path == ("routing",) else ("kind",)
             problems = parameter_problems(
                 ROUTERS[kind], kind, own, without=("top_k",), own=keys, family=ROUTERS
@@ -162,7 +167,8 @@ class Scenario(Section):
             if problems:
                 return [Problem((*path, *problem.path), problem.text) for problem in problems]
             try:
-                make_router(kind, spec.experts, top_k=spec.top_k, **params)
+                router = make_router(kind, spec.experts, top_k=spec.top_k, **params)
+                router.check_run(sorted(layers), tokens)
             except ValueError as error:
                 problem = problem_of(error, "routing")
                 return [Problem((*path, *problem.path[1:]), problem.text)]

@@ -30,6 +30,8 @@ MEMBERS: list[tuple[str, dict[str, Any]]] = [
     ("softmax_group_topk", {"top_k": 5, "groups": 4, "top_groups": 2, "renormalise": True}),
     ("sigmoid_group_topk", {"top_k": 4, "groups": 8, "top_groups": 4, "scaling": 2.5}),
     ("sigmoid_group_topk", {"top_k": 3, "renormalise": False}),
+    ("cached_topk", {"top_k": 3, "bits": 60, "scaling": 2.0}),  # rows that differ are never alike
+    ("predictive_topk", {"top_k": 4, "renormalise": False}),
 ]
 
 
