@@ -203,7 +203,7 @@ def _runs(last_cause: Array) -> Iterator[tuple[int, int]]:
     highest = np.maximum.accumulate(last_cause)
     low, size = 0, len(highest)
     while low < size:
-        high = int(np.searchsorted(highest, low))
+        high = int(np.searchsorted(highest, highest.dtype.type(low)))  # of another type all would be converted
         yield low, high
         low = high
 
