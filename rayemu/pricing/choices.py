@@ -87,7 +87,8 @@ class Table:
 def table_of(share: Array) -> Table:
     """Return a table where number e stands as often as is its share [E], in millionths and once at least."""
     often = np.maximum(np.rint(share * (_STEPS / share.sum())), 1).astype(np.int64)
-    return Table(often, np.repeat(np.arange(len(share), dtype=np.int32), often))
+    narrow = np.min_scalar_type(max(len(share) - 1, 0))  # a table that stays in the processor's cache
+    return Table(often, np.repeat(np.arange(len(share), dtype=narrow), often))
 
 
 def different(
@@ -129,7 +130,7 @@ def different(
 
 def _among_others(rng: np.random.Generator, often: Array, taken: Array, allowed: Array | None) -> Array:
     """Draw a number, e as `often` [E], for each of n rows: not `taken` [.., n], and `allowed` [E, n]."""
-    found = np.empty(taken.shape[1], np.int32)
+    found = np.empty(taken.shape[1], np.int64)
     at_once = max(1, _STEPS // len(often))
     for low in range(0, len(found), at_once):
         mine = slice(low, low + at_once)

@@ -203,7 +203,8 @@ def _runs(last_cause: Array) -> Iterator[tuple[int, int]]:
     highest = np.maximum.accumulate(last_cause)
     low, size = 0, len(highest)
     while low < size:
-        high = int(np.searchsorted(highest, highest.dtype.type(low)))  # of another type all would be converted
+        # A number of another type would have all of them converted, for each run.
+        high = int(np.searchsorted(highest, highest.dtype.type(low)))
         yield low, high
         low = high
 
