@@ -86,8 +86,8 @@ def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: Mo
     """Return what each of the events that are work takes [n] alone, in seconds."""
     kind, rows = graph.kind[events], graph.rows[events].astype(np.int64)
     took = np.zeros(len(events))
-    scored = kind == ROUTE
-    chosen = scored & (graph.flops[events] < 2.0 * model.d_model * model.experts * rows)  # of scores alone
+    scored, flops = kind == ROUTE, graph.flops[events]
+    chosen = scored & (flops > 0) & (flops < 2.0 * model.d_model * model.experts * rows)  # of scores alone
     for width, mine in ((model.d_model, scored & ~chosen), (1, chosen)):
         if mine.any():
             took[mine] = hardware.route_seconds(width, model.experts, rows[mine])
@@ -136,13 +136,10 @@ def _serve(
     What is not ready yet will not be before one of those that are could end: so all that are ready before
     that can be served together, and with a `window` also those that are ready that long after the first.
     """
-    count = np.diff(graph.cause_start)
-    waits = count.copy()
-    order = np.argsort(graph.causes, kind="stable")
-    effects = np.repeat(np.arange(len(graph)), count)[order]
-    begin = np.concatenate([[0], np.cumsum(np.bincount(graph.causes, minlength=len(graph)))])
+    begin, effects = _effects(graph)
+    waits = np.diff(graph.cause_start).astype(effects.dtype)
     front = np.flatnonzero(waits == 0)
-    slot = np.zeros(len(graph), np.int64)
+    slot = np.zeros(len(graph), np.int32)
     while len(front):
         at = ready[front]
         first, could = at.min(), (at + asked.alone[front]).min()
@@ -155,17 +152,32 @@ def _serve(
         else:
             events, front = front[now], front[~now]
         events.sort()
-        end[events] = queues.served(events, ready[events])
-        reached, of = _spread(begin, events)
+        at = ready[events]
+        if (at[1:] < at[:-1]).any():
+            order = np.argsort(at, kind="stable")
+            events, at = events[order], at[order]
+        ended = queues.served(events, at)
+        end[events] = ended
+        reached, count = _spread(begin, events)
         reached = effects[reached]
         if not len(reached):
             continue
-        np.maximum.at(ready, reached, end[events][of])
-        np.subtract.at(waits, reached, 1)
+        np.maximum.at(ready, reached, np.repeat(ended, count))
+        np.subtract.at(waits, reached, np.ones_like(reached))  # a lone 1 takes eight times as long
         new = reached[waits[reached] == 0]
-        number = np.arange(len(new))
+        number = np.arange(len(new), dtype=slot.dtype)
         slot[new] = number  # each once: of the places of one event the last stays
         front = np.concatenate([front, new[slot[new] == number]])
+
+
+def _effects(graph: EventGraph) -> tuple[Array, Array]:
+    """Return the events that wait for each event: those of n from begin[n] to begin[n + 1]."""
+    from scipy.sparse import csr_array  # slow to import
+
+    size = len(graph)
+    causes = csr_array((np.ones(len(graph.causes), np.int8), graph.causes, graph.cause_start), (size, size))
+    by_cause = causes.tocsc()
+    return by_cause.indptr, by_cause.indices
 
 
 def _longest(graph: EventGraph, alone: Array) -> float:
@@ -185,11 +197,13 @@ def _longest(graph: EventGraph, alone: Array) -> float:
 
 
 def _spread(start: Array, chosen: Array) -> tuple[Array, Array]:
-    """Return the entries of the chosen [n], and of which chosen each is."""
+    """Return the entries of the chosen [n], one's after another's, and how many each has [n]."""
     low = start[chosen]
     count = start[chosen + 1] - low
-    of = np.repeat(np.arange(len(chosen)), count)
-    return np.arange(len(of)) + (low - np.cumsum(count) + count)[of], of
+    before = np.cumsum(count)
+    low += count
+    low -= before
+    return np.arange(before[-1] if len(before) else 0) + np.repeat(low, count), count
 
 
 def _runs(last_cause: Array) -> Iterator[tuple[int, int]]:
@@ -197,7 +211,8 @@ def _runs(last_cause: Array) -> Iterator[tuple[int, int]]:
     highest = np.maximum.accumulate(last_cause)
     low, size = 0, len(highest)
     while low < size:
-        high = int(np.searchsorted(highest, low))
+        # A number of another type would have all of them converted, for each run.
+        high = int(np.searchsorted(highest, highest.dtype.type(low)))
         yield low, high
         low = high
 
@@ -231,16 +246,19 @@ def _asked(graph: EventGraph, hardware: Hardware, model: ModelSpec, groups: dict
     """Look up what all events ask; notes the links in `groups`."""
     size = len(graph)
     start = np.zeros(size + 1, np.int64)
-    latency, floor, alone = (np.empty(size) for _ in range(3))
+    latency, alone = np.empty(size), np.empty(size)
+    floor = np.zeros(size)
     level = np.empty(size, np.int8)
     # Room for most; what is not used of it is never touched, and so costs nothing.
     resource, seconds = np.empty(_MOST_ENTRIES * size, np.int32), np.empty(_MOST_ENTRIES * size)
     used = 0
     for low in range(0, max(size, 1), _AT_ONCE):
         high = min(low + _AT_ONCE, size)
-        count, *entries, latency[low:high], floor[low:high], alone[low:high], level[low:high] = _asked_by(
+        count, *entries, latency[low:high], least, alone[low:high], level[low:high] = _asked_by(
             graph, low, high, hardware, model, groups
         )
+        if least.any():  # few hardwares have one, and what is not written takes no memory
+            floor[low:high] = least
         start[low + 1 : high + 1] = count
         end = used + len(entries[0])
         if end > len(resource):  # as on long ways through a torus
@@ -324,18 +342,27 @@ class _Queues:
     ) -> None:
         self.asked, self.workers, self.processes = asked, workers, processes
         self.free = np.zeros(resources)
-        self.busy = np.bincount(asked.resource, asked.seconds, resources)
+        self.busy = np.zeros(resources)
+        for low in range(0, len(asked.resource), _AT_ONCE):  # bincount would widen all ids at once
+            some = slice(low, low + _AT_ONCE)
+            np.add.at(self.busy, asked.resource[some], asked.seconds[some])
+        self.floors = bool(asked.floor.any())
         self.key = np.uint16 if resources <= _RADIX else np.int64
 
     def served(self, events: Array, ready: Array) -> Array:
-        """Serve events [n], which are ready at `ready` [n]; returns when they end."""
+        """Serve events [n], in the order in which they are ready at `ready` [n]; returns when they end."""
         asked = self.asked
-        entries, of = _spread(asked.start, events)
+        entries, count = _spread(asked.start, events)
         if not len(entries):
             return np.maximum(ready + asked.latency[events], ready + asked.floor[events])
-        order = self._order(asked.resource[entries], of, ready)
-        entries, of = entries[order], of[order]
-        mine, took, came = asked.resource[entries], asked.seconds[entries], ready[of]
+        mine = asked.resource[entries]
+        order = np.argsort(mine.astype(self.key), kind="stable")
+        mine, took = mine[order], asked.seconds[entries][order]
+        of = np.repeat(np.arange(len(events)), count)[order]
+        came = ready[of]
+        new = np.ones(len(mine), bool)
+        np.not_equal(mine[1:], mine[:-1], out=new[1:])
+        begin = np.flatnonzero(new)  # of each resource's entries
         latency = asked.latency[events]
         if self.processes is not None:
             wake, share = self.processes.wake, 1 / self.processes.count
@@ -345,7 +372,6 @@ class _Queues:
             took[at] += wake * share
             self.busy[self.workers] += len(at) * wake * share
             latency = latency + np.where(woken, wake * (1 - share), 0.0)
-        begin = np.flatnonzero(np.diff(mine, prepend=-1))  # of each resource's entries
         length = np.diff(begin, append=len(mine))
         np.maximum(came, self.free[mine], out=came)
         done = np.cumsum(took)
@@ -359,20 +385,12 @@ class _Queues:
             done -= np.where(mine < self.workers, latency[of], 0.0)
         end = ready.copy()
         np.maximum.at(end, of, done)
-        end = np.maximum(end + latency, ready + asked.floor[events])
+        end += latency
+        if self.floors:
+            end = np.maximum(end, ready + asked.floor[events])
         if self.processes is not None:
             self.processes.awake(events, end)
         return end
-
-    def _order(self, resource: Array, of: Array, ready: Array) -> Array:
-        """Sort entries by resource, then by when their events `of` are ready, then by the events' order."""
-        keys = resource.astype(self.key)
-        if (ready[1:] >= ready[:-1]).all():
-            return np.argsort(keys, kind="stable")
-        rank = np.empty(len(ready), np.uint16 if len(ready) <= _RADIX else np.int64)
-        rank[np.argsort(ready, kind="stable")] = np.arange(len(ready))
-        order = np.argsort(rank[of], kind="stable")
-        return order[np.argsort(keys[order], kind="stable")]
 
 
 def _running_maximum(values: Array, begin: Array, length: Array) -> Array:
