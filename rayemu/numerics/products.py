@@ -60,7 +60,7 @@ def exact_columns(x: F32, w: F32, columns: npt.NDArray[np.integer]) -> F32:
     and in eights. Where that saves nothing, or is found not to hold here, the whole product is made.
     """
     wide = max(_LEAST_COLUMNS, -(-len(columns) // 8) * 8)
-    if w.shape[1] % 8 or wide >= w.shape[1] or not keeps_columns():
+    if w.shape[1] % 8 or wide >= w.shape[1] or not keeps_columns(way()):
         return np.ascontiguousarray(exact_matmul(x, w)[:, columns])
     part = np.zeros((len(w), wide), np.float32)
     part[:, : len(columns)] = w[:, columns]
@@ -68,8 +68,8 @@ def exact_columns(x: F32, w: F32, columns: npt.NDArray[np.integer]) -> F32:
 
 
 @cache
-def keeps_columns() -> bool:
-    """Whether columns come out of a product with the same bits in the company that `exact_columns` gives them.
+def keeps_columns(tried: Way) -> bool:
+    """Whether a way gives a column the same bits in the company that `exact_columns` gives it.
 
     It was so on every kernel of OpenBLAS that was tried (Haswell, Zen, SkylakeX, Sandybridge, Nehalem,
     Prescott). Tried on a few products at the first call in some 20 ms.
@@ -78,12 +78,12 @@ def keeps_columns() -> bool:
         rng = np.random.default_rng([21, inner, columns])
         x = rng.standard_normal((37, inner), dtype=np.float32)
         w = rng.standard_normal((inner, columns), dtype=np.float32)
-        whole = exact_matmul(x, w)
+        whole = _made(tried, x, w)
         order = rng.permutation(columns)
         for few in (np.arange(5), order[:64], np.sort(order[:40])):
             part = np.zeros((inner, _LEAST_COLUMNS), np.float32)
             part[:, : len(few)] = w[:, few]
-            if not np.array_equal(exact_matmul(x, part)[:, : len(few)], whole[:, few]):
+            if not np.array_equal(_made(tried, x, part)[:, : len(few)], whole[:, few]):
                 return False
     return True
 

@@ -12,7 +12,16 @@ import numpy as np
 from rayemu.alltoall import Parcel, View, plan_parcels
 from rayemu.compression import WireError
 from rayemu.model.model import Model
-from rayemu.model.reference import combine, drop_choices, expert_input, finish, prepare, route, scored
+from rayemu.model.reference import (
+    combine,
+    drop_choices,
+    expert_input,
+    finish,
+    prepare,
+    route,
+    route_within,
+    scored,
+)
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Part, padded
 from rayemu.protocol.messages import (
@@ -20,6 +29,8 @@ from rayemu.protocol.messages import (
     COORDINATOR,
     DROPPED,
     Failure,
+    GroupsReply,
+    OfferReply,
     Probe,
     Refusal,
     Reply,
@@ -33,6 +44,7 @@ from rayemu.protocol.messages import (
     Status,
     Suspect,
 )
+from rayemu.protocol.offers import OfferCollector
 from rayemu.protocol.parked import Parked, ParkingLot
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
@@ -41,7 +53,7 @@ from rayemu.protocol.wire import Clock, no_clock
 from rayemu.routing import Routing
 
 SPARE = 4  # buffers of finished units that are kept
-ROUTED, COMBINED = "routed", "combined"  # what a home does itself
+ROUTED, MERGED, COMBINED = "routed", "merged", "combined"  # what a home does itself
 ASK_AGAIN, ASK_LATER = 2, 8  # retry times after which a home asks again for choices: of rows, of a batch
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
@@ -73,6 +85,7 @@ class Home:
         self.out: list[Send] = []
         self._spare: list[np.ndarray] = []
         self.requests = Requests(incarnation, config)
+        self.offers = OfferCollector(me, model, self.requests, ASK_AGAIN * config.retry_after, clock)
         self._wake = float("inf")  # for what is parked or waits for its choices
         # (what, unit, layer, outputs combined, from when, to when), for whoever records
         self.worked: list[tuple[str, Unit, int, int, float, float]] = []
@@ -80,13 +93,13 @@ class Home:
     @property
     def wake(self) -> float:
         """When `tick` has something to do."""
-        return min(self._wake, self.requests.wake)
+        return min(self._wake, self.requests.wake, self.offers.wake)
 
     def take_sends(self) -> list[Send]:
         """Return and forget what is to be sent."""
-        sends = self.out + self.requests.out
-        self.out.clear()
-        self.requests.out.clear()
+        sends = self.out + self.requests.out + self.offers.out
+        for taken in (self.out, self.requests.out, self.offers.out):
+            taken.clear()
         return sends
 
     # -- slices ---------------------------------------------------------------------------------------
@@ -122,6 +135,7 @@ class Home:
         for unit in held.units:
             self.requests.close(unit, now)
             self.routing.pop((held.batch, held.slice, unit.micro), None)
+        self.offers.forget(held.units)
         held.units.clear()  # they refer to the slice: its memory would wait for the garbage collector
         self.parking.forget(held)
 
@@ -140,8 +154,11 @@ class Home:
             self._advance(unit, now)
         elif given is not None:
             self._dispatch(unit, *given, now)
-        elif self.config.route_at_coordinator or layer.router.scope == "batch":
+        elif self.config.place in ("coordinator", "hybrid") or layer.router.scope == "batch":
             self._ask_route(unit, now)
+        elif self.config.place == "distributed":
+            if self.offers.ask(unit, self.view, now):
+                self._merge(unit, now)
         else:
             began_s = self.clock()
             routing = padded(route(layer, unit.x))
@@ -176,6 +193,39 @@ class Home:
             part = Part(m.layer, held.start + unit.low, rows, choices, m.order, m.asked_by, m.epoch)
             held.decided.append((part, Routing(m.experts, m.weights)))
         self._dispatch(unit, m.experts, m.weights, now)
+
+    def on_groups(self, m: GroupsReply, now: float) -> None:
+        """Choose among the experts of the groups that the coordinator has opened for a unit's rows.
+
+        Raises WireError if these are not as many as its router opens.
+        """
+        unit = self.routing.get((m.batch, m.slice, m.micro))
+        if unit is None or unit.layer != m.layer or len(m.groups) != unit.high - unit.low:
+            return
+        layer = self.model.layers[unit.layer]
+        limit = layer.router.group_limit
+        if limit is None or m.groups.shape[1] != limit[1] or m.groups.max(initial=0) >= limit[0]:
+            raise WireError(f"groups {m.groups.shape}: layer {m.layer} has and opens {limit}")
+        del self.routing[m.batch, m.slice, m.micro]
+        assert unit.x is not None
+        began_s = self.clock()
+        routing = padded(route_within(layer, unit.x, m.groups))
+        self.worked.append((ROUTED, unit, unit.layer, 0, began_s, self.clock()))
+        self._dispatch(unit, routing.experts, routing.weights, now)
+
+    def on_offer(self, m: OfferReply, now: float) -> None:
+        """Take what a module offers of the experts that it scored."""
+        unit = self.offers.on_offer(m)
+        if unit is not None:
+            self._merge(unit, now)
+
+    def _merge(self, unit: Unit, now: float) -> None:
+        """Choose from all offers for a unit's rows."""
+        began_s = self.clock()
+        routing = padded(self.model.layers[unit.layer].router.merge(unit.offers))
+        self.worked.append((MERGED, unit, unit.layer, 0, began_s, self.clock()))
+        unit.offers = []
+        self._dispatch(unit, routing.experts, routing.weights, now)
 
     def _dispatch(self, unit: Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
         pairs = experts.size
@@ -357,6 +407,8 @@ class Home:
             pairs = np.unique(np.concatenate(parts))
             assert unit.have is not None
             self._plan(unit, pairs[~unit.have[pairs]], now, direct=True)
+        for unit in self.offers.on_view(view, now):
+            self._merge(unit, now)
 
     def on_status(self, m: Status, now: float) -> None:
         """A module answered a probe: wait on, or send it again what it does not know."""
@@ -406,6 +458,8 @@ class Home:
         for unit in list(self.routing.values()):
             if unit.route_deadline <= now:
                 self._ask_route(unit, now)
+        for unit in self.offers.tick(now):
+            self._merge(unit, now)
         for number, request in self.requests.overdue(now):
             hop = request.parcel.hop
             request.silent_probes += 1

@@ -12,7 +12,7 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Decisions, Part
 from rayemu.protocol.memory import NewRows, rows_at
 from rayemu.protocol.messages import Dispatch, Result, Slice
-from rayemu.routing import Routing
+from rayemu.routing import Offer, Routing
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +35,7 @@ class Unit:
     shared: np.ndarray | None = None  # [t, D]
     requests: list[int] = field(default_factory=list)
     route_deadline: float = float("inf")
+    offers: list[Offer] = field(default_factory=list)  # of experts that other modules score, as they come
 
 
 @dataclass(slots=True, eq=False)

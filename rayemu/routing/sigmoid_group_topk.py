@@ -68,7 +68,9 @@ class SigmoidGroupTopK(Router):
         biased = _biased(scores, gate) if by_logit is None else by_logit  # [T, E]
         closed = None
         if limited:
-            closed = close_groups(biased, self._best_groups(biased) if groups is None else groups, self.groups)
+            closed = close_groups(
+                biased, self._best_groups(biased) if groups is None else groups, self.groups
+            )
         chosen, _ = top_k(biased, self.top_k, closed)  # [T, K]
         weights = np.take_along_axis(scores, chosen, axis=1)
         if self.renormalise:

@@ -40,7 +40,7 @@ def run(seed: int, batches: int = 6) -> set[str]:
         combine=(raw, raw),
         min_slice_rows=int(rng.choice([1, 8])),
         chunk_bytes=int(rng.choice([256, 1 << 20])),
-        route_at_coordinator=bool(rng.integers(2)),
+        place=["modules", "coordinator"][int(rng.integers(2))],
         replace_after=float(rng.choice([0.01, 0.3])),
         move_rate=float(rng.choice([3e4, 1e6, 1e9])),
     )

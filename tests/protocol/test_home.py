@@ -87,7 +87,7 @@ def test_a_finished_slice_is_sent_again_when_asked_for() -> None:
 
 
 def test_choices_of_another_layer_or_number_of_rows_are_not_taken() -> None:
-    table = Table(layers=2, route_at_coordinator=True)
+    table = Table(layers=2, place="coordinator")
     (ask,) = [s.message for s in table.begin()]
     assert isinstance(ask, RouteRequest) and ask.layer == 0
     layer = table.model.layers[0]
@@ -106,7 +106,7 @@ def test_choices_of_another_layer_or_number_of_rows_are_not_taken() -> None:
 
 
 def test_unanswered_questions_for_choices_are_asked_again() -> None:
-    table = Table(route_at_coordinator=True)
+    table = Table(place="coordinator")
     (ask,) = table.begin()
     due = table.home.wake
     table.home.tick(due - 1e-3)
