@@ -16,7 +16,7 @@ from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS, problem_of
-from rayemu.protocol.config import PLACES, ProtocolConfig
+from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import DROPPED
 from rayemu.protocol.replay import PathReplay
@@ -79,12 +79,12 @@ def run(seed: int, batches: int = 4) -> Outcome:
     )
     kind = str(np.random.default_rng([seed, 1]).choice(list(KINDS)))
     spec = replace(spec, **KINDS[kind])
-    place = PLACES[int(np.random.default_rng([seed, 2]).integers(len(PLACES)))]
-    if place == "hybrid" and spec.top_k <= 2:
+    spread = str(np.random.default_rng([seed, 2]).choice(["", "", "distributed", "hybrid"]))
+    if spread == "hybrid" and spec.top_k <= 2:
         limits = {"groups": 2, "top_groups": 1}
         spec = replace(spec, router="sigmoid_group_topk", router_params=limits)
-    elif place == "hybrid" or (place == "distributed" and spec.router != "softmax_topk"):
-        place = "coordinator"
+    elif spread == "hybrid" or spec.router != "softmax_topk":
+        spread = ""
     model = Model(spec)
     module_codec, node_codec, combine_codec = CODECS[int(rng.integers(len(CODECS)))]
     config = ProtocolConfig(
@@ -97,7 +97,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
         min_slice_rows=int(rng.choice([1, 4, 64])),
         chunk_bytes=int(rng.choice([256, 1 << 20])),
         window_bytes=int(rng.choice([512, 1 << 20])),
-        place=place,
+        place=spread or ["modules", "coordinator"][int(rng.integers(2))],
         drop_lost_experts=bool(rng.integers(2)),
         replace_after=float(rng.choice([0.01, 0.3])),
     )
@@ -122,7 +122,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
     numbers = [simulator.submit(x) for x in inputs]
     plan(simulator, fault, modules, rng)
     links(simulator, rng)
-    traits = {kind, place, "dense"} if spec.dense_layers else {kind, place}
+    traits = {kind, config.place, "dense"} if spec.dense_layers else {kind, config.place}
     may_lose = "crash" in fault and (copies == 1 or fault == "two crashes")
     for x, number in zip(inputs, numbers, strict=True):
         result = simulator.result(number)
