@@ -28,7 +28,6 @@ from rayemu.drivers.record import (
 )
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.config import LEVELS, TOTALS
-from rayemu.protocol.home import COMBINED, MERGED
 from rayemu.protocol.messages import (
     Dispatch,
     GroupsReply,
@@ -44,10 +43,10 @@ from rayemu.protocol.messages import (
     Slice,
     Submit,
 )
-from rayemu.protocol.module import OFFERED, ModuleMachine
+from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.relay import INCARNATION_SHIFT
 from rayemu.protocol.server import SHARED, Job
-from rayemu.protocol.slices import Unit
+from rayemu.protocol.slices import COMBINED, MERGED, OFFERED, Unit
 
 _BYTES_PER_CHOICE = 8  # expert and weight
 

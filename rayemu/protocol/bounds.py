@@ -97,7 +97,7 @@ class Bounds:
             )
         elif isinstance(m, OfferRequest):
             self._check_numbers(m, "experts", m.experts, self.experts, (m.experts.size,))
-            ascending = m.experts.size and bool((m.experts[1:] > m.experts[:-1]).all())
+            ascending = bool(m.experts.size) and bool((m.experts[1:] > m.experts[:-1]).all())
             self._need(ascending and m.experts.dtype == np.int32, m, "experts", m.experts)
         elif isinstance(m, OfferReply):
             self._check_numbers(m, "experts", m.experts, self.experts, m.scores.shape)

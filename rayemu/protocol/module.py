@@ -47,9 +47,9 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.offers import score
 from rayemu.protocol.relay import Relay
 from rayemu.protocol.server import SHARED, ExpertServer, Job
+from rayemu.protocol.slices import OFFERED
 from rayemu.protocol.wire import Clock, no_clock
 
-OFFERED = "offered"  # what modules do for homes, see `offers.py`
 MOST_CHUNK = 1 << 20  # bytes of weights in one frame: longer ones would hold up rows
 
 
@@ -178,15 +178,12 @@ class ModuleMachine:
 
     def worked(self) -> list[Worked]:
         """Return and forget what was routed, scored and combined since the last call."""
-        done, self.home.worked = self.home.worked, []
-        offers, self._offered = self._offered, []
-        scored, self.home.offers.scored = self.home.offers.scored, []
-        for unit, layer, *rest in scored:
-            done.append((OFFERED, unit, layer, *rest))
-        return offers + [
-            Worked(what, self.me, u.slice.batch, u.slice.slice, u.micro, layer, u.high - u.low, *rest)
-            for what, u, layer, *rest in done
-        ]
+        done, self._offered = self._offered, []
+        for what, u, layer, outputs, began_s, ended_s in self.home.worked:
+            where = self.me, u.slice.batch, u.slice.slice, u.micro, layer
+            done.append(Worked(what, *where, u.high - u.low, outputs, began_s, ended_s))
+        self.home.worked.clear()
+        return done
 
     def _offer(self, m: OfferRequest) -> None:
         """Score for another home the experts that it names."""
@@ -212,14 +209,10 @@ class ModuleMachine:
                 self._out += self.relay.gather(message)
         elif isinstance(message, Slice):
             home.on_slice(message, now)
-        elif isinstance(message, RouteReply):
-            home.on_route_reply(message, now)
-        elif isinstance(message, GroupsReply):
-            home.on_groups(message, now)
+        elif isinstance(message, (RouteReply, GroupsReply, OfferReply)):
+            home.on_choices(message, now)
         elif isinstance(message, OfferRequest):
             self._offer(message)
-        elif isinstance(message, OfferReply):
-            home.on_offer(message, now)
         elif isinstance(message, Epoch):
             self._on_epoch(message, now)
         elif isinstance(message, Probe):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from rayemu.model.reference import gate_of
 from rayemu.numerics import F32
 from rayemu.protocol.messages import COORDINATOR, OfferReply, OfferRequest, Send, Suspect
 from rayemu.protocol.requests import Requests
-from rayemu.protocol.slices import Unit
+from rayemu.protocol.slices import OFFERED, Unit, Work
 from rayemu.protocol.wire import Clock
 from rayemu.routing import Offer, offer_top_k
 
@@ -67,16 +66,6 @@ class Part:
     asked: int = 1  # times
 
 
-class Scored(NamedTuple):
-    """What a home has scored itself, for whoever records."""
-
-    unit: Unit
-    layer: int
-    experts: int
-    began_s: float
-    ended_s: float
-
-
 class OfferCollector:
     """Asks for the offers of a unit's layer, and keeps them with the unit until all are in.
 
@@ -84,10 +73,18 @@ class OfferCollector:
     an answer to a part that was given away is not taken.
     """
 
-    def __init__(self, me: int, model: Model, requests: Requests, patience: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        me: int,
+        model: Model,
+        requests: Requests,
+        patience: float,
+        clock: Clock,
+        out: list[Send],
+        worked: list[Work],
+    ) -> None:
         self.me, self.model, self.requests, self.patience, self.clock = me, model, requests, patience, clock
-        self.out: list[Send] = []
-        self.scored: list[Scored] = []
+        self.out, self.worked = out, worked
         self.parts: dict[int, Part] = {}  # by number of the request
 
     @property
@@ -169,7 +166,7 @@ class OfferCollector:
         assert unit.x is not None
         began_s = self.clock()
         unit.offers.append(score(self.model, unit.layer, unit.x, experts))
-        self.scored.append(Scored(unit, unit.layer, len(experts), began_s, self.clock()))
+        self.worked.append((OFFERED, unit, unit.layer, len(experts), began_s, self.clock()))
 
     def _is_whole(self, unit: Unit) -> bool:
         return all(part.unit is not unit for part in self.parts.values())

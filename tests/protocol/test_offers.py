@@ -46,15 +46,15 @@ def test_each_module_is_asked_for_its_own_experts_and_the_best_of_all_are_taken(
     assert {to: m.experts.tolist() for to, m in asked.items()} == {1: [1], 2: [2], 3: [3]}
     assert len(sends) == 3, "nothing is dispatched before all offers are in"
     for to in (3, 1):
-        at.home.on_offer(answer(at, asked[to]), 0.0)
+        at.home.on_choices(answer(at, asked[to]), 0.0)
         assert at.sent() == []
-    at.home.on_offer(answer(at, asked[2]), 0.0)
+    at.home.on_choices(answer(at, asked[2]), 0.0)
     layer = at.model.layers[0]
     assert np.array_equal(choices(at), route(layer, prepare(layer, X)).experts)
     second = at.answer_all(at.sent())
     for m in requests(second).values():
         assert m.layer == 1
-        at.home.on_offer(answer(at, m), 0.0)
+        at.home.on_choices(answer(at, m), 0.0)
     assert np.array_equal(result_of(at.answer_all(at.sent())).rows, reference_forward(at.model, X))
 
 
@@ -64,13 +64,13 @@ def test_offers_that_come_twice_or_late_change_nothing() -> None:
     twisted = {}
     for to, m in asked.items():
         offer = answer(at, m)
-        at.home.on_offer(offer, 0.0)
+        at.home.on_choices(offer, 0.0)
         twisted[to] = replace(offer, scores=offer.scores + 9)
-        at.home.on_offer(twisted[to], 0.0)
+        at.home.on_choices(twisted[to], 0.0)
     layer = at.model.layers[0]
     assert np.array_equal(choices(at), route(layer, prepare(layer, X)).experts)
     sends = at.sent()
-    at.home.on_offer(twisted[1], 0.0)
+    at.home.on_choices(twisted[1], 0.0)
     assert at.sent() == [] and np.array_equal(
         result_of(at.answer_all(sends)).rows, reference_forward(at.model, X)
     )
@@ -82,16 +82,16 @@ def test_an_offer_of_other_rows_or_experts_is_a_bad_frame() -> None:
     good = answer(at, m)
     for experts in (good.experts[:-1], good.experts + 1):
         with pytest.raises(WireError, match="offer"):
-            at.home.on_offer(replace(good, experts=experts, scores=good.scores[: len(experts)]), 0.0)
-    at.home.on_offer(good, 0.0)
-    assert m.request not in at.home.offers.parts
+            at.home.on_choices(replace(good, experts=experts, scores=good.scores[: len(experts)]), 0.0)
+    at.home.on_choices(good, 0.0)
+    assert m.request not in at.home.chooser.offers.parts
 
 
 def test_what_is_late_is_asked_again_and_what_nobody_answers_is_scored_at_home() -> None:
     at = table()
     asked = requests(at.begin())
     for to in (1, 3):
-        at.home.on_offer(answer(at, asked[to]), 0.0)
+        at.home.on_choices(answer(at, asked[to]), 0.0)
     for _ in range(3):
         due = at.home.wake
         at.home.tick(due - 1e-3)
@@ -104,7 +104,7 @@ def test_what_is_late_is_asked_again_and_what_nobody_answers_is_scored_at_home()
     assert [s.message for s in sends if s.to == COORDINATOR] == [Suspect(2, 0, ME)]
     layer = at.model.layers[0]
     assert np.array_equal(choices(at), route(layer, prepare(layer, X)).experts)
-    at.home.on_offer(answer(at, asked[2]), 0.0)  # late
+    at.home.on_choices(answer(at, asked[2]), 0.0)  # late
     assert dispatches(sends) and at.sent() == []
 
 
@@ -117,13 +117,13 @@ def test_experts_of_a_module_that_is_gone_are_scored_by_others(state: int) -> No
     again = requests(at.sent())
     assert {to: m.experts.tolist() for to, m in again.items()} == {3: [1]}
     assert again[3].request != asked[3].request
-    at.home.on_offer(answer(at, asked[1]), 0.0)  # of the one that is gone: its experts are others' now
+    at.home.on_choices(answer(at, asked[1]), 0.0)  # of the one that is gone: its experts are others' now
     assert at.sent() == []
     # That one is replaced while the others are being asked: nothing changes for what is open.
     at.home.on_view(at.view([ALIVE] * 4, 4, (0, 1, 0, 0)), 0.0)
     assert not requests(at.sent())
     for m in (again[3], asked[2], asked[3]):
-        at.home.on_offer(answer(at, m), 0.0)
+        at.home.on_choices(answer(at, m), 0.0)
     layer = at.model.layers[0]
     assert np.array_equal(choices(at), route(layer, prepare(layer, X)).experts)
 
@@ -134,7 +134,7 @@ def test_experts_that_nobody_has_are_scored_at_home() -> None:
     at.home.on_view(at.view([ALIVE, DEAD, ALIVE, ALIVE], 3), 0.0)
     assert not requests(at.sent())
     for to in (2, 3):
-        at.home.on_offer(answer(at, asked[to]), 0.0)
+        at.home.on_choices(answer(at, asked[to]), 0.0)
     layer = at.model.layers[0]
     assert np.array_equal(choices(at), route(layer, prepare(layer, X)).experts)
 
@@ -156,8 +156,8 @@ def test_a_layer_whose_choices_cannot_be_made_in_parts_is_refused() -> None:
     with pytest.raises(WireError, match="layer 0"):
         score(dense, 0, X, experts)
     at = Table()
-    at.home.on_groups(GroupsReply(0, 0, 0, 0, np.zeros((12, 1), np.uint8)), 0.0)  # nobody asked
+    at.home.on_choices(GroupsReply(0, 0, 0, 0, np.zeros((12, 1), np.uint8)), 0.0)  # nobody asked
     hybrid = Table(place="hybrid")
     hybrid.begin()
     with pytest.raises(WireError, match="groups"):
-        hybrid.home.on_groups(GroupsReply(0, 0, 0, 0, np.zeros((12, 1), np.uint8)), 0.0)
+        hybrid.home.on_choices(GroupsReply(0, 0, 0, 0, np.zeros((12, 1), np.uint8)), 0.0)
