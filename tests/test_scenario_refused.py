@@ -66,7 +66,10 @@ REFUSED = [
         ["cluster.transport=zmk"],
         ["cluster.transport: 'zmk' is not allowed; allowed: 'zmq', 'ray' or 'memory'"],
     ),
-    (["routing.place=here"], ["routing.place: 'here' is not allowed; allowed: 'coordinator' or 'modules'"]),
+    (
+        ["routing.place=here"],
+        ["routing.place: 'here'", "allowed: 'coordinator', 'modules', 'hybrid' or 'distributed'"],
+    ),
     (["run.check=maybe"], ["run.check: 'maybe' is not allowed; allowed: 'exact' or 'none'"]),
     (["run.on_lost_expert=cry"], ["run.on_lost_expert: 'cry' is not allowed; allowed: 'fail' or 'drop'"]),
     # codecs

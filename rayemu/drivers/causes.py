@@ -19,6 +19,10 @@ from rayemu.drivers.record import (
     ENCODE,
     FORWARD,
     GEMM,
+    GROUPS,
+    OFFER,
+    OFFER_REPLY,
+    OFFER_REQUEST,
     REPLY,
     RESULT,
     ROUTE,
@@ -132,9 +136,30 @@ class _Joins:
         in_time = self.starts[cause] <= self.starts[effect]
         self._add(cause[in_time], effect[in_time])
         self._latest(decided, self._without(self._of(ROUTE_REPLY)), ("batch", "layer"))
+        # Groups at the coordinator: the home chooses within them.
+        groups = self._of(GROUPS)
+        self._latest(asked, groups, _ASKED)
+        self._latest(groups, own, _ASKED)
+        local = self._offers(own)
         shared = self._of(GEMM)
         shared = shared[self.record["request"][shared] < 0]
-        self._begin(np.concatenate([routes[~central[routes]], self._of(ROUTE_REQUEST), shared]))
+        asking = self._of(ROUTE_REQUEST, OFFER_REQUEST)
+        self._begin(np.concatenate([self._without(own), asking, local, shared]))
+
+    def _offers(self, own: np.ndarray) -> np.ndarray:
+        """Join what modules scored with what homes asked and chose; returns what homes scored themselves."""
+        offers, replies = self._of(OFFER), self._of(OFFER_REPLY)
+        asked = self.record["request"][offers] >= 0
+        local, offers = offers[~asked], offers[asked]
+        self._latest(self._of(OFFER_REQUEST), offers, ("home", "request"))
+        self._latest(offers, replies, ("src", "home", "request"))
+        cause, effect = self._pairs(replies, own, _ASKED)
+        in_time = self.starts[cause] <= self.starts[effect]
+        self._add(cause[in_time], effect[in_time])
+        cause, effect = self._pairs(local, own, _UNIT)
+        in_time = self.ends[cause] <= self.starts[effect] + _CLOCK_S
+        self._add(cause[in_time], effect[in_time])
+        return local
 
     def _begin(self, effects: np.ndarray) -> None:
         """What begins a layer of a unit waits for the combine of the layer before, or for the slice."""

@@ -12,6 +12,10 @@ from rayemu.drivers.record import (
     ENCODE,
     FORWARD,
     GEMM,
+    GROUPS,
+    OFFER,
+    OFFER_REPLY,
+    OFFER_REQUEST,
     REPLY,
     RESULT,
     ROUTE,
@@ -24,10 +28,12 @@ from rayemu.drivers.record import (
 )
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.config import LEVELS, TOTALS
-from rayemu.protocol.home import COMBINED
 from rayemu.protocol.messages import (
     Dispatch,
+    GroupsReply,
     Message,
+    OfferReply,
+    OfferRequest,
     Reply,
     Result,
     RouteReply,
@@ -40,7 +46,7 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.relay import INCARNATION_SHIFT
 from rayemu.protocol.server import SHARED, Job
-from rayemu.protocol.slices import Unit
+from rayemu.protocol.slices import COMBINED, MERGED, OFFERED, Unit
 
 _BYTES_PER_CHOICE = 8  # expert and weight
 
@@ -51,6 +57,9 @@ _CARRYING = {
     RouteRequest: ROUTE_REQUEST,
     RouteReply: ROUTE_REPLY,
     Scores: SCORES,
+    GroupsReply: GROUPS,
+    OfferRequest: OFFER_REQUEST,
+    OfferReply: OFFER_REPLY,
     Result: RESULT,
 }
 
@@ -80,23 +89,28 @@ class ActorRecord:
         me = self._me
         home = me if me >= 0 else to
         batch: int = message.batch  # type: ignore[union-attr]
-        slice = micro = layer = -1
+        slice = micro = layer = request = -1
         if isinstance(message, Submit):
             home = -1
         else:
             slice = message.slice  # type: ignore[union-attr]
-        if isinstance(message, (RouteRequest, RouteReply, Scores)):
+        if isinstance(message, (RouteRequest, RouteReply, Scores, GroupsReply, OfferRequest, OfferReply)):
             micro, layer = message.micro, message.layer
-        if isinstance(message, RouteReply):
+        if isinstance(message, (OfferRequest, OfferReply)):
+            home, request = message.home, message.request
+        if isinstance(message, (RouteReply, OfferReply)):
             rows, carried = len(message.experts), message.experts.size * _BYTES_PER_CHOICE
         elif isinstance(message, Scores):
             rows, carried = len(message.scores), message.scores.nbytes
+        elif isinstance(message, GroupsReply):
+            rows, carried = len(message.groups), message.groups.nbytes
         else:
             rows, carried = len(message.rows), message.rows.nbytes  # type: ignore[union-attr]
             if isinstance(message, Slice) and message.experts is not None:
                 carried += message.experts.size * _BYTES_PER_CHOICE
         where = (kind, level, 0, me, to, self._incarnation, home, layer, micro, batch, slice, -1, -1)
-        self._write((*where, rows, -1, -1, -1, -1, 0.0, carried, size, queued_s, start_s, self._clock()))
+        times = queued_s, start_s, self._clock()
+        self._write((*where, rows, -1, -1, request, -1, 0.0, carried, size, *times))
 
     def control(
         self, to: int, size: int, queued_s: float, start_s: float, end_s: float, level: int = 0
@@ -116,12 +130,14 @@ class ActorRecord:
         """
         if not self._on:
             return
-        chosen: list[tuple[RouteReply | Slice, int, int]] = []  # with the rows and their home
+        chosen: list[tuple[RouteReply | GroupsReply | Slice, int, int]] = []  # with rows and their home
         decided: dict[tuple[int, int], int] = {}  # batch and layer: rows
         for send in sends:
             m = send.message
             if isinstance(m, RouteReply) and m.order >= 0:
                 decided[m.batch, m.layer] = decided.get((m.batch, m.layer), 0) + len(m.experts)
+            elif isinstance(m, GroupsReply):
+                chosen.append((m, len(m.groups), send.to))
             elif isinstance(m, (RouteReply, Slice)) and m.experts is not None:
                 chosen.append((m, len(m.experts), send.to))
         for (batch, layer), rows in decided.items():
@@ -135,7 +151,7 @@ class ActorRecord:
         began_s = start_s
         for m, rows, home in chosen:
             ended_s = began_s + took_s * rows
-            micro, layer = (m.micro, m.layer) if isinstance(m, RouteReply) else (-1, 0)
+            micro, layer = (-1, 0) if isinstance(m, Slice) else (m.micro, m.layer)
             self._route(m.batch, m.slice, micro, layer, home, rows, start_s, began_s, ended_s)
             began_s = ended_s
 
@@ -174,6 +190,18 @@ class ModuleRecord(ActorRecord):
                 continue
             me, rows, began_s, ended_s = self._me, done.rows, done.began_s, done.ended_s
             batch, slice, micro, layer = done.batch, done.slice, done.micro, done.layer
+            if done.what == OFFERED:
+                home, request = done.home, done.request
+                where = (OFFER, 0, 0, me, me, self._incarnation, home, layer, micro, batch, slice, -1, -1)
+                flops, size = 2.0 * rows * spec.d_model * done.outputs, rows * spec.d_model * 4
+                times = queued_s, began_s, ended_s
+                self._write((*where, rows, -1, -1, request, -1, flops, size, 0, *times))
+                continue
+            if done.what == MERGED:
+                where = (ROUTE, 0, 0, me, me, self._incarnation, me, layer, micro, batch, slice, -1, -1)
+                flops, size = float(rows * spec.experts), rows * spec.experts * 4
+                self._write((*where, rows, -1, -1, -1, -1, flops, size, 0, queued_s, began_s, ended_s))
+                continue
             if done.what != COMBINED:
                 self._route(batch, slice, micro, layer, me, rows, queued_s, began_s, ended_s)
                 continue

@@ -38,9 +38,14 @@ KINDS = (
     "result",
     "control",
     "scores",
+    "groups",
+    "offer_request",
+    "offer",
+    "offer_reply",
 )
 DISPATCH, FORWARD, GEMM, REPLY, COMBINE, ENCODE, DECODE = range(7)
 ROUTE, SUBMIT, SLICE, ROUTE_REQUEST, ROUTE_REPLY, RESULT, CONTROL, SCORES = range(7, 15)
+GROUPS, OFFER_REQUEST, OFFER, OFFER_REPLY = range(15, 19)
 
 _FIELDS = [
     ("kind", "u1"),  # index into KINDS

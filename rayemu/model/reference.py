@@ -113,6 +113,18 @@ def route(layer: Layer, x: F32) -> Routing:
     return layer.router.choose(scored(layer, x), gate_of(layer), context)
 
 
+def open_groups(layer: Layer, x: F32) -> npt.NDArray[np.unsignedinteger]:
+    """The groups [T, g] that the experts of normalised rows x [T, D] are to be of, as they travel."""
+    groups = layer.router.open_groups(scored(layer, x), gate_of(layer), Context(layer.index))
+    limit = layer.router.group_limit
+    return groups.astype(np.uint8 if limit is None or limit[0] <= 256 else np.uint16)
+
+
+def route_within(layer: Layer, x: F32, groups: npt.NDArray[np.integer]) -> Routing:
+    """The choices of normalised rows x [T, D] among the experts of `groups` [T, g]; of theirs, as `route`."""
+    return layer.router.choose_within(scored(layer, x), gate_of(layer), Context(layer.index), groups)
+
+
 def scored(layer: Layer, x: F32) -> F32:
     """What normalised rows x [T, D] tell the layer's router [T, S]."""
     return layer.router.scores(x, gate_of(layer))

@@ -18,7 +18,16 @@ from rayemu.numerics.denormals import (
     keep_denormals,
     keeps_denormals,
 )
-from rayemu.numerics.products import cost, exact_matmul, keeps_rows, row_multiple, use, way
+from rayemu.numerics.products import (
+    cost,
+    exact_columns,
+    exact_matmul,
+    keeps_columns,
+    keeps_rows,
+    row_multiple,
+    use,
+    way,
+)
 from rayemu.numerics.scratch import F32, padded, scratch
 from rayemu.numerics.ways import ByElement, MendedEdges, PaddedRows, Way
 
@@ -35,8 +44,10 @@ __all__ = [
     "cost",
     "denormals_kept",
     "denormals_notice",
+    "exact_columns",
     "exact_matmul",
     "keep_denormals",
+    "keeps_columns",
     "keeps_denormals",
     "keeps_rows",
     "kernels",

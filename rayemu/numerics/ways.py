@@ -40,6 +40,9 @@ class Way(Protocol):
     def alone(self) -> bool:
         """Whether it holds only while BLAS uses one thread."""
 
+    def __hash__(self) -> int:
+        """Ways that are equal give equal products."""
+
     def product(self, x: F32, w: F32, out: F32) -> None:
         """Write x @ w to out, for at least one row."""
 

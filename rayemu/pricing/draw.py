@@ -133,7 +133,9 @@ class _Drawn:
         of_batch = np.repeat(np.arange(count), self.slices)
         home = (batch[of_batch] + number * max(1, modules // self.slices)) % modules
         rows = np.tile(self.slice_rows, count)
-        given = plan.config.route_at_coordinator and not spec.dense_layers  # with choices of the first layer
+        given = (
+            plan.config.place == "coordinator" and not spec.dense_layers
+        )  # with choices of the first layer
         before = submits[of_batch]
         if given:
             before = self._route(COORDINATOR, batch[of_batch], 0, rows, before)
@@ -195,7 +197,7 @@ class _Drawn:
     def _chosen(self, wave: _Wave, layer: int) -> Array:
         """Draw how each unit comes by its choices; returns the event after which it has them [U]."""
         home, rows, batch = wave.units.home, wave.rows, wave.batch
-        if not self.plan.config.route_at_coordinator:
+        if self.plan.config.place == "modules":
             return self._route(home, batch, layer, rows, wave.begin)
         if layer == 0:
             return wave.begin  # they came with the slice

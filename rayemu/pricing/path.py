@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, ROUTE, EventGraph
+from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, OTHER, ROUTE, EventGraph
 from rayemu.pricing.schedule import Schedule
 
 PARTS = ("route", "dispatch", "queue", "compute", "combine")
@@ -54,11 +54,12 @@ def part_of(graph: EventGraph) -> np.ndarray:
     """Return the part [N], by PARTS, that each event's own time belongs to.
 
     Messages to the client are the end of combining, those from it the begin of dispatching. What else is
-    between modules and the coordinator, who routes and hands slices out, belongs to routing.
+    between modules and the coordinator, who routes and hands slices out, belongs to routing, as do modules'
+    offers of experts.
     """
-    to_client = graph.dst == CLIENT
+    with_client = (graph.dst == CLIENT) | (graph.src == CLIENT)
     sent = np.select(
-        [graph.role == DISPATCH, (graph.src != CLIENT) & ~to_client & ((graph.src < 0) | (graph.dst < 0))],
+        [graph.role == DISPATCH, (graph.role == OTHER) & ~with_client],
         [_DISPATCH, _ROUTE],
         np.where(graph.src == CLIENT, _DISPATCH, _COMBINE),
     )

@@ -12,6 +12,8 @@ from rayemu.drivers.record import (
     ENCODE,
     FORWARD,
     GEMM,
+    OFFER,
+    OFFER_REQUEST,
     RESULT,
     ROUTE_REQUEST,
     SLICE,
@@ -26,8 +28,8 @@ from rayemu.model.spec import ModelSpec
 from rayemu.pricing.graph import COMBINE, DISPATCH, EXPERT, MESSAGE, OTHER, REPLY, ROUTE, EventGraph
 
 _ROLE_OF = {DISPATCH_ROW: DISPATCH, FORWARD: DISPATCH, REPLY_ROW: REPLY}  # all others are OTHER
-_KIND_OF = {ROUTE_ROW: ROUTE, GEMM: EXPERT, COMBINE_ROW: COMBINE}  # all others are messages
-_CARRYING_ROWS = (DISPATCH_ROW, FORWARD, REPLY_ROW, SUBMIT, SLICE, ROUTE_REQUEST, RESULT)
+_KIND_OF = {ROUTE_ROW: ROUTE, OFFER: ROUTE, GEMM: EXPERT, COMBINE_ROW: COMBINE}  # all others are messages
+_CARRYING_ROWS = (DISPATCH_ROW, FORWARD, REPLY_ROW, SUBMIT, SLICE, ROUTE_REQUEST, OFFER_REQUEST, RESULT)
 _NOT_PRICED = (ENCODE, DECODE, CONTROL)
 
 
@@ -87,8 +89,8 @@ def graph_of(
         expert=lead["expert"],
         rows=total,
         bytes=np.where(kind == MESSAGE, _bytes(lead, full, scale), 0.0),
-        flops=_flops(kind, lead, total, full),
-        request=np.where(kind == MESSAGE, _requests(lead), -1),
+        flops=_flops(kind, lead, total, full, scale),
+        request=np.where((kind == MESSAGE) & (role != OTHER), _requests(lead), -1),
         cause_start=np.concatenate([[0], np.cumsum(np.bincount(effect, minlength=size))]),
         causes=cause[by_effect],
         module_to_node=np.asarray(module_to_node, np.int32),
@@ -153,15 +155,24 @@ def _bytes(rows: np.ndarray, full: ModelSpec, scale: int) -> np.ndarray:
     return np.where(rows["codec"] > 0, rows["sent_bytes"] * float(scale), raw)
 
 
-def _flops(kind: np.ndarray, lead: np.ndarray, rows: np.ndarray, full: ModelSpec) -> np.ndarray:
-    """What each event [N] computes at full width."""
+def _flops(kind: np.ndarray, lead: np.ndarray, rows: np.ndarray, full: ModelSpec, scale: int) -> np.ndarray:
+    """What each event [N] computes at full width, run at 1 / `scale` of it."""
     dense = lead["layer"] < full.dense_layers
     own = np.where(dense, full.ffn_flops(full.dense_d_ff), full.ffn_flops(full.shared_d_ff))
-    chosen = (kind == ROUTE) & (lead["slice"] < 0)  # from the scores of a whole batch
+    noted = lead["flops"] / np.maximum(lead["rows"], 1)
+    chosen = (kind == ROUTE) & (lead["kind"] == ROUTE_ROW) & (noted <= full.experts)  # from scores alone
     per_row = np.select(
-        [chosen, kind == ROUTE, (kind == EXPERT) & (lead["expert"] >= 0), kind == EXPERT, kind == COMBINE],
+        [
+            chosen,
+            lead["kind"] == OFFER,
+            kind == ROUTE,
+            (kind == EXPERT) & (lead["expert"] >= 0),
+            kind == EXPERT,
+            kind == COMBINE,
+        ],
         [
             np.float64(full.experts),
+            noted * scale,
             np.float64(2 * full.d_model * full.experts),
             np.float64(full.flops_per_row()),
             own.astype(np.float64),

@@ -86,11 +86,16 @@ def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: Mo
     """Return what each of the events that are work takes [n] alone, in seconds."""
     kind, rows = graph.kind[events], graph.rows[events].astype(np.int64)
     took = np.zeros(len(events))
-    scored, flops = kind == ROUTE, graph.flops[events]
-    chosen = scored & (flops > 0) & (flops < 2.0 * model.d_model * model.experts * rows)  # of scores alone
-    for width, mine in ((model.d_model, scored & ~chosen), (1, chosen)):
-        if mine.any():
-            took[mine] = hardware.route_seconds(width, model.experts, rows[mine])
+    scored, flops = kind == ROUTE, graph.flops[events]  # 0 where nobody said: the whole gate
+    chosen = scored & (flops > 0) & (flops <= model.experts * rows)  # of scores alone
+    if chosen.any():
+        took[chosen] = hardware.route_seconds(1, model.experts, rows[chosen])
+    scored &= ~chosen
+    columns = np.rint(flops / np.maximum(2.0 * model.d_model * rows, 1)).astype(np.int64)
+    columns[flops == 0] = model.experts
+    for experts in np.unique(columns[scored]).tolist():  # all, or a module's own
+        mine = scored & (columns == experts)
+        took[mine] = hardware.route_seconds(model.d_model, experts, rows[mine])
     for outputs, mine in combine_widths(graph, events, model):
         took[mine] = hardware.combine_seconds(model.d_model, outputs, rows[mine])
     for width, mine in expert_widths(graph, events, model):

@@ -16,10 +16,13 @@ from rayemu.protocol.epochs import endpoints_of
 from rayemu.protocol.messages import (
     Dispatch,
     Epoch,
+    GroupsReply,
     Join,
     Loaded,
     Message,
     Move,
+    OfferReply,
+    OfferRequest,
     Refusal,
     Result,
     RouteReply,
@@ -87,6 +90,23 @@ class Bounds:
         elif isinstance(m, Scores):
             self._need(m.scores.ndim == 2 and m.scores.dtype == np.float32, m, "scores", m.scores.shape)
             self._need(m.start >= 0, m, "start", m.start)
+        elif isinstance(m, GroupsReply):
+            self._check_numbers(m, "groups", m.groups, self.experts, m.groups.shape)
+            self._need(
+                m.groups.ndim == 2 and 1 <= m.groups.shape[1] <= self.experts, m, "groups", m.groups.shape
+            )
+        elif isinstance(m, OfferRequest):
+            self._check_numbers(m, "experts", m.experts, self.experts, (m.experts.size,))
+            ascending = bool(m.experts.size) and bool((m.experts[1:] > m.experts[:-1]).all())
+            self._need(ascending and m.experts.dtype == np.int32, m, "experts", m.experts)
+        elif isinstance(m, OfferReply):
+            self._check_numbers(m, "experts", m.experts, self.experts, m.scores.shape)
+            self._need(
+                m.experts.ndim == 2 and 1 <= m.experts.shape[1] <= self.top_k, m, "experts", m.experts.shape
+            )
+            self._need(
+                m.experts.dtype == np.int32 and m.scores.dtype == np.float32, m, "scores", m.scores.dtype
+            )
         elif isinstance(m, Epoch):
             everyone = (self.modules,)
             self._check_numbers(m, "state", m.state, 3, everyone)

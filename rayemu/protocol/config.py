@@ -12,6 +12,9 @@ from rayemu.protocol.messages import MOST_CODECS
 
 LOCAL, MODULE, NODE = 0, 1, 2  # link levels: same module, same node, across nodes
 LEVELS = ("local", "module", "node")
+# Where choices are made: all at the coordinator; at the home; groups at the coordinator and experts at the
+# home; scores at the modules that hold the experts and choices at the home.
+PLACES = ("coordinator", "modules", "hybrid", "distributed")
 # What a module counts, from its start on.
 TOTALS = ("rows", "busy_s", "raw_bytes", "sent_bytes", *(f"sent_{level}" for level in LEVELS))
 
@@ -32,7 +35,7 @@ class ProtocolConfig:
     linger: float = 0.1
     modules_per_core: float = 1.0  # a module that waits leaves its core to this many others
     retry_after: float = 0.25
-    route_at_coordinator: bool = True
+    place: str = "coordinator"  # where choices are made, see `PLACES`
     drop_lost_experts: bool = False
     suspect_after: float = 0.12
     evict_after: float = 5.0
@@ -70,7 +73,7 @@ class ProtocolConfig:
             min_slice_rows=exchange.min_slice_rows,
             linger=exchange.linger,
             retry_after=cluster.retry_after,
-            route_at_coordinator=scenario.routing.place == "coordinator",
+            place=scenario.routing.place,
             drop_lost_experts=run.on_lost_expert == "drop",
             suspect_after=cluster.suspect_after,
             evict_after=cluster.evict_after,

@@ -9,7 +9,7 @@ import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD
 from rayemu.model.model import Model
-from rayemu.model.reference import prepare, route
+from rayemu.model.reference import open_groups, prepare, route
 from rayemu.placement import Placement
 from rayemu.protocol.config import TOTALS, ProtocolConfig
 from rayemu.protocol.decisions import Decider, padded
@@ -22,6 +22,7 @@ from rayemu.protocol.messages import (
     Ack,
     Epoch,
     Failure,
+    GroupsReply,
     Heartbeat,
     Join,
     Loaded,
@@ -281,7 +282,7 @@ class CoordinatorMachine:
     def _with_routing(self, sends: list[Send]) -> list[Send]:
         """Add the first layer's choices to new slices: their rows are at hand here."""
         layer = self.model.layers[0]
-        here = self.config.route_at_coordinator and layer.router.scope == "row"
+        here = self.config.place == "coordinator" and layer.router.scope == "row"
         if not here or not layer.has_experts:
             return sends
         for send in sends:
@@ -293,10 +294,11 @@ class CoordinatorMachine:
     def _route(self, m: RouteRequest) -> list[Send]:
         if self.membership.view.state[m.home] != ALIVE:
             return []
-        routing = padded(route(self.model.layers[m.layer], m.rows))
-        return [
-            Send(m.home, RouteReply(m.batch, m.slice, m.micro, m.layer, routing.experts, routing.weights))
-        ]
+        layer, where = self.model.layers[m.layer], (m.batch, m.slice, m.micro, m.layer)
+        if self.config.place == "hybrid":
+            return [Send(m.home, GroupsReply(*where, open_groups(layer, m.rows)))]
+        routing = padded(route(layer, m.rows))
+        return [Send(m.home, RouteReply(*where, routing.experts, routing.weights))]
 
     def _on_scores(self, m: Scores) -> list[Send]:
         self.decider.keep(self.ledger.batches)

@@ -12,9 +12,15 @@ import numpy as np
 from rayemu.alltoall import Parcel, View, plan_parcels
 from rayemu.compression import WireError
 from rayemu.model.model import Model
-from rayemu.model.reference import combine, drop_choices, expert_input, finish, prepare, route, scored
+from rayemu.model.reference import (
+    combine,
+    drop_choices,
+    expert_input,
+    finish,
+    prepare,
+)
+from rayemu.protocol.choosing import Choices, Chooser, Chosen
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.decisions import Part, padded
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -23,9 +29,6 @@ from rayemu.protocol.messages import (
     Probe,
     Refusal,
     Reply,
-    RouteReply,
-    RouteRequest,
-    Scores,
     Send,
     Slice,
     SliceProbe,
@@ -36,13 +39,10 @@ from rayemu.protocol.messages import (
 from rayemu.protocol.parked import Parked, ParkingLot
 from rayemu.protocol.requests import Request, Requests
 from rayemu.protocol.server import ExpertServer
-from rayemu.protocol.slices import HeldSlice, Unit, dispatch_of, hold, widened
+from rayemu.protocol.slices import COMBINED, HeldSlice, Unit, Work, dispatch_of, hold, widened
 from rayemu.protocol.wire import Clock, no_clock
-from rayemu.routing import Routing
 
 SPARE = 4  # buffers of finished units that are kept
-ROUTED, COMBINED = "routed", "combined"  # what a home does itself
-ASK_AGAIN, ASK_LATER = 2, 8  # retry times after which a home asks again for choices: of rows, of a batch
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
 
@@ -67,26 +67,25 @@ class Home:
         self.server = server
         self.view = view
         self.slices: dict[tuple[int, int], HeldSlice] = {}
-        self.routing: dict[tuple[int, int, int], Unit] = {}
         self.parking = ParkingLot(config.retry_after)
         self.complete_below = 0
         self.out: list[Send] = []
         self._spare: list[np.ndarray] = []
         self.requests = Requests(incarnation, config)
-        self._wake = float("inf")  # for what is parked or waits for its choices
-        # (what, unit, layer, outputs combined, from when, to when), for whoever records
-        self.worked: list[tuple[str, Unit, int, int, float, float]] = []
+        self.worked: list[Work] = []
+        self.chooser = Chooser(me, config, model, self.requests, clock, self.worked)
+        self._wake = float("inf")  # for what is parked
 
     @property
     def wake(self) -> float:
         """When `tick` has something to do."""
-        return min(self._wake, self.requests.wake)
+        return min(self._wake, self.requests.wake, self.chooser.wake)
 
     def take_sends(self) -> list[Send]:
         """Return and forget what is to be sent."""
-        sends = self.out + self.requests.out
-        self.out.clear()
-        self.requests.out.clear()
+        sends = self.out + self.requests.out + self.chooser.out
+        for taken in (self.out, self.requests.out, self.chooser.out):
+            taken.clear()
         return sends
 
     # -- slices ---------------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ class Home:
     def _drop(self, held: HeldSlice, now: float) -> None:
         for unit in held.units:
             self.requests.close(unit, now)
-            self.routing.pop((held.batch, held.slice, unit.micro), None)
+        self.chooser.forget(held)
         held.units.clear()  # they refer to the slice: its memory would wait for the garbage collector
         self.parking.forget(held)
 
@@ -140,42 +139,20 @@ class Home:
             self._advance(unit, now)
         elif given is not None:
             self._dispatch(unit, *given, now)
-        elif self.config.route_at_coordinator or layer.router.scope == "batch":
-            self._ask_route(unit, now)
         else:
-            began_s = self.clock()
-            routing = padded(route(layer, unit.x))
-            self.worked.append((ROUTED, unit, unit.layer, 0, began_s, self.clock()))
-            self._dispatch(unit, routing.experts, routing.weights, now)
+            routing = self.chooser.begin(unit, self.view, now)
+            if routing is not None:
+                self._dispatch(unit, *routing, now)
 
-    def _ask_route(self, unit: Unit, now: float) -> None:
-        held = unit.slice
-        self.routing[held.batch, held.slice, unit.micro] = unit
-        layer = self.model.layers[unit.layer]
-        of_batch = layer.router.scope == "batch"  # then it waits for others
-        unit.route_deadline = now + (ASK_LATER if of_batch else ASK_AGAIN) * self.config.retry_after
-        self._wake = min(self._wake, unit.route_deadline)
-        assert unit.x is not None
-        where = self.me, held.batch, held.slice, unit.micro, unit.layer
-        if not of_batch:
-            self.out.append(Send(COORDINATOR, RouteRequest(*where, unit.x)))
-            return
-        began_s = self.clock()
-        scores = scored(layer, unit.x)
-        self.worked.append((ROUTED, unit, unit.layer, 0, began_s, self.clock()))
-        self.out.append(Send(COORDINATOR, Scores(*where, held.start + unit.low, scores)))
+    def on_choices(self, m: Choices, now: float) -> None:
+        """Go on with a unit whose choices came, from wherever. Raises WireError for what cannot be some."""
+        chosen = self.chooser.on_choices(m)
+        if chosen is not None:
+            self._go_on([chosen], now)
 
-    def on_route_reply(self, m: RouteReply, now: float) -> None:
-        """Go on with a unit whose choices came from the coordinator."""
-        unit = self.routing.get((m.batch, m.slice, m.micro))
-        if unit is None or unit.layer != m.layer or len(m.experts) != unit.high - unit.low:
-            return
-        del self.routing[m.batch, m.slice, m.micro]
-        if m.order >= 0:
-            held, (rows, choices) = unit.slice, m.experts.shape
-            part = Part(m.layer, held.start + unit.low, rows, choices, m.order, m.asked_by, m.epoch)
-            held.decided.append((part, Routing(m.experts, m.weights)))
-        self._dispatch(unit, m.experts, m.weights, now)
+    def _go_on(self, chosen: list[Chosen], now: float) -> None:
+        for unit, routing in chosen:
+            self._dispatch(unit, *routing, now)
 
     def _dispatch(self, unit: Unit, experts: np.ndarray, weights: np.ndarray, now: float) -> None:
         pairs = experts.size
@@ -357,6 +334,7 @@ class Home:
             pairs = np.unique(np.concatenate(parts))
             assert unit.have is not None
             self._plan(unit, pairs[~unit.have[pairs]], now, direct=True)
+        self._go_on(self.chooser.on_view(view, now), now)
 
     def on_status(self, m: Status, now: float) -> None:
         """A module answered a probe: wait on, or send it again what it does not know."""
@@ -403,9 +381,7 @@ class Home:
         """Probe what is overdue; give up on a module that answers no probe."""
         if now < self.wake:
             return
-        for unit in list(self.routing.values()):
-            if unit.route_deadline <= now:
-                self._ask_route(unit, now)
+        self._go_on(self.chooser.tick(now), now)
         for number, request in self.requests.overdue(now):
             hop = request.parcel.hop
             request.silent_probes += 1
@@ -420,5 +396,4 @@ class Home:
         for parked in self.parking.overdue(now):
             parked.deadline = now + self.config.retry_after
             self._report(parked)
-        routes = (u.route_deadline for u in self.routing.values())
-        self._wake = min(self.parking.deadline, *routes, float("inf"))
+        self._wake = self.parking.deadline

@@ -119,6 +119,48 @@ class Scores:
 
 
 @dataclass(slots=True)
+class GroupsReply:
+    """Coordinator to home: the groups that the rows' experts are to be of."""
+
+    ARRAYS: ClassVar = ("groups",)
+    batch: int
+    slice: int
+    micro: int
+    layer: int
+    groups: np.ndarray  # [t, g] uint8, or uint16 where there are more groups
+
+
+@dataclass(slots=True)
+class OfferRequest:
+    """Home to module: score these experts for these rows, and offer the best."""
+
+    ARRAYS: ClassVar = ("rows", "experts")
+    home: int
+    request: int  # unique per home and incarnation
+    batch: int
+    slice: int
+    micro: int
+    layer: int
+    rows: np.ndarray  # [t, D], after the layer's norm
+    experts: np.ndarray  # [n] int32, ascending
+
+
+@dataclass(slots=True)
+class OfferReply:
+    """Module to home: the best of the experts that it was asked to score, for each row."""
+
+    ARRAYS: ClassVar = ("experts", "scores")
+    home: int
+    request: int
+    batch: int
+    slice: int
+    micro: int
+    layer: int
+    experts: np.ndarray  # [t, k] int32
+    scores: np.ndarray  # [t, k] float32
+
+
+@dataclass(slots=True)
 class Dispatch:
     """Home or relay to module: rows for experts. A module that finds lots of others in it relays those."""
 
@@ -390,6 +432,9 @@ Message = (
     | RouteRequest
     | RouteReply
     | Scores
+    | GroupsReply
+    | OfferRequest
+    | OfferReply
     | Dispatch
     | Reply
     | Probe

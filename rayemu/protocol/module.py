@@ -29,8 +29,11 @@ from rayemu.protocol.messages import (
     Epoch,
     Failure,
     Fetch,
+    GroupsReply,
     Message,
     Notice,
+    OfferReply,
+    OfferRequest,
     Probe,
     Refusal,
     Reply,
@@ -41,8 +44,10 @@ from rayemu.protocol.messages import (
     Status,
     Weights,
 )
+from rayemu.protocol.offers import score
 from rayemu.protocol.relay import Relay
 from rayemu.protocol.server import SHARED, ExpertServer, Job
+from rayemu.protocol.slices import OFFERED
 from rayemu.protocol.wire import Clock, no_clock
 
 MOST_CHUNK = 1 << 20  # bytes of weights in one frame: longer ones would hold up rows
@@ -50,17 +55,19 @@ MOST_CHUNK = 1 << 20  # bytes of weights in one frame: longer ones would hold up
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """Rows of one layer of a unit that the home has routed or combined, for whoever records it."""
+    """Rows of one layer of a unit that were routed, scored or combined, for whoever records it."""
 
-    what: str  # ROUTED or COMBINED
+    what: str  # ROUTED, MERGED, OFFERED or COMBINED
+    home: int
     batch: int
     slice: int
     micro: int
     layer: int
     rows: int
-    outputs: int  # of experts or of the dense FFN, that a combine summed
+    outputs: int  # of experts or of the dense FFN, that a combine summed; experts that were scored
     began_s: float  # by the record's clock
     ended_s: float
+    request: int = -1  # of another home, for an offer
 
 
 class ModuleMachine:
@@ -120,6 +127,7 @@ class ModuleMachine:
         }
         self._nodes = view.module_to_node
         self._out: list[Send] = []  # of relay and server, and answers
+        self._offered: list[Worked] = []  # for other homes
 
     def level(self, to: int) -> int:
         """Return the link level between this module and another address."""
@@ -169,12 +177,23 @@ class ModuleMachine:
         return self._settle(now)
 
     def worked(self) -> list[Worked]:
-        """Return and forget what the home has routed and combined since the last call, in its order."""
-        done, self.home.worked = self.home.worked, []
-        return [
-            Worked(what, u.slice.batch, u.slice.slice, u.micro, layer, u.high - u.low, outputs, *times)
-            for what, u, layer, outputs, *times in done
-        ]
+        """Return and forget what was routed, scored and combined since the last call."""
+        done, self._offered = self._offered, []
+        for what, u, layer, outputs, began_s, ended_s in self.home.worked:
+            where = self.me, u.slice.batch, u.slice.slice, u.micro, layer
+            done.append(Worked(what, *where, u.high - u.low, outputs, began_s, ended_s))
+        self.home.worked.clear()
+        return done
+
+    def _offer(self, m: OfferRequest) -> None:
+        """Score for another home the experts that it names."""
+        began_s = self.home.clock()
+        offer = score(self.model, m.layer, m.rows, m.experts)
+        where = m.home, m.batch, m.slice, m.micro, m.layer
+        times = began_s, self.home.clock()
+        self._offered.append(Worked(OFFERED, *where, len(m.rows), len(m.experts), *times, m.request))
+        answer = OfferReply(m.home, m.request, m.batch, m.slice, m.micro, m.layer, *offer)
+        self._out.append(Send(m.home, answer))
 
     def _handle(self, message: Message, now: float) -> None:
         home = self.home
@@ -190,8 +209,10 @@ class ModuleMachine:
                 self._out += self.relay.gather(message)
         elif isinstance(message, Slice):
             home.on_slice(message, now)
-        elif isinstance(message, RouteReply):
-            home.on_route_reply(message, now)
+        elif isinstance(message, (RouteReply, GroupsReply, OfferReply)):
+            home.on_choices(message, now)
+        elif isinstance(message, OfferRequest):
+            self._offer(message)
         elif isinstance(message, Epoch):
             self._on_epoch(message, now)
         elif isinstance(message, Probe):

@@ -12,7 +12,10 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Decisions, Part
 from rayemu.protocol.memory import NewRows, rows_at
 from rayemu.protocol.messages import Dispatch, Result, Slice
-from rayemu.routing import Routing
+from rayemu.routing import Offer, Routing
+
+# What was done with a unit's rows: choices made, merged from offers, or offered; outputs combined.
+ROUTED, MERGED, OFFERED, COMBINED = "routed", "merged", "offered", "combined"
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +38,11 @@ class Unit:
     shared: np.ndarray | None = None  # [t, D]
     requests: list[int] = field(default_factory=list)
     route_deadline: float = float("inf")
+    offers: list[Offer] = field(default_factory=list)  # of experts that other modules score, as they come
+
+
+# (what, unit, layer, outputs combined or experts scored, from when, to when), for whoever records
+Work = tuple[str, Unit, int, int, float, float]
 
 
 @dataclass(slots=True, eq=False)

@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.drivers.record import COMBINE, CONTROL, DECODE, GEMM, KINDS, ROUTE, clock_of, ends, starts
+from rayemu.drivers.record import COMBINE, CONTROL, DECODE, GEMM, KINDS, OFFER, ROUTE, clock_of, ends, starts
 from rayemu.protocol.config import LEVELS
 from rayemu.protocol.messages import CLIENT, COORDINATOR
 from rayemu.report.wording import describe
 
 EXCHANGE_THREAD, COMPUTE_THREAD, COMBINE_THREAD = 0, 1, 2
 _THREADS = ("exchange", "compute", "combine")
-_THREAD_OF_KIND = {GEMM: COMPUTE_THREAD, COMBINE: COMBINE_THREAD, ROUTE: COMBINE_THREAD}
+_THREAD_OF_KIND = {GEMM: COMPUTE_THREAD, COMBINE: COMBINE_THREAD}
+_THREAD_OF_KIND |= {ROUTE: COMBINE_THREAD, OFFER: COMBINE_THREAD}
 _PEOPLE = {COORDINATOR: "coordinator", CLIENT: "client"}
 _MARKS = ("fault", "suspected", "dead", "recovered", "joined", "failed", "slow_batch")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rayemu.numerics import F32, exact_matmul
+from rayemu.numerics import F32, exact_columns, exact_matmul
 
 
 class Routing(NamedTuple):
@@ -46,6 +46,13 @@ class Gate:
         logits = exact_matmul(x, self.weight)
         if self.bias is not None:
             logits += self.bias
+        return logits
+
+    def logits_of(self, x: F32, experts: npt.NDArray[np.integer]) -> F32:
+        """x [T, D] -> the columns `experts` [n] of its logits, [T, n] C-contiguous, with the same bits."""
+        logits = exact_columns(x, self.weight, experts)
+        if self.bias is not None:
+            logits += self.bias[experts]
         return logits
 
 
@@ -109,30 +116,39 @@ def softmax_choice(
     weights are the softmax over the K chosen, otherwise probabilities among all E; both times `scaling`.
     """
     if renormalise:  # the probabilities' common denominator cancels
-        experts, best = take(logits)  # [T, K]
-        weights = softmax_powers(best)
-        weights /= np.add.reduce(weights, axis=1, keepdims=True)
-    else:
-        powers = softmax_powers(logits)  # [T, E]
-        total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
-        experts, _ = take(logits)
-        weights = np.take_along_axis(powers, experts, axis=1)
-        weights /= total
+        return renormalised(*take(logits), scaling)
+    powers = softmax_powers(logits)  # [T, E]
+    total = np.add.reduce(powers, axis=1, keepdims=True)  # [T, 1]
+    experts, _ = take(logits)
+    weights = np.take_along_axis(powers, experts, axis=1)
+    weights /= total
     if scaling != 1.0:
         weights *= np.float32(scaling)
     return Routing(experts.astype(np.int32), weights)
 
 
-def close_groups(scores: F32, group_scores: F32, open_groups: int) -> npt.NDArray[np.bool_]:
-    """Set the scores of all but the best `open_groups` groups of each row to -inf, in place.
+def renormalised(experts: npt.NDArray[np.integer], best: F32, scaling: float = 1.0) -> Routing:
+    """Experts [T, K] weighted by the softmax of their own logits `best` [T, K], times `scaling`."""
+    weights = softmax_powers(best)
+    weights /= np.add.reduce(weights, axis=1, keepdims=True)
+    if scaling != 1.0:
+        weights *= np.float32(scaling)
+    return Routing(experts.astype(np.int32, copy=False), weights)
 
-    scores [T, E] C-contiguous, group_scores [T, G] (overwritten); groups are E/G neighbouring experts.
-    Returns which groups are closed, [T, G].
+
+def best_groups(group_scores: F32, count: int) -> npt.NDArray[np.intp]:
+    """The `count` best groups of each row, best first: group_scores [T, G] (overwritten) -> [T, count]."""
+    return top_k(group_scores, count)[0]
+
+
+def close_groups(scores: F32, open_groups: npt.NDArray[np.integer], groups: int) -> npt.NDArray[np.bool_]:
+    """Set the scores of all but each row's `open_groups` [T, g] to -inf, in place.
+
+    scores [T, E] C-contiguous; `groups` G of E/G neighbouring experts. Returns which are closed, [T, G].
     """
-    rows, groups = group_scores.shape
-    chosen, _ = top_k(group_scores, open_groups)  # [T, open_groups]
+    rows = len(scores)
     closed = np.ones((rows, groups), bool)
-    np.put_along_axis(closed, chosen, False, axis=1)
+    np.put_along_axis(closed, open_groups.astype(np.intp, copy=False), False, axis=1)
     scores.reshape(rows, groups, scores.shape[1] // groups)[closed] = -np.inf
     return closed
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from rayemu.numerics import F32
-from rayemu.routing.gate import Gate, Routing, check_choices, softmax_choice
-from rayemu.routing.offers import merge_top_k, offer_top_k
+from rayemu.routing.gate import Gate, Routing, check_choices, renormalised, softmax_choice
+from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
 from rayemu.routing.router import Context, Router
 
 
@@ -36,6 +37,15 @@ class GroupedTopK(Router):
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
         """Logits [T, E] -> choices [T, K] by descending logit, ties to the lower expert."""
         return softmax_choice(scores, self._top_k, self.renormalise, self.scaling)
+
+    @property
+    def merges(self) -> bool:
+        """Where weights are those of the chosen experts alone."""
+        return self.renormalise
+
+    def merge(self, offers: Sequence[Offer]) -> Routing:
+        """The best of all offers, weighted as `choose` does."""
+        return renormalised(*merge_top_k(offers, self.top_k), self.scaling)
 
     def _top_k(self, logits: F32) -> tuple[npt.NDArray[np.intp], F32]:
         experts = np.arange(logits.shape[1]).reshape(self.groups, -1)  # [G, E/G]

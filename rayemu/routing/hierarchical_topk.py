@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rayemu.numerics import F32
-from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, softmax_choice, top_k
+from rayemu.routing.gate import (
+    Gate,
+    Routing,
+    best_groups,
+    check_choices,
+    close_groups,
+    softmax_choice,
+    top_k,
+)
 from rayemu.routing.router import Context, Router
 
 
@@ -41,15 +49,30 @@ class HierarchicalTopK(Router):
         """Raise ValueError when `experts` experts cannot serve these parameters."""
         check_choices(self.top_k, experts, self.groups, self.top_groups)
 
+    @property
+    def group_limit(self) -> tuple[int, int] | None:
+        """How many groups there are, and how many of them are open to a token; None if all are."""
+        return (self.groups, self.top_groups) if self.top_groups < self.groups else None
+
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
         """Logits [T, E] -> choices [T, K] by descending logit, ties (of groups too) to the lower number."""
-        return softmax_choice(scores, self._top_k, self.renormalise, self.scaling)
+        groups = None if self.group_limit is None else self.open_groups(scores, gate, context)
+        return self.choose_within(scores, gate, context, groups)
 
-    def _top_k(self, logits: F32) -> tuple[npt.NDArray[np.intp], F32]:
-        closed = None
-        if self.top_groups < self.groups:
-            closed = close_groups(logits, _means(logits, self.groups), self.top_groups)
-        return top_k(logits, self.top_k, closed)
+    def open_groups(self, scores: F32, gate: Gate, context: Context) -> npt.NDArray[np.intp]:
+        """Logits [T, E] -> the groups [T, top_groups] with the best means, best first."""
+        return best_groups(_means(scores, self.groups), self.top_groups)
+
+    def choose_within(
+        self, scores: F32, gate: Gate, context: Context, groups: npt.NDArray[np.integer] | None
+    ) -> Routing:
+        """Logits [T, E] -> choices [T, K] among the experts of `groups` [T, g], or of all."""
+
+        def best(logits: F32) -> tuple[npt.NDArray[np.intp], F32]:
+            closed = None if groups is None else close_groups(logits, groups, self.groups)
+            return top_k(logits, self.top_k, closed)
+
+        return softmax_choice(scores, best, self.renormalise, self.scaling)
 
 
 def _means(logits: F32, groups: int) -> F32:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing
+from rayemu.routing.offers import Offer
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,33 @@ class Router:
 
         -1 in the place of an expert is no choice, and its weight is 0.
         """
+        raise NotImplementedError
+
+    @property
+    def merges(self) -> bool:
+        """Whether choices can be merged from parts that score some experts each, see `merge`."""
+        return False
+
+    def merge(self, offers: Sequence[Offer]) -> Routing:
+        """What `choose` gives, to the bit, from the best `top_k` of the logits of each part's experts."""
+        raise NotImplementedError
+
+    @property
+    def group_limit(self) -> tuple[int, int] | None:
+        """How many groups the experts are in, and to how many of them a token's choices are limited.
+
+        None where nothing is chosen before the experts; else `open_groups` and `choose_within` are `choose`.
+        """
+        return None
+
+    def open_groups(self, scores: F32, gate: Gate, context: Context) -> npt.NDArray[np.integer]:
+        """scores [T, S] -> the groups [T, g] that each token's experts are to be of."""
+        raise NotImplementedError
+
+    def choose_within(
+        self, scores: F32, gate: Gate, context: Context, groups: npt.NDArray[np.integer]
+    ) -> Routing:
+        """scores [T, S] -> Routing [T, K] among the experts of `groups` [T, g]; may overwrite `scores`."""
         raise NotImplementedError
 
     def route(self, x: F32, gate: Gate, context: Context | None = None) -> Routing:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rayemu.numerics import F32
-from rayemu.routing.gate import Gate, Routing, check_choices, close_groups, top_k
+from rayemu.routing.gate import Gate, Routing, best_groups, check_choices, close_groups, top_k
 from rayemu.routing.router import Context, Router
 
 
@@ -33,30 +34,60 @@ class SigmoidGroupTopK(Router):
         limited = self.top_groups < self.groups
         check_choices(self.top_k, experts, self.groups, self.top_groups, least=2 if limited else 1)
 
+    @property
+    def group_limit(self) -> tuple[int, int] | None:
+        """How many groups there are, and how many of them are open to a token; None if all are."""
+        return (self.groups, self.top_groups) if self.top_groups < self.groups else None
+
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
         """Logits [T, E] -> choices [T, K] by descending biased score, ties to the lower group and expert."""
-        # [T, E], turned into 1 / (1 + exp(-logit)) in place
-        limited = self.top_groups < self.groups
+        return self._choose(scores, gate, None)
+
+    def open_groups(self, scores: F32, gate: Gate, context: Context) -> npt.NDArray[np.intp]:
+        """Logits [T, E] (overwritten) -> the groups [T, top_groups] with the best two experts, best first."""
+        return self._best_groups(_biased(_sigmoid(scores), gate))
+
+    def choose_within(
+        self, scores: F32, gate: Gate, context: Context, groups: npt.NDArray[np.integer]
+    ) -> Routing:
+        """Logits [T, E] -> choices [T, K] among the experts of `groups` [T, g]."""
+        return self._choose(scores, gate, groups)
+
+    def _best_groups(self, biased: F32) -> npt.NDArray[np.intp]:
+        """Biased scores [T, E] -> [T, top_groups]."""
+        rows, experts = biased.shape
+        grouped = biased.reshape(rows * self.groups, experts // self.groups).copy()  # [T*G, E/G]
+        _, two = top_k(grouped, 2)  # [T*G, 2]
+        return best_groups((two[:, 0] + two[:, 1]).reshape(rows, self.groups), self.top_groups)
+
+    def _choose(self, scores: F32, gate: Gate, groups: npt.NDArray[np.integer] | None) -> Routing:
+        """Of `groups` [T, g] if they are known, else of those that are to be open."""
+        limited = self.group_limit is not None
         by_logit = None if limited or gate.selection_bias is not None else scores.copy()
-        np.negative(scores, out=scores)
-        with np.errstate(over="ignore"):  # exp = inf gives score 0, which is right
-            np.exp(scores, out=scores)
-        scores += 1.0
-        np.reciprocal(scores, out=scores)
-        if by_logit is not None:
-            biased = by_logit
-        else:  # [T, E]
-            biased = scores.copy() if gate.selection_bias is None else scores + gate.selection_bias
+        scores = _sigmoid(scores)  # [T, E]
+        biased = _biased(scores, gate) if by_logit is None else by_logit  # [T, E]
         closed = None
         if limited:
-            rows, experts = scores.shape
-            grouped = biased.reshape(rows * self.groups, experts // self.groups).copy()  # [T*G, E/G]
-            _, two = top_k(grouped, 2)  # [T*G, 2]
-            worth = (two[:, 0] + two[:, 1]).reshape(rows, self.groups)  # [T, G]
-            closed = close_groups(biased, worth, self.top_groups)
+            closed = close_groups(
+                biased, self._best_groups(biased) if groups is None else groups, self.groups
+            )
         chosen, _ = top_k(biased, self.top_k, closed)  # [T, K]
         weights = np.take_along_axis(scores, chosen, axis=1)
         if self.renormalise:
             weights /= np.add.reduce(weights, axis=1, keepdims=True) + np.float32(1e-20)
         weights *= np.float32(self.scaling)
         return Routing(chosen.astype(np.int32), weights)
+
+
+def _sigmoid(logits: F32) -> F32:
+    """1 / (1 + exp(-logit)), in place."""
+    np.negative(logits, out=logits)
+    with np.errstate(over="ignore"):  # exp = inf gives score 0, which is right
+        np.exp(logits, out=logits)
+    logits += 1.0
+    return np.reciprocal(logits, out=logits)
+
+
+def _biased(scores: F32, gate: Gate) -> F32:
+    """A copy of scores [T, E], with the gate's selection bias if it has one."""
+    return scores.copy() if gate.selection_bias is None else scores + gate.selection_bias

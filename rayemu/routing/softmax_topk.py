@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayemu.numerics import F32
-from rayemu.routing.gate import Gate, Routing, check_choices, softmax_choice, top_k
+from rayemu.routing.gate import Gate, Routing, check_choices, renormalised, softmax_choice, top_k
+from rayemu.routing.offers import Offer, merge_top_k
 from rayemu.routing.router import Context, Router
 
 
@@ -30,3 +32,12 @@ class SoftmaxTopK(Router):
         return softmax_choice(
             scores, lambda logits: top_k(logits, self.top_k), self.renormalise, self.scaling
         )
+
+    @property
+    def merges(self) -> bool:
+        """Where weights are those of the chosen experts alone."""
+        return self.renormalise
+
+    def merge(self, offers: Sequence[Offer]) -> Routing:
+        """The best of all offers, weighted as `choose` does."""
+        return renormalised(*merge_top_k(offers, self.top_k), self.scaling)

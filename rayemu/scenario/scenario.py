@@ -19,7 +19,7 @@ from rayemu.placement import Placement as Placed
 from rayemu.placement import PlacementProblem
 from rayemu.plain_yaml import SCALARS
 from rayemu.protocol.client import most_tokens
-from rayemu.routing import ROUTERS, make_router
+from rayemu.routing import ROUTERS, Router, make_router
 from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems, without_defaults
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
@@ -172,9 +172,11 @@ class Scenario(Section):
             except ValueError as error:
                 problem = problem_of(error, "routing")
                 return [Problem((*path, *problem.path[1:]), problem.text)]
-            if ROUTERS[kind].scope == "batch" and routing.place == "modules":
-                what = f"modules is not allowed with {kind}, which chooses for a whole batch"
-                return [Problem(("routing", "place"), f"{what}; allowed: coordinator")]
+            possible = _places(router)
+            if routing.place not in possible:
+                why = _WHY["modules" if router.scope == "batch" else routing.place]
+                what = f"{routing.place} is not allowed with {kind}, {why}"
+                return [Problem(("routing", "place"), f"{what}; allowed: {' or '.join(possible)}")]
         return []
 
     def _copies_problems(self, spec: ModelSpec) -> Iterable[Problem]:
@@ -277,6 +279,21 @@ class Scenario(Section):
         common = spec.model_bytes() - spec.experts * spec.moe_layers * spec.expert_bytes()
         rows = -(-self.run.batch_tokens // modules)
         return routed + common + self.run.in_flight * spec.activation_bytes(rows)
+
+
+def _places(router: Router) -> list[str]:
+    """Where a router's choices can be made."""
+    if router.scope == "batch":
+        return ["coordinator"]
+    hybrid = [] if router.group_limit is None else ["hybrid"]
+    return ["coordinator", "modules", *hybrid, *(["distributed"] if router.merges else [])]
+
+
+_WHY = {
+    "modules": "which chooses for a whole batch",
+    "hybrid": "which limits no choice to some groups of experts (top_groups below groups)",
+    "distributed": "whose choices need more than the best scores of each module",
+}
 
 
 def _read(file: Path | int) -> str:

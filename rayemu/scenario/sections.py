@@ -221,7 +221,7 @@ class Routing(Section):
 
     model_config = ConfigDict(extra="allow")
     kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
-    place: Literal["coordinator", "modules"] = "coordinator"
+    place: Literal["coordinator", "modules", "hybrid", "distributed"] = "coordinator"
     layers: dict[Annotated[str, BeforeValidator(_layers)], LayerRouter] = Field(default_factory=dict)
 
     @property

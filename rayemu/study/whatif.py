@@ -45,7 +45,13 @@ _ALONE = ("faults=[]", "rebalance=null")  # what planning leaves out
 
 
 def refuse_recorded_choices(scenario: Scenario) -> None:
-    """Raise PricingError where a router's choices are not its rows' own, top_k each."""
+    """Raise PricingError where choices are not made in one place for each row, top_k of them."""
+    place = scenario.routing.place
+    if place in ("hybrid", "distributed"):
+        raise PricingError(
+            f"routing.place: {place} cannot be planned; run the scenario and price the run, or plan with "
+            "coordinator or modules (routing.place=modules)"
+        )
     for layer, router in enumerate(routers_of(scenario.spec)):
         if router.scope == "batch" or router.varies:
             kind = scenario.spec.router_of(layer)[0]

@@ -79,6 +79,12 @@ def run(seed: int, batches: int = 4) -> Outcome:
     )
     kind = str(np.random.default_rng([seed, 1]).choice(list(KINDS)))
     spec = replace(spec, **KINDS[kind])
+    spread = str(np.random.default_rng([seed, 2]).choice(["", "", "distributed", "hybrid"]))
+    if spread == "hybrid" and spec.top_k <= 2:
+        limits = {"groups": 2, "top_groups": 1}
+        spec = replace(spec, router="sigmoid_group_topk", router_params=limits)
+    elif spread == "hybrid" or spec.router != "softmax_topk":
+        spread = ""
     model = Model(spec)
     module_codec, node_codec, combine_codec = CODECS[int(rng.integers(len(CODECS)))]
     config = ProtocolConfig(
@@ -91,7 +97,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
         min_slice_rows=int(rng.choice([1, 4, 64])),
         chunk_bytes=int(rng.choice([256, 1 << 20])),
         window_bytes=int(rng.choice([512, 1 << 20])),
-        route_at_coordinator=bool(rng.integers(2)),
+        place=spread or ["modules", "coordinator"][int(rng.integers(2))],
         drop_lost_experts=bool(rng.integers(2)),
         replace_after=float(rng.choice([0.01, 0.3])),
     )
@@ -116,7 +122,7 @@ def run(seed: int, batches: int = 4) -> Outcome:
     numbers = [simulator.submit(x) for x in inputs]
     plan(simulator, fault, modules, rng)
     links(simulator, rng)
-    traits = {kind, "dense"} if spec.dense_layers else {kind}
+    traits = {kind, config.place, "dense"} if spec.dense_layers else {kind, config.place}
     may_lose = "crash" in fault and (copies == 1 or fault == "two crashes")
     for x, number in zip(inputs, numbers, strict=True):
         result = simulator.result(number)

@@ -33,6 +33,7 @@ def run(seed: int, batches: int = 6) -> set[str]:
         dense_layers=dense, dense_d_ff=16, biases=biases,
     )  # fmt: skip
     raw = make_policy("raw")
+    spread = np.random.default_rng([seed, 15]).random() < 0.4
     config = ProtocolConfig(
         exchange=[EXCHANGES["flat"](), EXCHANGES["hierarchical"]()][int(rng.integers(2))],
         replicas=REPLICAS[str(rng.choice(list(REPLICAS)))](),
@@ -40,7 +41,7 @@ def run(seed: int, batches: int = 6) -> set[str]:
         combine=(raw, raw),
         min_slice_rows=int(rng.choice([1, 8])),
         chunk_bytes=int(rng.choice([256, 1 << 20])),
-        route_at_coordinator=bool(rng.integers(2)),
+        place=["modules", "coordinator", "distributed", "distributed"][int(rng.integers(2)) + 2 * spread],
         replace_after=float(rng.choice([0.01, 0.3])),
         move_rate=float(rng.choice([3e4, 1e6, 1e9])),
     )

@@ -12,6 +12,7 @@ from rayemu import Emulator, Scenario
 from rayemu.alltoall import ORDERS
 from rayemu.drivers.pump import ModulePump
 from rayemu.model.reference import reference_forward
+from rayemu.protocol.config import PLACES
 from rayemu.protocol.messages import Dispatch, Send
 from rayemu.scenario import Fault
 from tests.drivers import chaos, moving
@@ -35,7 +36,7 @@ def test_seeds(first: int) -> None:
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error}") from error
         seen |= {outcome.fault, f"copies: {outcome.copies}", *outcome.traits}
-    traits = {"copies: 1", "copies: 2", "dense", "dropped", "failed", "other codec"}
+    traits = {"copies: 1", "copies: 2", "dense", "dropped", "failed", "other codec", *PLACES}
     assert seen >= {*chaos.FAULTS, *chaos.KINDS, *traits}, "the seeds cover too little"
 
 

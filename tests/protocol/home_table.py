@@ -41,7 +41,7 @@ class Table:
     def __init__(self, copies: int = 1, layers: int = 1, model: dict[str, Any] | None = None, **config: Any):
         dimensions = {"d_model": 16, "d_ff": 16, "experts": 4, "top_k": 2, "layers": layers, **(model or {})}
         scenario = Scenario.from_dict({"model": dimensions})
-        defaults = {"exchange": flat(), "micro_batches": 1, "route_at_coordinator": False}
+        defaults = {"exchange": flat(), "micro_batches": 1, "place": "modules"}
         self.config = replace(ProtocolConfig.from_scenario(scenario), **{**defaults, **config})
         self.model = Model(scenario.spec)
         self.placed = PLACEMENTS["linear"]().place(problem_of(np.full((layers, 4), copies), 4))

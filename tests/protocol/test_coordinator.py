@@ -141,7 +141,7 @@ def test_a_batch_is_accepted_once_cut_and_routed() -> None:
     assert [type(s.message) for s in m.receive(Submit(0, 0, X), 0.0)] == [Accepted]
     dense = joined()
     dense.model = Model(replace(SCENARIO.spec, dense_layers=1, dense_d_ff=16))
-    for other in (joined(route_at_coordinator=False), dense):
+    for other in (joined(place="modules"), dense):
         unrouted = other.receive(Submit(0, 0, X), 0.0)
         assert all(s.message.experts is None for s in of(Slice, unrouted))  # type: ignore[union-attr]
 

@@ -87,26 +87,26 @@ def test_a_finished_slice_is_sent_again_when_asked_for() -> None:
 
 
 def test_choices_of_another_layer_or_number_of_rows_are_not_taken() -> None:
-    table = Table(layers=2, route_at_coordinator=True)
+    table = Table(layers=2, place="coordinator")
     (ask,) = [s.message for s in table.begin()]
     assert isinstance(ask, RouteRequest) and ask.layer == 0
     layer = table.model.layers[0]
     routing = route(layer, prepare(layer, X))
     for number, wrong in [(1, routing.experts), (0, routing.experts[:-1])]:
-        table.home.on_route_reply(RouteReply(0, 0, 0, number, wrong, routing.weights), 0.0)
+        table.home.on_choices(RouteReply(0, 0, 0, number, wrong, routing.weights), 0.0)
         assert table.sent() == []
     for _ in range(2):  # the second changes nothing
-        table.home.on_route_reply(RouteReply(0, 0, 0, 0, routing.experts, routing.weights), 0.0)
+        table.home.on_choices(RouteReply(0, 0, 0, 0, routing.experts, routing.weights), 0.0)
     sends = table.sent()
     assert sum(len(d.rows) for d in dispatches(sends)) == routing.experts.size
     (ask,) = [s.message for s in table.answer_all(sends)]
     assert isinstance(ask, RouteRequest) and ask.layer == 1
-    table.home.on_route_reply(RouteReply(0, 0, 0, 0, routing.experts, routing.weights), 0.0)  # of before
+    table.home.on_choices(RouteReply(0, 0, 0, 0, routing.experts, routing.weights), 0.0)  # of before
     assert table.sent() == []
 
 
 def test_unanswered_questions_for_choices_are_asked_again() -> None:
-    table = Table(route_at_coordinator=True)
+    table = Table(place="coordinator")
     (ask,) = table.begin()
     due = table.home.wake
     table.home.tick(due - 1e-3)

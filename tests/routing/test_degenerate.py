@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayemu.routing import Gate, Routing, make_router
-from rayemu.routing.gate import close_groups, softmax_powers, top_k
+from rayemu.routing.gate import best_groups, close_groups, softmax_powers, top_k
 
 INF, NAN = math.inf, math.nan
 MEMBERS: list[tuple[str, dict[str, Any]]] = [
@@ -144,7 +144,8 @@ def test_extreme_logits_are_taken_without_a_warning(kind: str, params: dict[str,
 
 def test_as_many_groups_open_as_are_to_be() -> None:
     scores = np.full((2, 6), -INF, np.float32)
-    closed = close_groups(scores, np.array([[-INF, -INF, -INF], [-INF, -INF, 1]], np.float32), 2)
+    worth = np.array([[-INF, -INF, -INF], [-INF, -INF, 1]], np.float32)
+    closed = close_groups(scores, best_groups(worth, 2), 3)
     assert closed.tolist() == [[False, False, True], [False, True, False]]
 
 
