@@ -197,7 +197,7 @@ def study(stage: Stage, asked: Sequence[str]) -> list[Measured]:
             params = {**sensible(kind, stage.spec), **changes}
             router = make_router(kind, stage.spec.experts, top_k=stage.spec.top_k, **params)
             layers = range(stage.spec.dense_layers, stage.spec.layers)
-            router.check_run(layers, sum(map(len, stage.batches)))
+            router.check_run(layers, len(stage.batches), len(stage.batches[0]))
             found.append(stage.measure(name, router))
         except ValueError as error:
             found.append(Measured(name, refused=str(error)))
