@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from rayemu.model.model import Model
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics import F32, denormals_kept
 from rayemu.report.fitting import fitted
+from rayemu.report.pareto import Point, can_be_drawn, page
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing, make_router
 from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.base import parameter_problems
@@ -48,6 +50,7 @@ class Measured:
 
     router: str
     refused: str = ""
+    scope: str = ""
     agreement: float = 0.0
     output_error: float = 0.0
     balance: float = 0.0
@@ -130,6 +133,7 @@ class Stage:
         made, agreed, away, far, missing, without, tokens = same.tolist()
         return Measured(
             name,
+            scope=router.scope,
             agreement=agreed / made if made else 1.0,
             output_error=output_error(y, self.wanted),
             balance=float(np.mean(uneven)) if uneven else 1.0,
@@ -256,22 +260,38 @@ def undominated(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def report(
-    scenario: Scenario, asked: Sequence[str], batches: int, tokens: int | None, as_json: bool
+    scenario: Scenario,
+    asked: Sequence[str],
+    batches: int,
+    tokens: int | None,
+    as_json: bool,
+    plot: Path | None = None,
 ) -> list[Measured]:
-    """Measure and print. Raises ScenarioError."""
+    """Measure and print, and draw the page `plot`. Raises ScenarioError, before it measures; OSError."""
     console = Console()
+    if plot is not None:
+        if why := can_be_drawn():
+            raise ScenarioError([f"--plot: {why}"])
+        if plot.is_dir():
+            raise ScenarioError(
+                [f"--plot: {plot} is a folder; name a file in it, like {plot / 'routers.html'}"]
+            )
+        plot.parent.mkdir(parents=True, exist_ok=True)
     stage = Stage(scenario, batches, tokens)
     with console.status("measuring"):  # shown on terminals only
         lines = study(stage, asked)
     spec = scenario.spec
-    if as_json:
-        facts = {"scenario": scenario.name, "own_router": spec.router, "tokens": len(stage.wanted)}
-        print(json.dumps({**facts, "routers": [_as_data(line) for line in lines]}, indent=1))
-        return lines
     title = (
         f"{scenario.name}: {len(stage.wanted)} tokens in {batches} batches, E={spec.experts} K={spec.top_k}, "
         f"{len(stage.heard)} layers with experts, beside its own {spec.router}"
     )
+    if plot is not None:
+        refused = [f"{line.router}: {line.refused}" for line in lines if line.refused]
+        plot.write_text(page([_point(line) for line in lines if not line.refused], title, refused), "utf-8")
+    if as_json:
+        facts = {"scenario": scenario.name, "own_router": spec.router, "tokens": len(stage.wanted)}
+        print(json.dumps({**facts, "routers": [_as_data(line) for line in lines]}, indent=1))
+        return lines
     ran = [line for line in lines if not line.refused]
     rows = [(line.router, *(show(getattr(line, key)) for key, _, show in COLUMNS)) for line in ran]
     for table in fitted(
@@ -282,8 +302,7 @@ def report(
         if line.refused:
             console.print(f"{line.router}: {line.refused}", highlight=False, markup=False)
         elif line.counts:
-            counts = ", ".join(f"{name} {value:,.0f}" for name, value in sorted(line.counts.items()))
-            console.print(f"{line.router}: {counts}", highlight=False, markup=False)
+            console.print(f"{line.router}: {_counts(line)}", highlight=False, markup=False)
     console.print(
         "on the activations of the model's own router: agreement with it, experts' max/mean, remote and "
         f"dropped choices, tokens without any, time of routing measured here (of {BASELINE}: 1). Of the "
@@ -292,7 +311,19 @@ def report(
         style="dim",
         highlight=False,
     )
+    if plot is not None:
+        console.print(f"Drawn in {plot}", highlight=False, markup=False)
     return lines
+
+
+def _counts(line: Measured) -> str:
+    return ", ".join(f"{name} {value:,.0f}" for name, value in sorted(line.counts.items()))
+
+
+def _point(line: Measured) -> Point:
+    row = {key: show(getattr(line, key)) for key, _, show in COLUMNS} | {"counts": _counts(line) or "-"}
+    costs = line.output_error, 100 * line.remote, line.balance
+    return Point(line.router, line.scope, *costs, line.best, row)
 
 
 def _share(value: float) -> str:
