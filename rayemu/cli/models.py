@@ -65,6 +65,12 @@ def routers(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.layers=4; repeatable."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", callback=expanded, help="Also draw error against cost, as one page (bokeh)."
+        ),
+    ] = None,
 ) -> None:
     """Every router on the same activations: what its choices bring and cost beside the model's own.
 
@@ -77,7 +83,7 @@ def routers(
 
         changes = [f"stream={{kind: {stream}}}"] if stream is not None else []
         chosen = Scenario.load(scenario).with_overrides([*changes, *(settings or [])])
-        report(chosen, names or [], batches, tokens, json)
+        report(chosen, names or [], batches, tokens, json, plot)
 
 
 def model(

@@ -31,7 +31,7 @@ from rayemu.routing.predictive_topk import PredictiveTopK
 from rayemu.routing.quantised_topk import QuantisedTopK
 from rayemu.routing.random import Random
 from rayemu.routing.replay import Replay
-from rayemu.routing.router import Context, Router
+from rayemu.routing.router import Context, Router, located
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
 from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
@@ -77,6 +77,7 @@ __all__ = [
     "Verified",
     "Voting",
     "agreement",
+    "located",
     "make_router",
     "merge_top_k",
     "offer_top_k",

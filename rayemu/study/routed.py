@@ -5,7 +5,7 @@ Shapes: T tokens, K choices per token, E experts, M modules, L layers, D model w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,14 @@ def forward(
     batch: int = 0,
     states: dict[int, Any] | None = None,
     counts: dict[str, float] | None = None,
+    block: Callable[[Layer, F32, Routing], F32] | None = None,
 ) -> tuple[F32, list[Routing | None]]:
     """All layers of `model` on x [T, D] -> y [T, D] and each layer's choices, None for a dense one.
 
     `routers_per_layer` [L] choose; those of dense layers are not asked. `home` [T], `holders` [L, M, E] and
     `module_to_node` [M] are what they may know (see `routing.Context`), `batch` is the number of this batch.
     `states`, by layer, goes from one call to the next: what is missing in it is made, and then kept there;
-    None for a first batch. `counts` is added to.
+    None for a first batch. `counts` is added to. `block` may stand in for `moe`, if its result is the same.
     With the layers' own routers y is that of `reference_forward`, to the bit.
     """
     if len(routers_per_layer) != len(model.layers):
@@ -57,7 +58,7 @@ def forward(
             rows, layer.gate, Context(layer.index, batch, *where, states[layer.index], counts)
         )
         routings.append(routing)
-        x = finish(layer, x, moe(layer, rows, routing))
+        x = finish(layer, x, (block or moe)(layer, rows, routing))
     return x, routings
 
 
@@ -69,6 +70,21 @@ def moe(layer: Layer, x: F32, routing: Routing) -> F32:
         tokens, choice = np.nonzero(routing.experts == expert)
         rows[tokens, choice] = expert_forward(layer.experts[expert], given[tokens])
     return combine(weights, rows, shared_forward(layer, x))
+
+
+def unlike(x: F32, routing: Routing, other_x: F32, other: Routing) -> npt.NDArray[np.bool_]:
+    """Rows [T] of which `moe` may give something else for x [T, D] and `routing` than for the other ones.
+
+    Each is computed by itself, so one with the same input, choices and weights comes to the same bits.
+    """
+    choices = other.experts.shape[1]
+    if len(x) != len(other_x) or routing.experts.shape[1] < choices:
+        return np.ones(len(x), bool)
+    differs: npt.NDArray[np.bool_] = (x != other_x).any(axis=1)
+    differs |= (routing.experts[:, :choices] != other.experts).any(axis=1)
+    differs |= (routing.weights[:, :choices] != other.weights).any(axis=1)
+    differs |= (routing.experts[:, choices:] >= 0).any(axis=1)
+    return differs
 
 
 def holders_of(placement: Placement, layers: int, experts: int, modules: int) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,9 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,18 +20,21 @@ from rich.console import Console
 
 from rayemu.alltoall import cut_slices
 from rayemu.balance.metrics import max_over_mean
-from rayemu.model.model import Model
+from rayemu.model.model import Layer, Model
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics import F32, denormals_kept
 from rayemu.report.fitting import fitted
+from rayemu.report.pareto import Point, can_be_drawn, page
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing, make_router
 from rayemu.scenario import Scenario, ScenarioError
 from rayemu.scenario.base import parameter_problems
 from rayemu.scenario.loading import override
 from rayemu.streams.aim import aim
-from rayemu.study.routed import forward, holders_of, output_error
+from rayemu.study.routed import forward, holders_of, moe, output_error, unlike
+from rayemu.units import format_seconds
 
 BASELINE = "softmax_topk"  # whose time others are compared with
+LONG_WALL_S = 20.0  # what takes longer is said before
 _GROUPS = 8  # at most, where the model has none of its own
 _FROM_MODEL = ("renormalise", "scaling", "groups", "top_groups")  # what is the model's in any router
 
@@ -48,6 +53,7 @@ class Measured:
 
     router: str
     refused: str = ""
+    scope: str = ""
     agreement: float = 0.0
     output_error: float = 0.0
     balance: float = 0.0
@@ -97,6 +103,9 @@ class Stage:
         self.batches = list(islice(stream.batches(rows, spec.d_model, seed), batches))
         self.homes = [self._homes(number, rows) for number in range(batches)]  # [B] of [T]
         heard: list[Router] = [_Listening(layer.router) for layer in self.model.layers]
+        self.heard: dict[int, _Listening] = {}
+        self.made: dict[tuple[int, int], F32] = {}  # by layer and batch, what its experts gave [T, D]
+        self.took = 0.0  # wall seconds of the quickest batch, for all: the first also makes weights
         self.wanted = self._outputs(heard, {})
         self.heard = {
             layer.index: one
@@ -115,21 +124,34 @@ class Stage:
         """The stack's outputs [B T, D] under these routers, one to a layer."""
         states: dict[int, Any] = {}
         where = self.holders, self.module_to_node
-        return np.concatenate(
-            [
-                forward(self.model, x, routers, home, *where, batch, states, counts)[0]
-                for batch, (x, home) in enumerate(zip(self.batches, self.homes, strict=True))
-            ]
-        )
+        found, took = [], []
+        for batch, (x, home) in enumerate(zip(self.batches, self.homes, strict=True)):
+            begun, block = time.perf_counter(), partial(self._block, batch)
+            found.append(forward(self.model, x, routers, home, *where, batch, states, counts, block)[0])
+            took.append(time.perf_counter() - begun)
+        self.took = self.took or min(took) * len(took)
+        return np.concatenate(found)
 
-    def measure(self, name: str, router: Router) -> Measured:
-        """What a router comes to."""
+    def _block(self, batch: int, layer: Layer, x: F32, routing: Routing) -> F32:
+        """What the layer's experts give [T, D]: rows that are as with the model's own router are kept."""
+        key, heard = (layer.index, batch), self.heard.get(layer.index)
+        if heard is None:
+            self.made[key] = moe(layer, x, routing)
+            return self.made[key]
+        new = unlike(x, routing, heard.asked[batch], heard.said[batch])
+        y = self.made[key].copy()
+        y[new] = moe(layer, x[new], Routing(routing.experts[new], routing.weights[new]))
+        return y
+
+    def measure(self, name: str, router: Router, warn: Callable[[str], None] = lambda text: None) -> Measured:
+        """What a router comes to; `warn` is told before it takes long."""
         counts: dict[str, float] = {}
-        same, slower, uneven = self._on_the_same_activations(router, counts)
+        same, slower, uneven = self._on_the_same_activations(name, router, counts, warn)
         y = self._outputs([router] * len(self.model.layers), {})
         made, agreed, away, far, missing, without, tokens = same.tolist()
         return Measured(
             name,
+            scope=router.scope,
             agreement=agreed / made if made else 1.0,
             output_error=output_error(y, self.wanted),
             balance=float(np.mean(uneven)) if uneven else 1.0,
@@ -143,7 +165,7 @@ class Stage:
 
     @denormals_kept()
     def _on_the_same_activations(
-        self, router: Router, counts: dict[str, float]
+        self, name: str, router: Router, counts: dict[str, float], warn: Callable[[str], None]
     ) -> tuple[npt.NDArray[np.int64], list[float], list[float]]:
         """Sums over batches and layers; time against the baseline, and imbalance, of each."""
         same, slower, uneven = np.zeros(7, np.int64), [], []
@@ -160,7 +182,12 @@ class Stage:
                 plain.route(x, gate)
                 between = time.perf_counter()
                 chosen = router.route(x, gate, context).experts  # [T, K]
-                slower.append((time.perf_counter() - between) / max(between - begun, 1e-9))
+                took = time.perf_counter() - between
+                slower.append(took / max(between - begun, 1e-9))
+                rest = took * (2 * len(self.homes) * len(self.heard) - 1)  # it chooses for the outputs, too
+                if len(slower) == 1 and rest > LONG_WALL_S:
+                    less = "fewer --tokens or --batches take less"
+                    warn(f"{name} takes about {format_seconds(rest)} to choose; {less}")
                 loads = np.bincount(chosen[chosen >= 0], minlength=self.spec.experts)  # [E]
                 uneven.append(float(max_over_mean(loads)))
                 row, place = np.nonzero(chosen >= 0)
@@ -179,16 +206,24 @@ class Stage:
         return same, slower[len(self.heard) :] or slower, uneven  # the first batch warms up
 
 
-def study(stage: Stage, asked: Sequence[str]) -> list[Measured]:
+def study(
+    stage: Stage,
+    asked: Sequence[str],
+    begins: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[Measured]:
     """Every router that is asked for, as NAME or NAME:PARAMETER=VALUE,...; all of the table without.
 
-    One that cannot serve the scenario is there with its reason. Raises ScenarioError for a name or parameter
-    that there is not.
+    `begins` is told which one it is at, `warn` of what will take long. One that cannot serve the scenario is
+    there with its reason. Raises ScenarioError for a name or parameter that there is not.
     """
     own = stage.spec.router
     names = list(asked) or [own, *(kind for kind in ROUTERS if kind != own)]
     found = []
-    for name in names:
+    if (about := len(names) * stage.took / 2) > LONG_WALL_S:  # about half of them change most rows
+        warn(f"measuring {len(names)} routers takes about {format_seconds(about)}; fewer --batches take less")
+    for number, name in enumerate(names):
+        begins(f"measuring {name}, {number + 1} of {len(names)}")
         kind, _, given = name.partition(":")
         if kind not in ROUTERS:
             raise ScenarioError([f"--router: {kind!r} is not allowed; allowed: {', '.join(ROUTERS)}"])
@@ -197,8 +232,8 @@ def study(stage: Stage, asked: Sequence[str]) -> list[Measured]:
             params = {**sensible(kind, stage.spec), **changes}
             router = make_router(kind, stage.spec.experts, top_k=stage.spec.top_k, **params)
             layers = range(stage.spec.dense_layers, stage.spec.layers)
-            router.check_run(layers, sum(map(len, stage.batches)))
-            found.append(stage.measure(name, router))
+            router.check_run(layers, len(stage.batches), len(stage.batches[0]))
+            found.append(stage.measure(name, router, warn))
         except ValueError as error:
             found.append(Measured(name, refused=str(error)))
     return with_best(found)
@@ -256,22 +291,40 @@ def undominated(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def report(
-    scenario: Scenario, asked: Sequence[str], batches: int, tokens: int | None, as_json: bool
+    scenario: Scenario,
+    asked: Sequence[str],
+    batches: int,
+    tokens: int | None,
+    as_json: bool,
+    plot: Path | None = None,
 ) -> list[Measured]:
-    """Measure and print. Raises ScenarioError."""
+    """Measure and print, and draw the page `plot`. Raises ScenarioError, before it measures; OSError."""
     console = Console()
-    stage = Stage(scenario, batches, tokens)
-    with console.status("measuring"):  # shown on terminals only
-        lines = study(stage, asked)
+    if plot is not None:
+        if why := can_be_drawn():
+            raise ScenarioError([f"--plot: {why}"])
+        if plot.is_dir():
+            raise ScenarioError(
+                [f"--plot: {plot} is a folder; name a file in it, like {plot / 'routers.html'}"]
+            )
+        plot.parent.mkdir(parents=True, exist_ok=True)
+    told = Console(stderr=True)
+    with told.status("measuring") as status:  # shown on terminals only
+        stage = Stage(scenario, batches, tokens)
+        warn = partial(told.print, highlight=False, markup=False, soft_wrap=True)
+        lines = study(stage, asked, status.update, warn)
     spec = scenario.spec
-    if as_json:
-        facts = {"scenario": scenario.name, "own_router": spec.router, "tokens": len(stage.wanted)}
-        print(json.dumps({**facts, "routers": [_as_data(line) for line in lines]}, indent=1))
-        return lines
     title = (
         f"{scenario.name}: {len(stage.wanted)} tokens in {batches} batches, E={spec.experts} K={spec.top_k}, "
         f"{len(stage.heard)} layers with experts, beside its own {spec.router}"
     )
+    if plot is not None:
+        refused = [f"{line.router}: {line.refused}" for line in lines if line.refused]
+        plot.write_text(page([_point(line) for line in lines if not line.refused], title, refused), "utf-8")
+    if as_json:
+        facts = {"scenario": scenario.name, "own_router": spec.router, "tokens": len(stage.wanted)}
+        print(json.dumps({**facts, "routers": [_as_data(line) for line in lines]}, indent=1))
+        return lines
     ran = [line for line in lines if not line.refused]
     rows = [(line.router, *(show(getattr(line, key)) for key, _, show in COLUMNS)) for line in ran]
     for table in fitted(
@@ -282,8 +335,7 @@ def report(
         if line.refused:
             console.print(f"{line.router}: {line.refused}", highlight=False, markup=False)
         elif line.counts:
-            counts = ", ".join(f"{name} {value:,.0f}" for name, value in sorted(line.counts.items()))
-            console.print(f"{line.router}: {counts}", highlight=False, markup=False)
+            console.print(f"{line.router}: {_counts(line)}", highlight=False, markup=False)
     console.print(
         "on the activations of the model's own router: agreement with it, experts' max/mean, remote and "
         f"dropped choices, tokens without any, time of routing measured here (of {BASELINE}: 1). Of the "
@@ -292,7 +344,19 @@ def report(
         style="dim",
         highlight=False,
     )
+    if plot is not None:
+        console.print(f"Drawn in {plot}", highlight=False, markup=False)
     return lines
+
+
+def _counts(line: Measured) -> str:
+    return ", ".join(f"{name} {value:,.0f}" for name, value in sorted(line.counts.items()))
+
+
+def _point(line: Measured) -> Point:
+    row = {key: show(getattr(line, key)) for key, _, show in COLUMNS} | {"counts": _counts(line) or "-"}
+    costs = line.output_error, 100 * line.remote, line.balance
+    return Point(line.router, line.scope, *costs, line.best, row)
 
 
 def _share(value: float) -> str:

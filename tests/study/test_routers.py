@@ -19,6 +19,7 @@ from rayemu.model.presets import PRESETS
 from rayemu.model.reference import reference_forward
 from rayemu.pricing.choices import chosen_by_model
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing, make_router
+from rayemu.study.routed import forward, moe
 from rayemu.study.routers import Stage, sensible, study, undominated, with_best
 
 TINY: dict[str, Any] = {
@@ -114,6 +115,44 @@ def test_the_output_error_is_of_the_whole_stack(stage: Stage, monkeypatch: pytes
     monkeypatch.setitem(ROUTERS, "best", Best)
     fit, unfit = study(stage, ["best:limit=1", "best:limit=3"])
     assert not fit.refused and unfit.refused == "routing.limit is 3; allowed: up to 2"
+
+
+@pytest.mark.parametrize(
+    "kind", ["softmax_group_topk", "top_p", "capacity_topk", "expert_choice", "quantised_topk"]
+)
+def test_rows_that_stay_as_they_were_are_not_computed_again(
+    stage: Stage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs are those of the plain forward pass, to the bit, and what agrees costs nothing."""
+    router = make_router(kind, 8, top_k=2, **sensible(kind, stage.spec))
+    where, states, counts = (stage.holders, stage.module_to_node), {}, {}  # type: ignore[var-annotated]
+    plain = [
+        forward(stage.model, x, [router] * 2, home, *where, batch, states, counts)[0]
+        for batch, (x, home) in enumerate(zip(stage.batches, stage.homes, strict=True))
+    ]
+    computed = []
+
+    def counted(layer: Any, x: np.ndarray, routing: Routing) -> np.ndarray:
+        computed.append(len(x))
+        return moe(layer, x, routing)
+
+    monkeypatch.setattr("rayemu.study.routers.moe", counted)
+    assert np.array_equal(stage._outputs([router] * 2, {}), np.concatenate(plain))
+    everything = 2 * BATCHES * 50
+    assert (sum(computed) == 0) == (kind == "softmax_group_topk")
+    others_weigh = kind in ("expert_choice", "quantised_topk")
+    assert sum(computed) < everything or others_weigh
+
+
+def test_what_takes_long_is_said_before(scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["--router", "base", "--router", "hash", "--json", "--batches", "2"]
+    assert not _run(*asked, scenario=scenario).stderr
+    monkeypatch.setattr("rayemu.study.routers.LONG_WALL_S", 0.0)
+    result = _run(*asked, scenario=scenario)
+    said = result.stderr.splitlines()
+    assert said[0].startswith("measuring 2 routers takes about ") and "fewer --batches" in said[0]
+    assert said[1].startswith("base takes about ") and said[2].startswith("hash takes about ")
+    assert len(said) == 3 and json.loads(result.stdout)["routers"]
 
 
 def test_marks_of_what_nothing_beats() -> None:
