@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,43 @@ def test_hang_is_survived_and_forgiven() -> None:
             os.kill(pid, signal.SIGCONT)
         wait_for(emulator, "recovered", 2)
         check(emulator, inputs[:5])
+
+
+def test_a_home_that_wakes_up_long_after_its_batches_are_done_changes_nothing() -> None:
+    """Its slices were given to others and their memory to later batches, but what it still was to read."""
+    with Emulator(scenario(cluster={"evict_after": "60 s"})) as emulator:
+        backend, addresses = emulator._backend, []
+
+        def new_rows(rows: int, width: int, make: Any = backend.new_rows) -> np.ndarray:
+            made = make(rows, width)
+            addresses.append(made.__array_interface__["data"][0])
+            return made
+
+        backend.new_rows = new_rows
+        emulator.take_notices()
+        pid, inputs = emulator.pids[1][0], batches(40, rows=2048)
+
+        def feed() -> Iterator[np.ndarray]:
+            for number, x in enumerate(inputs):
+                if number == 8:
+                    os.kill(pid, signal.SIGSTOP)
+                if number == 32:
+                    os.kill(pid, signal.SIGCONT)
+                yield x
+
+        try:
+            results = list(emulator.stream(feed()))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_for(emulator, "recovered", 1)
+        results += list(emulator.stream(inputs[:5]))
+        assert emulator.totals["reissued"] > 0
+        assert len(set(addresses[8:32])) < 16, "no memory was used again"
+        for x, result in zip(inputs + inputs[:5], results, strict=True):
+            assert (result.delivered == 1).all()
+            assert np.array_equal(emulator.reference(x, result), result.y)
+        copied = emulator.totals["ingest_copied_bytes"]
+        assert copied == {"client": 45 * inputs[0].nbytes, "coordinator": 0}
 
 
 @NEEDS_TURNS
