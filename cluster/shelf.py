@@ -296,6 +296,7 @@ class Readers:
                 elif way == _ON_SHELF and slots is not None and _on_shelf(slot, offset, size):
                     shelf = self._maps.get((owner[0], owner[1]))
                     if shelf is None:
+                        slots[slot] = _RETURNED  # it is not read
                         return None
                     pieces.append(self._borrow(shelf, offset, size, slots, slot))
                 else:

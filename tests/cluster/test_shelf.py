@@ -328,6 +328,18 @@ def test_rows_are_copied_for_their_owner_and_from_a_shelf_that_is_closed() -> No
     assert lent is not None and lent[2] == chain.coordinator.descriptor
 
 
+def test_a_home_that_cannot_reach_the_rows_gets_a_copy_when_it_is_asked_again() -> None:
+    chain = Chain()
+    chain.home.close(chain.client.token)
+    batch = chain.read(chain.batch(3.0))
+    part = batch[:1000]
+    assert chain.home.frame(chain.hand_on(part)) is None
+    chain.coordinator.let_go()
+    assert not chain.coordinator._handed_on, "nobody reads it"
+    got = chain.home.frame(chain.hand_on(part.copy()))  # as the ledger does
+    assert got is not None and (np.frombuffer(got[0], np.float32) == 3).all()
+
+
 def test_what_a_killed_home_was_handed_goes_back(other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, pid, process = other
     chain = Chain(reader=pid)
