@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from xxhash import xxh3_64_digest
 
 from rayemu.alltoall import View
 from rayemu.model.model import Model
@@ -27,11 +28,12 @@ class Part(NamedTuple):
     order: int  # the layer's decisions are numbered as they are made
     asked_by: int  # the module whose scores it was made from
     epoch: int  # of the membership that it was made in
+    own: int  # 1 if these rows' scores in it are those of the home that took the rows through, to the bit
 
 
 @dataclass(eq=False)
 class Decisions:
-    """Recorded choices: a row of `parts` [n, 7] for each `Part`, and theirs one after the other.
+    """Recorded choices: a row of `parts` [n, 8] for each `Part`, and theirs one after the other.
 
     `experts` int32 and `weights` float32 are flat, row by row, K of each.
     """
@@ -87,12 +89,14 @@ class _Decided:
     order: int
     asked_by: np.ndarray  # [T] int16
     epoch: int
+    scores: dict[int, bytes]  # by first row: a digest of what came from there
 
 
 class Decider:
     """Collects what the rows of a layer's batch tell its router, decides once, and tells all homes.
 
-    A home that asks again, or another one that was given its slice, gets the same choices.
+    A home that asks again, or another one that was given its slice, gets the same choices, be it that the
+    latter's scores are others: lossy codecs may have changed its rows in another way on the way here.
     """
 
     def __init__(self, model: Model) -> None:
@@ -136,14 +140,20 @@ class Decider:
         routing = of.router.choose(np.concatenate([one.scores for one in parts]), gate, context)
         order = self._made[layer]
         self._made[layer] += 1
-        return _Decided(padded(routing), order, asked_by, view.epoch)
+        digests = {one.start: _digest(one) for one in parts}
+        return _Decided(padded(routing), order, asked_by, view.epoch, digests)
 
     def _answer(self, m: Scores) -> Send:
         decided = self._decided[m.batch, m.layer]
         rows = slice(m.start, m.start + len(m.scores))
         experts, weights = decided.routing.experts[rows], decided.routing.weights[rows]
-        made = decided.order, int(decided.asked_by[m.start]), decided.epoch
+        own = decided.scores.get(m.start) == _digest(m)
+        made = decided.order, int(decided.asked_by[m.start]), decided.epoch, own
         return Send(m.home, RouteReply(m.batch, m.slice, m.micro, m.layer, experts, weights, *made))
+
+
+def _digest(m: Scores) -> bytes:
+    return xxh3_64_digest(np.ascontiguousarray(m.scores))
 
 
 def padded(routing: Routing) -> Routing:

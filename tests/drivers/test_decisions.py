@@ -12,11 +12,20 @@ import numpy as np
 import pytest
 
 from rayemu import Emulator, Scenario
+from rayemu.alltoall import EXCHANGES, REPLICAS
+from rayemu.compression import make_policy
 from rayemu.drivers.decided import load_choices
 from rayemu.drivers.record import DISPATCH, ROUTE, ROUTE_REPLY, SCORES
+from rayemu.drivers.simulator import Simulator
+from rayemu.model.model import Model
 from rayemu.model.reference import prepare, reference_forward, scored
+from rayemu.model.spec import ModelSpec
+from rayemu.placement import from_columns
 from rayemu.pricing.recorded_graph import graph_of
+from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Decider
+from rayemu.protocol.messages import DROPPED
+from rayemu.protocol.replay import PathReplay
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
 from rayemu.running.run import run_scenario
 from rayemu.scenario import Fault, ScenarioError
@@ -266,3 +275,38 @@ def test_bad_routing_is_refused_with_path_and_remedy(routing: dict[str, Any], to
     with pytest.raises(ScenarioError) as refused:
         scenario(routing=routing)
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [(("softmax_topk", {}), ("by_rank", {})), (("one", {}), ("softmax_topk", {}))]
+)
+def test_paths_where_layers_differ_in_their_number_of_choices(
+    monkeypatch: pytest.MonkeyPatch, first: Any, then: Any
+) -> None:
+    """What is noted of the first layer alone has the first layer's width; the next may be wider."""
+
+    @dataclass(frozen=True)
+    class One(ByRank):
+        def most(self, experts: int) -> int:
+            return 1
+
+        def choose(self, scores: np.ndarray, gate: Gate, context: Context) -> Routing:
+            best = scores.argmax(axis=1).astype(np.int32)[:, None]
+            return Routing(best, np.ones(best.shape, np.float32))
+
+    monkeypatch.setitem(ROUTERS, "one", One)
+    spec = ModelSpec("two", 16, 16, 8, 2, layers=2, layer_routers={0: first, 1: then})
+    # Module 0 holds some experts of the first layer alone, and is lost.
+    table = [(0, e, 0 if e < 3 else 1) for e in range(8)] + [(1, e, 1 + e % 2) for e in range(8)]
+    raw = make_policy("raw")
+    policies = {"dispatch": (raw, raw), "combine": (raw, raw), "drop_lost_experts": True, "replace": False}
+    config = ProtocolConfig(exchange=EXCHANGES["flat"](), replicas=REPLICAS["nearest"](), **policies)
+    model, nodes = Model(spec), np.zeros(3, np.int32)
+    simulator = Simulator(config, model, from_columns(*np.array(table).T), nodes)
+    simulator.crash(0, noticed_after=0.0)
+    simulator.wait(0.5)
+    x = np.random.default_rng(6).standard_normal((40, 16), dtype=np.float32)
+    result = simulator.result(simulator.submit(x))
+    assert (result.dispatch_paths[0] == DROPPED).any() and not result.dispatch_paths[1].any()
+    replay = PathReplay(result.dispatch_paths, result.combine_paths, config.codecs, result.decisions)
+    assert np.array_equal(reference_forward(model, x, replay), result.y)
