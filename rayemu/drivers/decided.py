@@ -14,7 +14,7 @@ import numpy as np
 from rayemu.model.model import Model
 from rayemu.numerics import F32
 from rayemu.protocol.client import BatchResult
-from rayemu.protocol.decisions import Decisions, padded
+from rayemu.protocol.decisions import DECISIONS, Decisions, padded
 from rayemu.protocol.epochs import view_of
 from rayemu.protocol.messages import Epoch
 from rayemu.routing import Context, Routing
@@ -146,7 +146,7 @@ def summed_up(results: Iterable[BatchResult], counts: Mapping[str, float]) -> di
     return {
         "routing": {
             **counts,
-            "decisions": decided,
+            DECISIONS: decided,
             "choices_per_token": chosen / tokens,
             "tokens_without_expert": nobody,
         }

@@ -13,9 +13,13 @@ import numpy as np
 from xxhash import xxh3_64_digest
 
 from rayemu.alltoall import View
+from rayemu.compression import WireError
 from rayemu.model.model import Model
+from rayemu.model.reference import scored
 from rayemu.protocol.messages import RouteReply, Scores, Send
 from rayemu.routing import Context, Routing
+
+DECISIONS = "decisions"  # how many were made, among what is counted
 
 
 class Part(NamedTuple):
@@ -84,6 +88,13 @@ class Decisions:
 
 
 @dataclass(slots=True, eq=False)
+class _Asked:
+    have: np.ndarray  # [T] bool
+    rows: int = 0
+    parts: dict[int, Scores] = field(default_factory=dict)  # by first row
+
+
+@dataclass(slots=True, eq=False)
 class _Decided:
     routing: Routing  # [T, K]
     order: int
@@ -102,21 +113,35 @@ class Decider:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.counts: dict[str, float] = {}  # what happened, see `Context`
-        self._asked: dict[tuple[int, int], dict[int, Scores]] = {}  # batch and layer: by first row
+        self._asked: dict[tuple[int, int], _Asked] = {}  # batch and layer
         self._decided: dict[tuple[int, int], _Decided] = {}
         self._made = [0] * len(model.layers)
         self._states: dict[int, Any] = {}
+        self._widths: dict[int, int] = {}  # of scores, by layer
 
     def on_scores(self, m: Scores, tokens: int, view: View) -> list[Send]:
-        """Take in scores for a batch of so many tokens; answer whoever can be answered now."""
-        key = m.batch, m.layer
+        """Take in scores for a batch of so many tokens; answer whoever can be answered now.
+
+        Raises WireError for scores that are not of the layer's router, or of rows that the batch has not.
+        """
+        key, rows = (m.batch, m.layer), len(m.scores)
+        if not rows or m.start + rows > tokens or m.scores.shape[1] != self._width(m.layer):
+            raise WireError(f"scores {m.scores.shape} from row {m.start} on, of a batch of {tokens}")
         if key in self._decided:
             return [self._answer(m)]
-        asked = self._asked.setdefault(key, {})
-        asked[m.start] = m
-        if sum(len(one.scores) for one in asked.values()) < tokens:
+        asked = self._asked.setdefault(key, _Asked(np.zeros(tokens, bool)))
+        before, have = asked.parts.get(m.start), asked.have[m.start : m.start + rows]
+        if before is None:
+            if have.any():
+                raise WireError(f"scores: {rows} from row {m.start} on, of which some are there")
+            have[...] = True
+            asked.rows += rows
+        elif len(before.scores) != rows:
+            raise WireError(f"scores: {rows} from row {m.start} on, of which {len(before.scores)} are there")
+        asked.parts[m.start] = m
+        if asked.rows < tokens:
             return []
-        parts = [asked[start] for start in sorted(asked)]
+        parts = [asked.parts[start] for start in sorted(asked.parts)]
         self._decided[key] = self._decide(m.batch, m.layer, parts, view)
         del self._asked[key]
         return [self._answer(one) for one in parts]
@@ -126,6 +151,15 @@ class Decider:
         for held in (self._asked, self._decided):
             for key in [key for key in held if key[0] not in batches]:
                 del held[key]  # type: ignore[attr-defined]
+
+    def _width(self, layer: int) -> int:
+        """How much a row tells a layer's router; -1 where it does not choose for whole batches."""
+        if layer not in self._widths:
+            of = self.model.layers[layer]
+            asks = of.gate is not None and of.router.scope == "batch"
+            row = np.zeros((1, self.model.spec.d_model), np.float32)
+            self._widths[layer] = scored(of, row).shape[1] if asks else -1
+        return self._widths[layer]
 
     def _decide(self, batch: int, layer: int, parts: list[Scores], view: View) -> _Decided:
         of, gate = self.model.layers[layer], self.model.layers[layer].gate
@@ -140,6 +174,7 @@ class Decider:
         routing = of.router.choose(np.concatenate([one.scores for one in parts]), gate, context)
         order = self._made[layer]
         self._made[layer] += 1
+        context.count(DECISIONS, 1)
         digests = {one.start: _digest(one) for one in parts}
         return _Decided(padded(routing), order, asked_by, view.epoch, digests)
 

@@ -152,6 +152,8 @@ class Scenario(Section):
             last = max(Routing(layers={text: other}).by_layer())
             if last >= spec.layers:
                 return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
+            if last < spec.dense_layers:
+                return [Problem(path, f"is dense; allowed: layers from {spec.dense_layers} on")]
             kind, params = other.after(spec.router, spec.router_params)
             given.append((path, kind, other.params, params))
         for path, kind, own, params in given:
@@ -162,10 +164,13 @@ class Scenario(Section):
             if problems:
                 return [Problem((*path, *problem.path), problem.text) for problem in problems]
             try:
-                make_router(kind, spec.experts, top_k=spec.top_k, **params)
+                router = make_router(kind, spec.experts, top_k=spec.top_k, **params)
             except ValueError as error:
                 problem = problem_of(error, "routing")
                 return [Problem((*path, *problem.path[1:]), problem.text)]
+            if spec.weigh_input and (most := router.most(spec.experts)) > 1:
+                what = f"{kind} is not allowed: it gives a token up to {most} experts"
+                return [Problem((*path, "kind"), f"{what}; allowed with model.weigh_input: one")]
             if ROUTERS[kind].scope == "batch" and routing.place == "modules":
                 what = f"modules is not allowed with {kind}, which chooses for a whole batch"
                 return [Problem(("routing", "place"), f"{what}; allowed: coordinator")]

@@ -150,7 +150,18 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Result, {"parts": PARTS, "experts": CHOSEN + 8, "weights": CHOSEN_WEIGHTS}),
         *(
             (Result, {"parts": changed_part(*change), "experts": CHOSEN, "weights": CHOSEN_WEIGHTS})
-            for change in ((0, 2), (0, -1), (1, 1), (1, -1), (1, 2**63 - 1), (2, 4), (3, 0), (3, 4), (4, -1), (5, 4))
+            for change in (
+                (0, 2),
+                (0, -1),
+                (1, 1),
+                (1, -1),
+                (1, 2**63 - 1),
+                (2, 4),
+                (3, 0),
+                (3, 4),
+                (4, -1),
+                (5, 4),
+            )
         ),
         (Result, {"parts": PARTS.astype(np.float64), "experts": CHOSEN, "weights": CHOSEN_WEIGHTS}),
         (Result, {"parts": PARTS[:, :7], "experts": CHOSEN, "weights": CHOSEN_WEIGHTS}),
