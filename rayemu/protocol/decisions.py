@@ -188,7 +188,7 @@ class Decider:
 
 
 def _digest(m: Scores) -> bytes:
-    return xxh3_64_digest(np.ascontiguousarray(m.scores))
+    return xxh3_64_digest(np.ascontiguousarray(m.scores).data)
 
 
 def padded(routing: Routing) -> Routing:
