@@ -35,7 +35,16 @@ def test_seeds(first: int) -> None:
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error}") from error
         seen |= {outcome.fault, f"copies: {outcome.copies}", *outcome.traits}
-    traits = {"copies: 1", "copies: 2", "dense", "dropped", "failed", "other codec"}
+    traits = {
+        "copies: 1",
+        "copies: 2",
+        "dense",
+        "dropped",
+        "failed",
+        "other codec",
+        "whole batches",
+        "no choice",
+    }
     assert seen >= {*chaos.FAULTS, *chaos.KINDS, *traits}, "the seeds cover too little"
 
 
