@@ -78,7 +78,7 @@ def move(seeds: range) -> set[str]:
 @pytest.mark.parametrize("first", range(0, 200, 50))
 def test_experts_move_through_every_fault(first: int) -> None:
     seen = move(range(first, first + 50))
-    assert seen >= {*chaos.FAULTS, "fetched", "while loading", "cancelled", "failed"}, (
+    assert seen >= {*chaos.FAULTS, "whole batches", "fetched", "while loading", "cancelled", "failed"}, (
         "the seeds cover too little"
     )
 
