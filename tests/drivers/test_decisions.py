@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from rayemu.protocol.decisions import Decider, Decisions, Part
 from rayemu.protocol.messages import DROPPED, Epoch, Result, Scores
 from rayemu.protocol.replay import PathReplay
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
-from rayemu.running.run import run_scenario
+from rayemu.running.run import _await_counts, run_scenario
 from rayemu.scenario import Fault, ScenarioError
 from tests.views import a_view, placed_on
 
@@ -467,3 +468,26 @@ def test_the_client_keeps_the_last_memberships_and_no_frames() -> None:
     # A frame of 2^31 bytes, less a reserve, holds 3 x (3 choices and weights) and 3 x 3 paths of two bytes.
     assert most_tokens(whole) == (2**31 - 2**20 - 4 * 3 * 8) // (4 * 32 + 8 * 9 + 2 * 9)
     assert most_tokens(by_row) == (2**31 - 2**20 - 4 * 3 * 8) // (4 * 32 + 8 * 2)
+
+
+def test_a_run_waits_for_counts_of_its_own_choices() -> None:
+    """A cluster's totals come now and then: those of before the run look as if all were done."""
+
+    class Told:
+        totals: ClassVar = {}
+        coming: ClassVar = [
+            {"open_batches": 0, "routing": {}},
+            {"open_batches": 1, "routing": {"decisions": 2.0}},
+            {"open_batches": 0, "routing": {"decisions": 2.0}},
+            None,
+        ]
+
+        def wait(self, seconds: float) -> None:
+            Told.totals = self.coming.pop(0)
+
+    routing = Routing(np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32))
+    parts = [(Part(layer, 0, 1, 1, 0, 0, 0, 1), routing) for layer in (0, 2)]
+    measured: Any = SimpleNamespace(results=[SimpleNamespace(decisions=Decisions.of(parts))])
+    emulator: Any = Told()
+    _await_counts(emulator, measured)
+    assert Told.coming == [None]
