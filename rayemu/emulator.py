@@ -224,7 +224,7 @@ class Emulator:
         """
         check = self.new_check()
         for x, result in zip(batches, results, strict=True):
-            if result.decisions is not None:
+            if result.decisions is not None and result.failure is None:
                 check.take(result.batch, result.decisions, self.replayed(x, result)[1])
         return check
 
@@ -232,7 +232,7 @@ class Emulator:
         """A check of choices that has seen no batch."""
         cluster = self.scenario.cluster
         nodes = np.repeat(np.arange(cluster.nodes, dtype=np.int32), cluster.modules_per_node)
-        return DecisionCheck(self.model, nodes, self._running.epochs)
+        return DecisionCheck(self.model, nodes, dict(self._running.epochs))
 
     def inject(self, fault: Fault, module: int | None = None) -> None:
         """Begin a fault now, at `module` or the fault's own; message faults without either hit everyone."""

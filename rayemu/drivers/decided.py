@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rayemu.model.model import Model
 from rayemu.numerics import F32
 from rayemu.protocol.client import BatchResult
-from rayemu.protocol.decisions import Decisions, padded
+from rayemu.protocol.decisions import DECISIONS, Decisions, padded
 from rayemu.protocol.epochs import view_of
 from rayemu.protocol.messages import Epoch
 from rayemu.routing import Context, Routing
@@ -22,11 +22,21 @@ from rayemu.routing import Context, Routing
 RUN_CHOICES = "choices.npz"  # in a run folder
 
 
+class _Made(NamedTuple):
+    batch: int
+    epoch: int
+    own: bool  # the scores of all rows are those that it was made from
+    asked_by: np.ndarray  # [T] int16
+    scores: F32  # [T, S]
+    routing: Routing  # [T, K]
+
+
 class DecisionCheck:
     """Makes the decisions of a run again, those of a layer in their order, as its router's state wants it.
 
     `epochs` are the memberships that decisions were made in, by number. What depends on one that is not
-    known, or on a decision that was lost with its batch, is not checked.
+    known, on a decision that was lost with its batch, or on scores of a lost home whose rows lossy codecs had
+    changed in another way than those that came out, is not checked.
     """
 
     def __init__(self, model: Model, module_to_node: np.ndarray, epochs: Mapping[int, Epoch]) -> None:
@@ -35,8 +45,9 @@ class DecisionCheck:
         self.wrong: list[tuple[int, int]] = []  # batch and layer of decisions
         self._unknown = 0
         self._states: dict[int, Any] = {}
+        self._lost: set[int] = set()  # layers whose state cannot be told any more
         self._next: dict[int, int] = {}
-        self._waiting: dict[int, dict[int, tuple[int, int, np.ndarray, F32, Routing]]] = {}
+        self._waiting: dict[int, dict[int, _Made]] = {}
 
     @property
     def unchecked(self) -> int:
@@ -57,7 +68,8 @@ class DecisionCheck:
             assert routing is not None
             first = parts[0]
             waiting = self._waiting.setdefault(layer, {})
-            waiting[first.order] = batch, first.epoch, asked_by, scores, routing
+            own = all(part.own for part in parts)
+            waiting[first.order] = _Made(batch, first.epoch, own, asked_by, scores, routing)
             router = self.model.layers[layer].router
             if router.new_state(self.model.spec.experts) is None:
                 self._check(layer, waiting.pop(first.order))
@@ -66,31 +78,37 @@ class DecisionCheck:
                 self._next[layer] = order + 1
                 self._check(layer, waiting.pop(order))
 
-    def _check(self, layer: int, made: tuple[int, int, np.ndarray, F32, Routing]) -> None:
-        batch, number, asked_by, scores, recorded = made
+    def _check(self, layer: int, made: _Made) -> None:
         of, spec = self.model.layers[layer], self.model.spec
         assert of.gate is not None
         if layer not in self._states:
             self._states[layer] = of.router.new_state(spec.experts)
-        known = self.epochs.get(number)
-        nearest = known or self.epochs[min(self.epochs, key=lambda n: abs(n - number))]
-        view = view_of(nearest, self.module_to_node, (spec.layers, spec.experts))
-        context = Context(
-            layer, batch, asked_by, view.holders(layer), self.module_to_node, self._states[layer]
-        )
-        again = padded(of.router.choose(scores.copy(), of.gate, context))
-        same = all(map(np.array_equal, again, recorded))
-        self.checked += same or known is not None
-        if not same and known is None:
+        state = self._states[layer]
+        known = made.epoch in self.epochs
+        same = None  # cannot be told
+        if made.own and self.epochs and layer not in self._lost:
+            nearest = self.epochs[min(self.epochs, key=lambda n: abs(n - made.epoch))]
+            view = view_of(nearest, self.module_to_node, (spec.layers, spec.experts))
+            context = Context(
+                layer, made.batch, made.asked_by, view.holders(layer), self.module_to_node, state
+            )
+            again = padded(of.router.choose(made.scores.copy(), of.gate, context))
+            same = np.array_equal(again.experts, made.routing.experts)
+            same = same and np.array_equal(again.weights, made.routing.weights, equal_nan=True)
+        if same is None or not (same or known):
             self._unknown += 1
-        elif not same:
-            self.wrong.append((batch, layer))
+            if state is not None:
+                self._lost.add(layer)
+            return
+        self.checked += 1
+        if not same:
+            self.wrong.append((made.batch, layer))
 
 
 def save_choices(path: Path, results: Iterable[BatchResult]) -> None:
     """Write the recorded choices of all batches that have some; nothing where none has.
 
-    `batch` [n] says of which each of `parts` [n, 7] is (see `rayemu.protocol.decisions.Part`); `experts` and
+    `batch` [n] says of which each of `parts` [n, 8] is (see `rayemu.protocol.decisions.Part`); `experts` and
     `weights` are flat, part by part.
     """
     found = [(r.batch, r.decisions) for r in results if r.decisions is not None and r.failure is None]
@@ -128,7 +146,7 @@ def summed_up(results: Iterable[BatchResult], counts: Mapping[str, float]) -> di
     return {
         "routing": {
             **counts,
-            "decisions": decided,
+            DECISIONS: decided,
             "choices_per_token": chosen / tokens,
             "tokens_without_expert": nobody,
         }

@@ -81,9 +81,11 @@ class Bounds:
         elif isinstance(m, (Slice, RouteReply)) and m.experts is not None:
             rows, choices = len(m.rows) if isinstance(m, Slice) else len(m.experts), m.experts.shape[-1]
             self._check_numbers(m, "experts", m.experts, self.experts, (rows, choices), -1)
-            decided = isinstance(m, RouteReply) and m.order >= 0
-            fits = 1 <= choices <= self.most if decided else choices == self.top_k
-            self._need(fits, m, "experts", m.experts.shape)
+            if isinstance(m, RouteReply) and m.order >= 0:
+                self._need(1 <= choices <= self.most, m, "experts", m.experts.shape)
+                self._need(0 <= m.asked_by < self.modules, m, "asked_by", m.asked_by)
+            else:
+                self._need(choices == self.top_k, m, "experts", m.experts.shape)
             weights = m.weights
             given = weights is not None and weights.shape == m.experts.shape and weights.dtype == np.float32
             self._need(given, m, "weights", m.weights)
@@ -136,6 +138,8 @@ class Bounds:
                     least, most = (1, max(self.top_k, self.most)) if self.most else (self.top_k, self.top_k)
                     fits = fits and paths.ndim == 3 and least <= paths.shape[2] <= most
                     self._need(fits, m, name, paths.shape)
+            shapes = {None if paths is None else paths.shape for paths in (m.dispatch_paths, m.combine_paths)}
+            self._need(len(shapes) == 1, m, "combine_paths", shapes)
             if m.parts is not None:
                 self._check_decisions(m)
         elif isinstance(m, Totals):
@@ -147,11 +151,14 @@ class Bounds:
         assert parts is not None
         wide = len(Part._fields)
         self._need(parts.ndim == 2 and parts.shape[1] == wide and parts.dtype == np.int64, m, "parts", parts)
-        layer, start, rows, choices, order, asked_by, _ = parts.T
+        layer, start, rows, choices, order, asked_by, *_ = parts.T
         fits = (
             (0 <= layer) & (layer < self.layers) & (0 <= order) & (0 <= asked_by) & (asked_by < self.modules)
         )
-        fits &= (m.start <= start) & (0 <= rows) & (start + rows <= m.start + len(m.rows))
+        self._need(0 <= m.start < 1 << 62, m, "start", m.start)
+        end = m.start + len(m.rows)
+        fits &= (m.start <= start) & (start <= end)
+        fits &= (0 <= rows) & (rows <= end - np.minimum(start, end))
         self._need(bool((fits & (1 <= choices) & (choices <= self.most)).all()), m, "parts", parts)
         count = (int((rows * choices).sum()),)
         self._need(m.experts is not None and m.weights is not None, m, "parts", "without choices")

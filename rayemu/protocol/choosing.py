@@ -84,7 +84,8 @@ class Chooser:
         routing = Routing(m.experts, m.weights)
         if m.order >= 0:
             held, choices = unit.slice, m.experts.shape[1]
-            part = Part(m.layer, held.start + unit.low, rows, choices, m.order, m.asked_by, m.epoch)
+            made = m.order, m.asked_by, m.epoch, int(m.own)
+            part = Part(m.layer, held.start + unit.low, rows, choices, *made)
             held.decided.append((part, routing))
         return unit, routing
 

@@ -35,6 +35,7 @@ from rayemu.protocol.slices import widened
 
 CLOSED = "the emulator was closed"
 MOST_NOTICES = 4096  # that wait to be taken; then the oldest go
+MOST_EPOCHS = 1024  # that are kept for those who make choices again; then the oldest go
 REPEATS = 4  # times that the rows of the batches under way may be computed before that is no progress
 _FRAME_SLACK = 1 << 20  # bytes of a frame that are not rows
 
@@ -46,10 +47,13 @@ class StalledError(RuntimeError):
 def most_tokens(spec: ModelSpec) -> int:
     """Return how many tokens a batch may have: its frames must hold the rows and what goes with each.
 
-    A slice brings K choices and weights per row, its result two bytes per layer and choice.
+    A slice brings K choices and weights per row, its result two bytes per layer and choice; of a layer that
+    is routed for the whole batch, its choices and weights too.
     """
     fixed = _FRAME_SLACK + 4 * spec.layers * spec.experts
-    per_token = 4 * spec.d_model + spec.top_k * max(8, 2 * spec.layers)
+    whole = [router.most(spec.experts) for router in routers_of(spec) if router.scope == "batch"]
+    noted = 2 * spec.layers * max(spec.top_k, *whole, 0) + 8 * sum(whole)
+    per_token = 4 * spec.d_model + max(8 * spec.top_k, noted)
     return max(1, (MAX_FRAME_BYTES - fixed) // per_token)
 
 
@@ -90,8 +94,10 @@ class ClientMachine:
         self.next_batch = 0
         self.duplicate_results = 0
         self.epoch: Epoch | None = None
-        self.epochs: dict[int, Epoch] = {}  # all, where choices for whole batches may name them
-        self._decides = any(router.scope == "batch" for router in routers_of(spec))
+        self.epochs: dict[int, Epoch] = {}  # the last, where choices for whole batches may name them
+        routers = routers_of(spec)
+        self._decides = any(router.scope == "batch" for router in routers)
+        self._most = max(router.most(spec.experts) for router in routers)  # choices of a token
         self.totals: Totals | None = None  # as last reported
         self.notices: deque[Notice] = deque()
         self.notices_dropped = 0
@@ -145,8 +151,12 @@ class ClientMachine:
         elif isinstance(message, Epoch):
             if self.epoch is None or message.epoch > self.epoch.epoch:
                 self.epoch = message
-            if self._decides:
-                self.epochs[message.epoch] = message
+            if self._decides and message.epoch not in self.epochs:
+                # Copied: the frame may lie in memory that its sender wants back.
+                arrays = (np.array(a) for a in (message.state, message.incarnations, message.slots))
+                self.epochs[message.epoch] = Epoch(message.epoch, message.complete_below, None, *arrays)
+                while len(self.epochs) > MOST_EPOCHS:
+                    del self.epochs[min(self.epochs)]
         elif isinstance(message, Moved):
             if self._move is not None and self._move[0].number == message.number:
                 self.moves[message.number] = message
@@ -253,7 +263,7 @@ class ClientMachine:
     def _advanced(self, now: float) -> None:
         self._progress_at = now
         tokens = sum(p.left for p in self.pending.values())
-        self._rows_to_come = float(REPEATS * tokens * self.spec.layers * (self.spec.top_k + 1))
+        self._rows_to_come = float(REPEATS * tokens * self.spec.layers * (self._most + 1))
 
     def _on_totals(self, totals: Totals, now: float) -> None:
         self.totals = totals
@@ -288,8 +298,8 @@ class ClientMachine:
             r.dispatch_paths[:, rows, :choices] = m.dispatch_paths
             r.combine_paths[:, rows, :choices] = m.combine_paths
         if m.parts is not None and m.experts is not None and m.weights is not None:
-            decided = Decisions(m.parts, m.experts, m.weights)
-            r.decisions = decided if r.decisions is None else r.decisions.joined(decided)
+            # Copied, as the rows are: the frame may lie in memory that its sender wants back.
+            r.decisions = (r.decisions or Decisions()).joined(Decisions(m.parts, m.experts, m.weights))
         p.left -= len(m.rows)
         self._advanced(now)
         if p.left == 0:

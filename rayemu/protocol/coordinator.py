@@ -79,7 +79,7 @@ class CoordinatorMachine:
         self.complete = False  # all have joined, be it that some are dead now
 
     def receive(self, message: Message, now: float) -> list[Send]:
-        """Handle one message."""
+        """Handle one message. Raises WireError for scores of no batch and layer's rows."""
         if isinstance(message, RouteRequest):
             return self._route(message)
         if isinstance(message, Scores):
@@ -92,10 +92,12 @@ class CoordinatorMachine:
             return sends or self._announce_to_laggard(message, now)
         if isinstance(message, Submit):
             self.ledger.forget_below(message.oldest)
+            self.decider.keep(self.ledger.batches)
             slices = self.ledger.submit(message.batch, message.rows, self.membership.view, now)
             return [*self._with_routing(slices), Send(CLIENT, Accepted(message.batch))]
         if isinstance(message, Ack):
             self.ledger.acknowledge(message.batch, message.slice)
+            self.decider.keep(self.ledger.batches)
             return []
         if isinstance(message, SliceStatus):
             view = self.membership.view
@@ -301,8 +303,9 @@ class CoordinatorMachine:
         return [Send(m.home, RouteReply(*where, routing.experts, routing.weights))]
 
     def _on_scores(self, m: Scores) -> list[Send]:
-        self.decider.keep(self.ledger.batches)
         batch = self.ledger.batches.get(m.batch)
-        if batch is None or self.membership.view.state[m.home] != ALIVE:
+        if self.membership.view.state[m.home] != ALIVE:
             return []
+        if batch is None:  # over; a home that is not told so would ask for ever
+            return [Send(m.home, self.epoch())] if m.batch < self.ledger.complete_below else []
         return self.decider.on_scores(m, len(batch.rows), self.membership.view)

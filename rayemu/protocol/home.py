@@ -291,10 +291,9 @@ class Home:
             assert unit.weights is not None and unit.rows is not None
             weights, outputs = unit.weights, int(np.count_nonzero(unit.experts >= 0))
             if held.dispatch_paths is not None and self.config.drop_lost_experts:
-                held.dispatch_paths = widened(held.dispatch_paths, weights.shape[1])
-                paths = held.dispatch_paths[unit.layer, unit.low : unit.high, : weights.shape[1]]
-                kept = paths != DROPPED
-                weights = drop_choices(weights, kept)
+                choices = weights.shape[1]  # more than were noted of other layers, it may be
+                paths = widened(held.dispatch_paths[:, unit.low : unit.high], choices)
+                weights = drop_choices(weights, paths[unit.layer, :, :choices] != DROPPED)
             y = combine(weights, unit.rows.reshape(*unit.experts.shape, -1), unit.shared, out=out)
         else:
             assert unit.shared is not None

@@ -101,7 +101,8 @@ class RouteReply:
     weights: np.ndarray  # [t, K] float32
     order: int = -1  # of a decision for the whole batch: its number among those of the layer, ...
     asked_by: int = -1  # ... the module whose scores it was made from ...
-    epoch: int = -1  # ... and in which membership
+    epoch: int = -1  # ... in which membership ...
+    own: bool = True  # ... and whether the scores of these rows were what this home tells
 
 
 @dataclass(slots=True)
@@ -252,7 +253,7 @@ class Result:
     expert_tokens: np.ndarray  # [L, E] int32
     dispatch_paths: np.ndarray | None = None  # [L, t, K] uint8; None: nothing lossy, nothing dropped
     combine_paths: np.ndarray | None = None  # [L, t, K] uint8
-    parts: np.ndarray | None = None  # [n, 7] int64; None: every choice was a row's own
+    parts: np.ndarray | None = None  # [n, 8] int64; None: every choice was a row's own
     experts: np.ndarray | None = None  # [...] int32
     weights: np.ndarray | None = None  # [...] float32
 

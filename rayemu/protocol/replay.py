@@ -20,6 +20,8 @@ from rayemu.routing import Routing
 class PathReplay:
     """Replay for `reference_forward`, from what a batch's result notes: paths [L, T, K] uint8 and decisions.
 
+    K is that of the layer with most choices among those of which something was noted.
+
     On dispatch a row meets the node link's codec before the module link's; on combine the reverse.
     """
 
@@ -32,9 +34,7 @@ class PathReplay:
     ) -> None:
         self.codecs, self.decisions = codecs, decisions
         self.told: dict[int, np.ndarray] = {}  # scores of layers whose choices are recorded
-        most = 0 if decisions is None else int(decisions.parts[:, 3].max(initial=0))
-        self.dispatch_paths = None if dispatch_paths is None else widened(dispatch_paths, most)
-        self.combine_paths = None if combine_paths is None else widened(combine_paths, most)
+        self.dispatch_paths, self.combine_paths = dispatch_paths, combine_paths
 
     def routing(self, layer: Layer, x: np.ndarray) -> Routing | None:
         """Return the recorded choices of rows x [T, D], if they were made for the whole batch."""
@@ -49,20 +49,22 @@ class PathReplay:
         """Return which choices were computed [T, K], or None if all were."""
         if self.dispatch_paths is None:
             return None
-        kept = self.dispatch_paths[layer, :, :choices] != DROPPED
+        kept = widened(self.dispatch_paths, choices)[layer, :, :choices] != DROPPED
         return None if kept.all() else kept
 
     def dispatch(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the rows [n, D] as the experts saw them."""
         if self.dispatch_paths is None:
             return rows
-        return self._apply(self.dispatch_paths[layer, tokens, choice], rows, (NODE_SHIFT, MODULE_SHIFT))
+        paths = _paths_of(self.dispatch_paths, layer, tokens, choice)
+        return self._apply(paths, rows, (NODE_SHIFT, MODULE_SHIFT))
 
     def combine(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the outputs [n, D] as the home saw them."""
         if self.combine_paths is None:
             return rows
-        return self._apply(self.combine_paths[layer, tokens, choice], rows, (MODULE_SHIFT, NODE_SHIFT))
+        paths = _paths_of(self.combine_paths, layer, tokens, choice)
+        return self._apply(paths, rows, (MODULE_SHIFT, NODE_SHIFT))
 
     def _apply(self, paths: np.ndarray, rows: np.ndarray, order: tuple[int, int]) -> np.ndarray:
         for shift in order:
@@ -72,3 +74,9 @@ class PathReplay:
                 rows = np.array(rows)
                 rows[passed] = self.codecs[number].roundtrip(rows[passed])
         return rows
+
+
+def _paths_of(paths: np.ndarray, layer: int, tokens: np.ndarray, choice: np.ndarray) -> np.ndarray:
+    """Paths [n] of choices of tokens in a layer; 0 of those beyond what was noted."""
+    found = paths[layer, tokens, np.minimum(choice, paths.shape[2] - 1)]
+    return np.where(choice < paths.shape[2], found, 0)

@@ -30,6 +30,7 @@ from rayemu.emulator import Emulator
 from rayemu.hardware import Hardware
 from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
+from rayemu.protocol.decisions import DECISIONS
 from rayemu.protocol.messages import Notice
 from rayemu.report.emulated import add_emulated
 from rayemu.report.progress import Progress
@@ -309,10 +310,13 @@ def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -
 def _await_counts(emulator: Emulator, measured: Measured) -> None:
     """Wait for the coordinator's last word on what happened when batches were routed whole, for a while."""
     until = time.monotonic() + COUNTS_S
-    while any(r.decisions is not None for r in measured.results) and time.monotonic() < until:
+    decided = (r.decisions for r in measured.results if r.decisions is not None)
+    made = sum(len({part.layer for part, _ in decisions}) for decisions in decided)
+    while made and time.monotonic() < until:
         emulator.wait(0.05)
-        if emulator.totals.get("open_batches") == 0:
-            return
+        totals = emulator.totals
+        if totals.get("open_batches") == 0 and totals["routing"].get(DECISIONS, 0) >= made:
+            return  # these are not those of before the run
 
 
 def _compare(

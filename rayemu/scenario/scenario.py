@@ -158,6 +158,8 @@ class Scenario(Section):
             of = set(Routing(layers={text: other}).by_layer())
             if (last := max(of)) >= spec.layers:
                 return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
+            if last < spec.dense_layers:
+                return [Problem(path, f"is dense; allowed: layers from {spec.dense_layers} on")]
             kind, params = other.after(spec.router, spec.router_params)
             given.append((path, kind, other.params, params, of & with_experts))
         for path, kind, own, params, layers in given:
@@ -173,6 +175,9 @@ class Scenario(Section):
             except ValueError as error:
                 problem = problem_of(error, "routing")
                 return [Problem((*path, *problem.path[1:]), problem.text)]
+            if spec.weigh_input and (most := router.most(spec.experts)) > 1:
+                what = f"{kind} is not allowed: it gives a token up to {most} experts"
+                return [Problem((*path, "kind"), f"{what}; allowed with model.weigh_input: one")]
             possible = _places(router)
             if routing.place not in possible:
                 why = _WHY["modules" if router.scope == "batch" else routing.place]

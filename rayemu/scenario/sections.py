@@ -190,7 +190,7 @@ def _span(text: str) -> tuple[int, int]:
 
 def _layers(value: object) -> str:
     text = str(value)
-    if not re.fullmatch(r"\d+(-\d+)?", text) or _span(text)[0] >= _span(text)[1]:
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?", text) or _span(text)[0] >= _span(text)[1]:
         raise ValueError(f"{show(value)} is not allowed; allowed: a layer like 0, or some like 1-3")
     return text
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from rayemu.alltoall import DEAD, EXCHANGES, ORDERS, RELAYS, REPLICAS
 from rayemu.compression import make_policy
+from rayemu.drivers.decided import DecisionCheck
 from rayemu.drivers.simulator import Simulator
 from rayemu.drivers.world import Network
 from rayemu.model.model import Model
@@ -36,6 +37,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt-oss": {"activation": "clamped_swiglu", "biases": True},
     "llama-4": {"weigh_input": True, "top_k": 1, "router": "sigmoid_group_topk"},
 }
+ROUTERS: list[tuple[str, dict[str, Any]]] = [  # of some stories, layer by layer: all but one by batch
+    ("softmax_topk", {}),
+    ("expert_choice", {}),
+    ("expert_choice", {"capacity_factor": 0.4}),
+    ("capacity_topk", {"capacity_factor": 0.7}),
+    ("capacity_topk", {"capacity_factor": 0.5, "overflow": "next", "target_overflow": 0.1}),
+    ("bias_balanced_topk", {"rate": 0.1}),
+    ("locality_topk", {"module": 0.3, "node": 0.6}),
+]
 SHAPES = [EXCHANGES["flat"](), *(EXCHANGES["hierarchical"](relay) for relay in RELAYS)]
 FAULTS = (
     "none",
@@ -78,12 +88,14 @@ def run(seed: int, batches: int = 4) -> Outcome:
         seed=seed,
     )
     kind = str(np.random.default_rng([seed, 1]).choice(list(KINDS)))
-    spec = replace(spec, **KINDS[kind])
-    spread = str(np.random.default_rng([seed, 2]).choice(["", "", "distributed", "hybrid"]))
-    if spread == "hybrid" and spec.top_k <= 2:
+    spec = routed(replace(spec, **KINDS[kind]), np.random.default_rng([seed, 2]))
+    spread = str(np.random.default_rng([seed, 3]).choice(["", "", "distributed", "hybrid"]))
+    if spec.router != "softmax_topk" or spec.layer_routers:
+        spread = ""
+    elif spread == "hybrid" and spec.top_k <= 2:
         limits = {"groups": 2, "top_groups": 1}
         spec = replace(spec, router="sigmoid_group_topk", router_params=limits)
-    elif spread == "hybrid" or spec.router != "softmax_topk":
+    elif spread == "hybrid":
         spread = ""
     model = Model(spec)
     module_codec, node_codec, combine_codec = CODECS[int(rng.integers(len(CODECS)))]
@@ -124,6 +136,8 @@ def run(seed: int, batches: int = 4) -> Outcome:
     links(simulator, rng)
     traits = {kind, config.place, "dense"} if spec.dense_layers else {kind, config.place}
     may_lose = "crash" in fault and (copies == 1 or fault == "two crashes")
+    check = DecisionCheck(model, module_to_node, simulator.client.epochs)
+    whole = {n for n in range(spec.dense_layers, layers) if model.layers[n].router.scope == "batch"}
     for x, number in zip(inputs, numbers, strict=True):
         result = simulator.result(number)
         if result.failure is not None:
@@ -136,17 +150,38 @@ def run(seed: int, batches: int = 4) -> Outcome:
             traits.add("failed")
             continue
         assert (result.delivered == 1).all(), "a token was lost or delivered twice"
-        assert result.expert_tokens.sum() == len(x) * spec.top_k * spec.moe_layers
-        replay = None
-        if result.dispatch_paths is not None and result.combine_paths is not None:
-            replay = PathReplay(result.dispatch_paths, result.combine_paths, config.codecs)
-            if (result.dispatch_paths == DROPPED).any():
-                assert may_lose and config.drop_lost_experts, "dropped what lives"
-                traits.add("dropped")
+        decisions = result.decisions
+        assert {part.layer for part, _ in decisions or ()} == whole, "choices were not recorded"
+        for layer in range(spec.dense_layers, layers):
+            chosen = len(x) * spec.top_k
+            if decisions is not None and layer in whole:
+                chosen = int((decisions.routing(layer, len(x)).experts >= 0).sum())
+                traits.add("whole batches" if chosen == len(x) * spec.top_k else "no choice")
+            assert result.expert_tokens[layer].sum() == chosen
+        replay = PathReplay(result.dispatch_paths, result.combine_paths, config.codecs, decisions)
+        if result.dispatch_paths is not None and (result.dispatch_paths == DROPPED).any():
+            assert may_lose and config.drop_lost_experts, "dropped what lives"
+            traits.add("dropped")
         assert np.array_equal(reference_forward(model, x, replay), result.y), "not bit-identical"
+        if decisions is not None:
+            check.take(number, decisions, replay.told)
+    assert not check.wrong, f"batches and layers with other choices than their router's: {check.wrong}"
+    if check.unchecked:
+        calm = fault == "none" and not (network.loss or network.corrupt)
+        assert not calm, "choices could not be made again"
+        traits.add("unchecked")
     if any(notice.kind == "codec" for notice in simulator.take_notices()):
         traits.add("other codec")
     return Outcome(simulator, fault, not all(codec.lossless for codec in config.codecs), copies, traits)
+
+
+def routed(spec: ModelSpec, rng: np.random.Generator) -> ModelSpec:
+    """Half of the stories have routers by layer."""
+    if rng.integers(2):
+        return spec
+    possible = [one for one in ROUTERS if not (spec.weigh_input and one[0] == "expert_choice")]
+    drawn = [possible[n] for n in rng.integers(len(possible), size=spec.layers).tolist()]
+    return replace(spec, layer_routers=dict(enumerate(drawn)))
 
 
 def links(simulator: Simulator, rng: np.random.Generator) -> None:

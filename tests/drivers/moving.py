@@ -8,13 +8,16 @@ import numpy as np
 
 from rayemu.alltoall import ALIVE, EXCHANGES, READY, REPLICAS
 from rayemu.compression import make_policy
+from rayemu.drivers.decided import DecisionCheck
 from rayemu.drivers.simulator import Simulator
 from rayemu.drivers.world import Network
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS, Placement, from_columns, problem_of
+from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.replay import PathReplay
 from tests.drivers import chaos
 
 FAULTS = ("none", *chaos.FAULTS)
@@ -32,6 +35,7 @@ def run(seed: int, batches: int = 6) -> set[str]:
         name="tiny", d_model=16, d_ff=16, experts=experts, top_k=min(2, experts), layers=layers, seed=seed,
         dense_layers=dense, dense_d_ff=16, biases=biases,
     )  # fmt: skip
+    spec = chaos.routed(spec, np.random.default_rng([seed, 2]))
     raw = make_policy("raw")
     spread = np.random.default_rng([seed, 15]).random() < 0.4
     config = ProtocolConfig(
@@ -67,6 +71,15 @@ def run(seed: int, batches: int = 6) -> set[str]:
     inputs = [rng.standard_normal((int(rng.integers(1, 40)), 16), dtype=np.float32) for _ in range(batches)]
     numbers: list[int] = []
     traits = {fault}
+    check = DecisionCheck(model, module_to_node, simulator.client.epochs)
+
+    def exact(x: np.ndarray, result: BatchResult) -> bool:
+        replay = PathReplay(None, None, config.codecs, result.decisions)
+        y = reference_forward(model, x, replay)
+        if result.decisions is not None:
+            check.take(result.batch, result.decisions, replay.told)
+        return np.array_equal(y, result.y)
+
     for at in range(batches):
         while len(numbers) < min(batches, at + IN_FLIGHT):
             numbers.append(simulator.submit(inputs[len(numbers)]))
@@ -76,7 +89,7 @@ def run(seed: int, batches: int = 6) -> set[str]:
             traits.add("failed")
             continue
         assert (result.delivered == 1).all(), "a token was lost or delivered twice"
-        assert np.array_equal(reference_forward(model, inputs[at]), result.y), "not bit-identical"
+        assert exact(inputs[at], result), "not bit-identical"
         if any(state.machine.loader.busy for state in simulator.modules):
             traits.add("while loading")
         slow = float(rng.exponential(0.02))
@@ -106,7 +119,13 @@ def run(seed: int, batches: int = 6) -> set[str]:
     traits |= {"fetched"} if mover.fetched else set()
     x = rng.standard_normal((9, 16), dtype=np.float32)
     last = simulator.result(simulator.submit(x))
-    assert last.failure is None and np.array_equal(reference_forward(model, x), last.y)
+    assert last.failure is None and exact(x, last)
+    assert not check.wrong, f"batches and layers with other choices than their router's: {check.wrong}"
+    if check.checked:
+        traits.add("whole batches")
+    if check.unchecked:
+        calm = fault == "none" and not (network.loss or network.corrupt)
+        assert not calm, "choices could not be made again"
     return traits
 
 

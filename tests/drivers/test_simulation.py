@@ -36,7 +36,17 @@ def test_seeds(first: int) -> None:
         except Exception as error:
             raise AssertionError(f"seed {seed}: {error}") from error
         seen |= {outcome.fault, f"copies: {outcome.copies}", *outcome.traits}
-    traits = {"copies: 1", "copies: 2", "dense", "dropped", "failed", "other codec", *PLACES}
+    traits = {
+        "copies: 1",
+        "copies: 2",
+        "dense",
+        "dropped",
+        "failed",
+        "other codec",
+        "whole batches",
+        "no choice",
+        *PLACES,
+    }
     assert seen >= {*chaos.FAULTS, *chaos.KINDS, *traits}, "the seeds cover too little"
 
 
@@ -70,7 +80,7 @@ def move(seeds: range) -> set[str]:
 @pytest.mark.parametrize("first", range(0, 200, 50))
 def test_experts_move_through_every_fault(first: int) -> None:
     seen = move(range(first, first + 50))
-    assert seen >= {*chaos.FAULTS, "fetched", "while loading", "cancelled", "failed"}, (
+    assert seen >= {*chaos.FAULTS, "whole batches", "fetched", "while loading", "cancelled", "failed"}, (
         "the seeds cover too little"
     )
 

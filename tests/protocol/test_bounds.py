@@ -56,7 +56,7 @@ def changed(column: int, value: int) -> np.ndarray:
 
 
 # What was decided for rows 0 to 3 of layer 1: three choices each.
-PARTS = np.array([[1, 0, 3, 3, 0, 2, 1]])
+PARTS = np.array([[1, 0, 3, 3, 0, 2, 1, 1]])
 CHOSEN, CHOSEN_WEIGHTS = np.array([0, 7, -1] * 3, np.int32), np.array([0.5, 0.5, 0] * 3, np.float32)
 
 
@@ -136,8 +136,15 @@ def test_what_fits_is_taken(message: Message) -> None:
         (RouteReply, {"experts": EXPERTS - 2}),
         (
             RouteReply,
-            {"experts": np.zeros((3, 4), np.int32), "weights": np.zeros((3, 4), np.float32), "order": 0},
+            {
+                "experts": np.zeros((3, 4), np.int32),
+                "weights": np.zeros((3, 4), np.float32),
+                "order": 0,
+                "asked_by": 0,
+            },
         ),
+        (RouteReply, {"order": 0, "asked_by": 4}),
+        (RouteReply, {"order": 0, "asked_by": -1}),
         (Scores, {"home": 4}),
         (Scores, {"layer": 2}),
         (Scores, {"start": -1}),
@@ -171,10 +178,21 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Result, {"parts": PARTS, "experts": CHOSEN + 8, "weights": CHOSEN_WEIGHTS}),
         *(
             (Result, {"parts": changed_part(*change), "experts": CHOSEN, "weights": CHOSEN_WEIGHTS})
-            for change in ((0, 2), (0, -1), (1, 1), (1, -1), (2, 4), (3, 0), (3, 4), (4, -1), (5, 4))
+            for change in (
+                (0, 2),
+                (0, -1),
+                (1, 1),
+                (1, -1),
+                (1, 2**63 - 1),
+                (2, 4),
+                (3, 0),
+                (3, 4),
+                (4, -1),
+                (5, 4),
+            )
         ),
         (Result, {"parts": PARTS.astype(np.float64), "experts": CHOSEN, "weights": CHOSEN_WEIGHTS}),
-        (Result, {"parts": PARTS[:, :6], "experts": CHOSEN, "weights": CHOSEN_WEIGHTS}),
+        (Result, {"parts": PARTS[:, :7], "experts": CHOSEN, "weights": CHOSEN_WEIGHTS}),
         (Dispatch, {"home": 4}),
         (Dispatch, {"via": 4}),
         (Dispatch, {"via": -2}),
@@ -193,6 +211,8 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Result, {"expert_tokens": np.zeros((2, 7), np.int32)}),
         (Result, {"dispatch_paths": PATHS[:, :2]}),
         (Result, {"combine_paths": PATHS.astype(np.int32)}),
+        (Result, {"combine_paths": np.zeros((2, 3, 3), np.uint8)}),
+        (Result, {"combine_paths": None}),
         (Failure, {"expert": 8}),
         (Failure, {"home": 4}),
         (Epoch, {"state": np.full(3, ALIVE, np.uint8)}),
