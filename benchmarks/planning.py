@@ -24,7 +24,7 @@ from rayemu.study.whatif import planned
 
 from .output import machine, noise_warning, results_file, show_time, write
 
-MOST_S, LEAST_RATE = 10.0, 1e6  # of the first case; messages a second of the second
+MOST_S, LEAST_RATE = 10.0, 1e6  # of the first case; messages per second of a processor, of each
 CASES = {"slices of 64 tokens": 64, "a token on every module": 1}
 
 
@@ -94,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = args.out or results_file("planning")
     write(path, {"benchmark": "planning", "machine": facts, "cases": results})
     console.print(f"{path}")
-    first, second = results.values()
-    return int(first["wall_s"] > MOST_S or second["messages_per_wall_s"] < LEAST_RATE)
+    first = next(iter(results.values()))
+    slow = any(found["messages_per_processor_s"] < LEAST_RATE for found in results.values())
+    return int(first["wall_s"] > MOST_S or slow)
 
 
 if __name__ == "__main__":

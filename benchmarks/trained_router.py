@@ -3,14 +3,16 @@
 A small mixture-of-experts language model learns to foretell the next word of the standard library's source;
 the trace holds the choices of words that it was not trained on. Needs torch, and a GPU to be done in minutes.
 The shape is OLMoE's (64 experts, 8 chosen, softmax top-k, a load-balancing loss of 0.01), but thin and short.
+With `--gates` the gates and what they were given of those words are kept too, for `benchmarks.gates`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1500, help="of training; default: %(default)s")
     parser.add_argument("--batch", type=int, default=64, help="of 256 words each; default: %(default)s")
     parser.add_argument("--tokens", type=int, default=65536, help="of the trace; default: %(default)s")
+    parser.add_argument("--gates", type=Path, metavar="GATES.npz", help="where to keep gates and their rows")
+    parser.add_argument(
+        "--noise", type=float, default=0.0, help="deviation of what is added to gates' logits in training"
+    )
     args = parser.parse_args(argv)
+    Block.noise = args.noise
     ids = torch.from_numpy((np.load(args.ids) if args.ids else library()).astype(np.int64))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -42,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"loss on {len(choices)} held-out words: {loss:.3f} nats; guessing by frequency: {entropy(ids):.3f}"
     )
+    if args.gates:
+        np.savez_compressed(args.gates, **gates(model, ids[-held_out:].to(device)))
     borders = np.linspace(0, len(choices), 17).astype(np.int64)
     loads = [
         [np.bincount(choices[a:b, layer].ravel(), minlength=Block.experts) for layer in range(Model.layers)]
@@ -73,6 +82,7 @@ class Block(nn.Module):
     """Causal attention, then 64 GELU experts of which each token has 8."""
 
     width, heads, experts, top_k, inner = 256, 4, 64, 8, 128
+    noise = 0.0  # deviation of what is added to the gate's logits in training
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +100,10 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
         h = self.between(x)
-        likely = self.gate(h).float().softmax(-1)  # [B, T, E]
+        logits = self.gate(h).float()  # [B, T, E]
+        if self.training and self.noise:
+            logits = logits + torch.randn_like(logits) * self.noise
+        likely = logits.softmax(-1)
         weight, experts = likely.topk(self.top_k)
         dense = torch.zeros_like(likely).scatter(-1, experts, weight / weight.sum(-1, keepdim=True))
         inner = F.gelu(h @ self.up).view(batch, tokens, self.experts, self.inner)
@@ -145,6 +158,7 @@ def train(model: Model, ids: torch.Tensor, steps: int, batch: int) -> None:
 def routed(model: Model, ids: torch.Tensor, tokens: int) -> tuple[np.ndarray, float]:
     """The choices [T, L, K] of the first `tokens` words of `ids`, and the mean loss on them."""
     chosen, losses = [], []
+    model.eval()
     for start in range(0, min(tokens, len(ids) - 1) // CONTEXT * CONTEXT, CONTEXT):
         words = ids[start : start + CONTEXT + 1][None]
         if words.shape[1] <= CONTEXT:
@@ -153,6 +167,23 @@ def routed(model: Model, ids: torch.Tensor, tokens: int) -> tuple[np.ndarray, fl
         losses.append(F.cross_entropy(logits[0].float(), words[0, 1:]).item())
         chosen.append(experts[0].cpu().numpy())
     return np.concatenate(chosen), float(np.mean(losses))
+
+
+def gates(model: Model, ids: torch.Tensor, tokens: int = 8192) -> dict[str, Any]:
+    """Weight [D, E] and rows [T, D] of each layer's gate, the rows those of the first `tokens` words."""
+    rows: dict[int, list[np.ndarray]] = {layer: [] for layer in range(model.layers)}
+
+    def keep(layer: int) -> Callable[[nn.Module, tuple[torch.Tensor], torch.Tensor], None]:
+        return lambda gate, given, logits: rows[layer].append(given[0].float().cpu().numpy()[0])
+
+    hooks = [block.gate.register_forward_hook(keep(layer)) for layer, block in enumerate(model.blocks)]
+    routed(model, ids, tokens)
+    for hook in hooks:
+        hook.remove()
+    found = {f"rows_{layer}": np.concatenate(some) for layer, some in rows.items()}
+    for layer, block in enumerate(model.blocks):
+        found[f"weight_{layer}"] = block.gate.weight.detach().float().cpu().numpy().T.copy()
+    return found
 
 
 def entropy(ids: torch.Tensor) -> float:

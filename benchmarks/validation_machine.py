@@ -1,7 +1,7 @@
 """How near the calibrated model of this machine comes to rayemu's wall time, in runs that it has not seen.
 
 Not among the parts that are checked unless named: `python -m benchmarks.validation machine` measures for two
-minutes, on an otherwise quiet machine.
+minutes, on an otherwise quiet machine. What a run takes is without its first batches: see `calibration.ran`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ RUNS: dict[str, dict[str, Any]] = {
         "placement": {"kind": "random", "copies": 2},
         "exchange": {"kind": "flat"},
         "run": {"batches": 20, "batch_tokens": 1024},
+    },
+    "fine-grained, one batch at a time": {
+        "model": {**FINE, "layers": 2},
+        "run": {"batches": 20, "batch_tokens": 1024, "in_flight": 1},
+    },
+    "small, routed by modules, in a stream": {
+        "model": {**SMALL, "layers": 2},
+        "routing": {"place": "modules"},
+        "run": {"batches": 60, "batch_tokens": 512},
     },
     "large, one batch at a time": {
         "model": {**LARGE, "layers": 1},

@@ -61,7 +61,7 @@ def open_link(setup: Setup, name: str) -> Link:
     if settings.tcp_host == ANY_MACHINE:
         settings = replace(settings, tcp_host=local_ray.own_address())
     setup.scratch()
-    return ZmqLink(name, settings)
+    return ZmqLink(name, settings, hands_on=name == COORDINATOR_NAME)
 
 
 @ray.remote

@@ -49,6 +49,7 @@ class ClientRuntime:
         self.wire = Wire(config.codecs, Bounds.of(spec, modules))
         self.pids: dict[int, tuple[int, str]] = {}  # module -> (pid, host)
         self.failure = ""  # why nothing will come any more
+        self.submitted_bytes = 0  # of batches
         # Guards the machine and what is sent. Told of every finished batch, of notices, and of the end.
         self.changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="client", daemon=True)
@@ -74,6 +75,7 @@ class ClientRuntime:
             except BaseException:
                 self.machine.abandon([number])
                 raise
+            self.submitted_bytes += x.nbytes
         self.link.wake()  # there is a deadline now
         return number
 

@@ -61,7 +61,7 @@ class CoordinatorRuntime:
         self.pump = CoordinatorPump(self, self.machine, wire, record, faults)
         self.posted: deque[tuple[int, int, str, str]] = deque()
         self.watched: dict[int, int] = {}  # module -> incarnation that we are connected to
-        self.reported_at, self.reported_reissued = 0.0, 0
+        self.reported_at, self.reported = 0.0, (0, 0)  # when, and what is told of at once
         self.pulses = Pulses(setup.scratch(), setup.modules)
         self.nearby: set[int] = set()  # modules whose heartbeats come through shared memory
 
@@ -97,9 +97,9 @@ class CoordinatorRuntime:
             if now >= tick_at + (machine.membership.tick_every if frames else 0.0):
                 pump.tick(self._feel_pulses(now))
                 tick_at = min(machine.deadline(now), next_look(now, self.setup.heartbeat))
-            reissued = machine.ledger.reissued
-            if now - self.reported_at > REPORT_EVERY_S or reissued != self.reported_reissued:
-                self.reported_at, self.reported_reissued = now, reissued
+            urgent = machine.ledger.reissued, self.link.copied_bytes
+            if now - self.reported_at > REPORT_EVERY_S or urgent != self.reported:
+                self.reported_at, self.reported = now, urgent
                 self._report()
 
     def _feel_pulses(self, now: float) -> set[int]:
@@ -171,4 +171,6 @@ class CoordinatorRuntime:
     def _report(self) -> None:
         for module in self.nearby:
             self.machine.totals[module] = self.pulses.totals(module)
-        self.pump.emit([Send(CLIENT, self.machine.report())], time.time())
+        totals = self.machine.report()
+        totals.copied_bytes = self.link.copied_bytes
+        self.pump.emit([Send(CLIENT, totals)], time.time())

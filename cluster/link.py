@@ -22,7 +22,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from rayemu.cluster.host import own_host
-from rayemu.cluster.shelf import Readers, new_shelf
+from rayemu.cluster.shelf import Readers, large_bytes, new_shelf
 from rayemu.protocol.memory import fresh_rows
 
 # Plain numbers: operations on the enumeration's members cost as much as the calls.
@@ -34,6 +34,7 @@ class Link(Protocol):
     """What the actors need of a transport."""
 
     endpoint: str
+    copied_bytes: int  # of what was sent in pieces of 64 KiB and more: to a shelf, or by a socket or Ray
 
     def connect(self, address: int, endpoint: str) -> None:
         """Send what is for `address` to this endpoint from now on; an empty one closes the channel.
@@ -94,9 +95,12 @@ class ZmqLink:
 
     Where it has both kinds of socket, a sender on the same machine takes the first. Over tcp only the run's
     own keys are let in; through shared memory only peers that `connect` or `admit` told of.
+
+    With `hands_on`, what lies on another's shelf is sent on without a copy, to peers that read that shelf
+    too. That is for a process with whose death the run ends: see `shelf`.
     """
 
-    def __init__(self, name: str, settings: ZmqSettings) -> None:
+    def __init__(self, name: str, settings: ZmqSettings, hands_on: bool = False) -> None:
         self.settings = settings
         self.context = zmq.Context(io_threads=1)
         self.inbox = self.context.socket(zmq.PULL)
@@ -106,7 +110,7 @@ class ZmqLink:
         if settings.directory:
             near = f"ipc://{settings.directory}/{name}"
             self.inbox.bind(near)  # before there are keys: it needs none
-            self._shelf = new_shelf()
+            self._shelf = new_shelf(self._readers if hands_on else None)
             near += f"#{self._shelf.token}" if self._shelf else ""
         self._doorkeeper: ThreadAuthenticator | None = None
         if settings.tcp_host:
@@ -130,6 +134,7 @@ class ZmqLink:
         self._monitors: dict[Any, int] = {}  # monitor socket -> address
         self._broken: list[int] = []
         self._closed = False
+        self._socket_bytes = 0  # in large pieces, to those who do not read shelves
 
     def connect(self, address: int, endpoint: str) -> None:
         known = self._peers.get(address)
@@ -181,6 +186,10 @@ class ZmqLink:
         addresses, self._broken = self._broken, []
         return addresses
 
+    @property
+    def copied_bytes(self) -> int:
+        return self._socket_bytes + (0 if self._shelf is None else self._shelf.copied_bytes)
+
     def new_rows(self, rows: int, width: int) -> np.ndarray:
         return fresh_rows(rows, width) if self._shelf is None else self._shelf.new_rows(rows, width)
 
@@ -189,13 +198,19 @@ class ZmqLink:
         if peer is None:
             return
         _, channel, reader = peer
-        parts = frame if reader is None or self._shelf is None else self._shelf.message(frame, reader)
+        if reader is None or self._shelf is None:
+            parts = frame
+            self._socket_bytes += large_bytes(frame)
+        else:
+            parts = self._shelf.message(frame, reader)
         with contextlib.suppress(zmq.Again):
             for part in parts[:-1]:
                 channel.send(part, _MORE, copy=False)
             channel.send(parts[-1], _NOWAIT, copy=False)
 
     def receive(self, timeout_s: float) -> list[Any]:
+        if self._shelf is not None:
+            self._shelf.let_go()
         frames = self._drain()
         if frames or timeout_s <= 0:
             return frames
@@ -254,6 +269,7 @@ class QueueLink:
 
     def __init__(self, endpoint: str, call: Any) -> None:
         self.endpoint = endpoint
+        self.copied_bytes = 0
         self._call = call
         self._peers: dict[int, str] = {}
         self._frames: deque[Any] = deque()
@@ -274,6 +290,7 @@ class QueueLink:
     def send(self, address: int, frame: list[Any]) -> None:
         endpoint = self._peers.get(address)
         if endpoint is not None:
+            self.copied_bytes += large_bytes(frame)
             self._call(endpoint, frame)
 
     def post(self, frame: Any) -> None:

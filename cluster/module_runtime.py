@@ -33,12 +33,11 @@ from rayemu.protocol.epochs import endpoints_of, view_of
 from rayemu.protocol.faults import MessageFaults
 from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join, Message
 from rayemu.protocol.module import ModuleMachine
-from rayemu.protocol.server import Job, run_job
+from rayemu.protocol.server import TURN_FLOPS, Job, run_job
 from rayemu.protocol.wire import Wire, no_clock
 
 GAUGE_EVERY_S = 0.5
 INLINE_FLOPS = 5e7  # jobs below this are computed in the loop: handing them to a thread costs more
-TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
 TOTALS_EVERY = 10  # heartbeats by frame between two with running totals
 
 

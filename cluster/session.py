@@ -359,8 +359,15 @@ class Session:
 
     @property
     def totals(self) -> dict[str, Any]:
-        """Running totals, as last reported."""
-        return totals_report(self._client.machine.totals)
+        """Running totals, as last reported; and what was copied of batches, which the user's are once."""
+        client, told = self._client, self._client.machine.totals
+        if told is None:
+            return {}
+        copied = {
+            "client": client.submitted_bytes + client.link.copied_bytes,
+            "coordinator": told.copied_bytes,
+        }
+        return {**totals_report(told), "ingest_copied_bytes": copied}
 
     @property
     def now(self) -> float:

@@ -4,6 +4,10 @@ A socket copies every byte into the kernel and out again, into fresh pages. Betw
 a piece lies on the sender's *shelf*, made there or copied once, and the receiver reads it there. A byte per
 piece says when the receiver is done with it. The shelf is anonymous memory that others map through /proc:
 nothing is left behind however its owner ends.
+
+Who only hands on what it reads, as the coordinator does with a batch's rows, need not copy it either: the
+message says on whose shelf it lies. It is borrowed from its owner until the last receiver is done, so whoever
+hands on answers for that with its life: if it dies, the owner takes the place back, whoever reads there.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ import mmap
 import os
 import struct
 import threading
+import time
 import weakref
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_right, insort
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +31,7 @@ from rayemu.compression.wire import ALIGNMENT
 SHELF_BYTES = 128 << 20  # address space; memory is only taken where pieces lie
 RECLAIM_BYTES = 4 << 20  # taken before what is no longer in use is looked for
 LEAST_BYTES = 1 << 16  # smaller pieces travel themselves
+LOOK_EVERY_S = 0.25  # for dead readers of what was handed on
 _PAGE = 4096
 
 # A shelf begins with a byte per slot, and each piece that is lent has a slot, whose byte is in this state:
@@ -34,9 +40,10 @@ _LENT, _RETURNED = 0, 1
 
 # The first part of a message with shelved pieces: a head, a place for each piece of the frame, small pieces.
 MARK = b"RYSH"  # a frame begins with RYMU
-_HEAD = struct.Struct("<4sIII")  # mark, pid and descriptor of the shelf, pieces of the frame
-_PLACE = struct.Struct("<IIQQ")  # way, slot, offset, bytes; of the last three what the way needs
-# The way that a piece comes: on the shelf from `offset` on, in this first part, or as the message's next.
+_HEAD = struct.Struct("<4sIII")  # mark, pid and descriptor of the sender's shelf, pieces of the frame
+# way, slot of the sender's shelf, pid and descriptor of the shelf, offset, bytes; those that the way needs
+_PLACE = struct.Struct("<IIIIQQ")
+# The way that a piece comes: on a shelf from `offset` on, in this first part, or as the message's next.
 _ON_SHELF, _IN_HEAD, _NEXT_PART = range(3)
 _NO_SLOT = 0
 
@@ -46,6 +53,7 @@ class _Loan(NamedTuple):
 
     slot: int
     reader: int  # pid
+    borrowed: Any = None  # what keeps the piece, if it was handed on and is another's
 
 
 @dataclass(slots=True, eq=False)
@@ -62,9 +70,12 @@ class _Block:
 
 
 class Shelf:
-    """One process's shelf, from which others read. `new_rows` is for any thread, `message` for one."""
+    """One process's shelf, from which others read. `new_rows` is for any thread, all else for one.
 
-    def __init__(self) -> None:
+    What lies on the shelves of `others` is handed on where it lies.
+    """
+
+    def __init__(self, others: Readers | None = None) -> None:
         self.descriptor = os.memfd_create("rayemu", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, SHELF_BYTES)
         self._map = mmap.mmap(self.descriptor, SHELF_BYTES)
@@ -74,6 +85,10 @@ class Shelf:
         self._free_slots = list(range(_SLOTS))
         self._lock = threading.Lock()
         self._taken_bytes = 0  # since the last reclaim
+        self._others = others
+        self._handed_on: list[_Loan] = []
+        self._looked_at = 0.0  # for dead readers of these
+        self.copied_bytes = 0  # of pieces from LEAST_BYTES on: to this shelf, or by the socket
         self.token = f"{os.getpid()}.{self.descriptor}"
 
     def new_rows(self, rows: int, width: int) -> np.ndarray:
@@ -108,24 +123,44 @@ class Shelf:
                     start = -(-end // ALIGNMENT) * ALIGNMENT
                     small += [bytes(start - end), piece]
                     end = start + size
-                    places.append(_PLACE.pack(_IN_HEAD, _NO_SLOT, start, size))
+                    places.append(_PLACE.pack(_IN_HEAD, _NO_SLOT, 0, 0, start, size))
                 elif (lent := self._lend(piece, reader)) is not None:
-                    slot, offset = lent
-                    places.append(_PLACE.pack(_ON_SHELF, slot, offset, size))
+                    places.append(_PLACE.pack(_ON_SHELF, *lent, size))
                 else:
-                    places.append(_PLACE.pack(_NEXT_PART, _NO_SLOT, 0, 0))
+                    self.copied_bytes += size
+                    places.append(_PLACE.pack(_NEXT_PART, _NO_SLOT, 0, 0, 0, 0))
                     parts.append(piece)
         head = _HEAD.pack(MARK, os.getpid(), self.descriptor, len(frame))
         return [b"".join([head, *places, *small]), *parts]
 
-    def _lend(self, piece: Any, reader: int) -> tuple[int, int] | None:
-        """Lend a piece, copied unless it lies here already; return (slot, offset), None without room."""
+    def let_go(self) -> None:
+        """Give back to their owners what was handed on and is no longer read."""
+        if not self._handed_on:
+            return
+        now = time.monotonic()
+        look = now - self._looked_at > LOOK_EVERY_S
+        if look:
+            self._looked_at = now
+        with self._lock:
+            self._end_loans(self._handed_on, _dead_of(self._handed_on) if look else ())
+
+    def _lend(self, piece: Any, reader: int) -> tuple[int, int, int, int] | None:
+        """Lend a piece, copied unless it lies on a shelf already.
+
+        Return (slot, pid and descriptor of the shelf, offset), None without room.
+        """
         if not self._free_slots:
             self._reclaim(crowded=True)
             if not self._free_slots:
                 return None
         content = np.frombuffer(piece, np.uint8)
         offset, size = _address(content) - self._address, len(content)
+        theirs = self._others.place(content) if self._others is not None else None
+        if theirs is not None and theirs[0] != reader:  # who does not read its own shelf
+            slot = self._free_slots.pop()
+            self._map[slot] = _LENT
+            self._handed_on.append(_Loan(slot, reader, content))
+            return slot, *theirs
         if _SLOTS <= offset < SHELF_BYTES:
             block = self._blocks[bisect_right(self._blocks, offset, key=lambda b: b.offset) - 1]
         else:
@@ -134,10 +169,11 @@ class Shelf:
                 return None
             block, offset = taken, taken.offset
             self._bytes[offset : offset + size] = content
+            self.copied_bytes += size
         slot = self._free_slots.pop()
         self._map[slot] = _LENT
         block.loans.append(_Loan(slot, reader))
-        return slot, offset
+        return slot, os.getpid(), self.descriptor, offset
 
     def _take(self, size: int) -> _Block | None:
         """Take the tightest gap that holds `size` bytes; now and then, and if there is none, look for more.
@@ -170,14 +206,24 @@ class Shelf:
     def _reclaim(self, crowded: bool = False) -> None:
         """Take back what nobody looks at any more; on a crowded shelf also what dead readers held."""
         self._taken_bytes = 0
-        readers = {loan.reader for block in self._blocks for loan in block.loans} if crowded else ()
-        dead = {pid for pid in readers if process_state(pid) in ("Z", "X")}
+        loans = [*self._handed_on, *(loan for block in self._blocks for loan in block.loans)]
+        dead = _dead_of(loans) if crowded else ()
+        self._end_loans(self._handed_on, dead)
         for block in self._blocks:
-            for loan in block.loans[:]:
-                if self._map[loan.slot] == _RETURNED or loan.reader in dead:
-                    block.loans.remove(loan)
-                    self._free_slots.append(loan.slot)
+            self._end_loans(block.loans, dead)
         self._blocks = [block for block in self._blocks if block.in_use()]
+
+    def _end_loans(self, loans: list[_Loan], dead: Container[int]) -> None:
+        """Take those out that were returned, or whose readers are dead."""
+        for loan in loans[:]:
+            if self._map[loan.slot] == _RETURNED or loan.reader in dead:
+                loans.remove(loan)
+                self._free_slots.append(loan.slot)
+
+
+def _dead_of(loans: Iterable[_Loan]) -> set[int]:
+    """Readers that are dead."""
+    return {pid for pid in {loan.reader for loan in loans} if process_state(pid) in ("Z", "X")}
 
 
 class Readers:
@@ -185,7 +231,11 @@ class Readers:
 
     def __init__(self) -> None:
         self._maps: dict[tuple[int, int], mmap.mmap] = {}  # by process and descriptor
-        # What we still look at, by the reference's id: the reference, which tells us of the end; shelf; slot.
+        self._addresses: list[
+            tuple[int, tuple[int, int]]
+        ] = []  # where these begin, in order, and whose it is
+        # What we still look at, by the reference's id: the reference, which tells us of the end; the shelf
+        # of the slot; the slot.
         self._borrowed: dict[int, tuple[Any, mmap.mmap, int]] = {}
 
     def open(self, token: str) -> int | None:
@@ -197,11 +247,12 @@ class Readers:
         try:
             theirs = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
             try:
-                self._maps[pid, descriptor] = mmap.mmap(theirs, SHELF_BYTES)
+                shelf = self._maps[pid, descriptor] = mmap.mmap(theirs, SHELF_BYTES)
             finally:
                 os.close(theirs)
         except (OSError, ValueError):
             return None
+        insort(self._addresses, (_address(np.frombuffer(shelf, np.uint8)), (pid, descriptor)))
         return pid
 
     def process(self, token: str) -> int | None:
@@ -210,8 +261,17 @@ class Readers:
 
     def close(self, token: str) -> None:
         """Read no more from this shelf; what was borrowed from it stays as it is."""
-        if token:
-            self._maps.pop(_numbers(token), None)
+        if token and self._maps.pop(_numbers(token), None) is not None:
+            self._addresses = [entry for entry in self._addresses if entry[1] != _numbers(token)]
+
+    def place(self, piece: np.ndarray) -> tuple[int, int, int] | None:
+        """Return on whose open shelf a piece lies: process, descriptor, offset; None for none."""
+        address = _address(piece)
+        number = bisect_right(self._addresses, address, key=lambda entry: entry[0]) - 1
+        if number < 0:
+            return None
+        begin, shelf = self._addresses[number]
+        return (*shelf, address - begin) if address < begin + SHELF_BYTES else None
 
     def frame(self, parts: list[Any]) -> list[Any] | None:
         """Turn the parts of a message back into the frame's pieces; None for what no shelf's owner sent.
@@ -226,32 +286,44 @@ class Readers:
             end = _HEAD.size + count * _PLACE.size
             if len(head) < end:
                 return None
-            shelf, rest, pieces = self._maps.get((pid, descriptor)), iter(parts[1:]), []
-            for way, slot, offset, size in _PLACE.iter_unpack(head[_HEAD.size : end]):
+            slots, rest, pieces = self._maps.get((pid, descriptor)), iter(parts[1:]), []
+            for way, slot, *owner, offset, size in _PLACE.iter_unpack(head[_HEAD.size : end]):
                 if way == _NEXT_PART:
                     pieces.append(next(rest))
                 elif way == _IN_HEAD and end <= offset and offset + size <= len(head):
                     end = offset + size
                     pieces.append(head[offset:end])
-                elif way == _ON_SHELF and shelf is not None and _on_shelf(slot, offset, size):
-                    pieces.append(self._borrow(shelf, slot, offset, size))
+                elif way == _ON_SHELF and slots is not None and _on_shelf(slot, offset, size):
+                    shelf = self._maps.get((owner[0], owner[1]))
+                    if shelf is None:
+                        slots[slot] = _RETURNED  # it is not read
+                        return None
+                    pieces.append(self._borrow(shelf, offset, size, slots, slot))
                 else:
                     return None
             return pieces if end == len(head) else None
         except (struct.error, StopIteration):
             return None
 
-    def _borrow(self, shelf: mmap.mmap, slot: int, offset: int, size: int) -> np.ndarray:
-        """Return bytes of a shelf that are given back when the last array or view of them is gone."""
+    def _borrow(self, shelf: mmap.mmap, offset: int, size: int, slots: mmap.mmap, slot: int) -> np.ndarray:
+        """Return bytes of a shelf that are given back when the last array or view of them is gone.
+
+        The slot that says so may be another shelf's.
+        """
         piece = np.frombuffer(shelf, np.uint8, size, offset)
         piece.flags.writeable = False
         borrowed = weakref.ref(piece, self._give_back)
-        self._borrowed[id(borrowed)] = borrowed, shelf, slot
+        self._borrowed[id(borrowed)] = borrowed, slots, slot
         return piece
 
     def _give_back(self, borrowed: Any) -> None:
-        _, shelf, slot = self._borrowed.pop(id(borrowed))
-        shelf[slot] = _RETURNED
+        _, slots, slot = self._borrowed.pop(id(borrowed))
+        slots[slot] = _RETURNED
+
+
+def large_bytes(frame: Iterable[Any]) -> int:
+    """Bytes of a frame's pieces that would lie on a shelf."""
+    return sum(size for size in map(len, frame) if size >= LEAST_BYTES)
 
 
 def _numbers(token: str) -> tuple[int, int]:
@@ -269,9 +341,9 @@ def _address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def new_shelf() -> Shelf | None:
+def new_shelf(others: Readers | None = None) -> Shelf | None:
     """Make a shelf where the system has what it needs (Linux), else None."""
     try:
-        return Shelf()
+        return Shelf(others)
     except (AttributeError, OSError):
         return None

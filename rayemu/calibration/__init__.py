@@ -21,7 +21,7 @@ from rayemu.machine import cores, processor
 from rayemu.scenario import Scenario
 
 __all__ = ["Ran", "calibrate", "calibration_scenario", "predicted", "ran"]
-PASSES_S = 12.0  # for all passes, codecs and copies together
+PASSES_S = 10.0  # for all passes, codecs and copies together
 
 
 def calibration_scenario(number: int, extra: dict[str, Any]) -> Scenario:
@@ -35,8 +35,9 @@ def calibrate(out: Path, report: Callable[[str], None]) -> tuple[Hardware, dict[
     """Measure this machine and write it as a hardware file; returns it, what was measured, and the runs.
 
     Best on a machine that does nothing else. The file is there when all is done, and stays as it was where
-    that fails. Raises OSError where the file cannot be written, before anything is measured, and what a run
-    raises.
+    that fails. It starts processes that import the calling script, which must call it under
+    `if __name__ == "__main__":`; where it does not, RuntimeError says so. Raises OSError where the file
+    cannot be written, before anything is measured, and what a run raises.
     """
     out = out.resolve()  # of a link, what it points to
     check_writable(out)

@@ -14,6 +14,7 @@ from rayemu.calibration.measure import SHAPES
 from rayemu.hardware import Hardware, load_hardware
 from rayemu.machine import cores
 from rayemu.model.expert import row_multiple
+from rayemu.protocol.server import TURN_FLOPS
 
 UNBOUNDED = "1 TB/s"  # links between processes of a machine are copies, which the processors are charged for
 
@@ -31,7 +32,7 @@ def description(measured: dict[str, float], costs: dict[str, float], processor: 
         return {"value": text, "source": source}
 
     level = {
-        "latency": value(f"{1e6 * costs['latency']:.4g} us", ran),
+        "latency": value("0 us", "processes of one machine: all of a message's way is processors' work"),
         "bandwidth": value(
             UNBOUNDED, "processes of one machine: what a copy costs is in processors.bandwidth"
         ),
@@ -64,13 +65,15 @@ def description(measured: dict[str, float], costs: dict[str, float], processor: 
         "host": {
             "rate": value(f"{rate / 1e9:.5g} GFLOP/s", timed),
             "bandwidth": value(f"{bandwidth / 1e9:.5g} GB/s", timed),
-            "overhead": value("0 us", "counted in processors.job"),
+            "overhead": value("0 us", "counted in processors.frame and processors.wake"),
         },
         "processors": {
             "count": {"value": count, "source": "cores that this process may use"},
             "frame": value(f"{1e6 * costs['frame']:.4g} us", ran),
             "bandwidth": value(f"{costs['bandwidth'] / 1e9:.5g} GB/s", ran),
-            "job": value(f"{1e6 * costs['job']:.4g} us", ran),
+            "wake": value(f"{1e6 * costs['wake']:.4g} us", ran),
+            "share": {"value": round(costs["share"], 4), "source": ran},
+            "turn": value(f"{TURN_FLOPS / 1e9:g} GFLOP", "TURN_FLOPS of rayemu's modules"),
         },
         "energy": {
             "weights": value("0 pJ/bit", "not measured"),

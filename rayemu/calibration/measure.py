@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,42 @@ CACHES = 64e6  # bytes of weights that are used in turn, so that no cache holds 
 
 
 def on_every_core(cores: int, seconds: float) -> dict[str, Any]:
-    """Run `measured` in a process per core at once; return the median of what they found, key by key."""
+    """Run `measured` in a process per core at once; return the median of what they found, key by key.
+
+    Raises RuntimeError where such a process ends before it has told.
+    """
     context = multiprocessing.get_context("spawn")
     # Ctrl-C goes to all processes of a terminal: this one ends the others, which have nothing to say of it.
     # They inherit what is blocked here; the start of the tracker, on its own, would unblock it.
     resource_tracker.ensure_running()
+    running: list[tuple[Any, Connection]] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        pool = context.Pool(cores)
+        try:
+            for _ in range(cores):
+                told, teller = context.Pipe(duplex=False)
+                process = context.Process(target=_tell, args=(teller, seconds), daemon=True)
+                process.start()
+                running.append((process, told))
+                teller.close()  # so that `told` ends with the process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        found = [told.recv() for _, told in running]
+    except EOFError:
+        raise RuntimeError(
+            "a process that was started to measure this machine ended before it had. Such processes import "
+            'the script that calls calibrate(): put the call under `if __name__ == "__main__":`'
+        ) from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with pool:
-        found = pool.map(_measured, [seconds] * cores, chunksize=1)
+        for process, told in running:
+            process.kill()
+            process.join()
+            told.close()
     return {key: float(np.median([one[key] for one in found])) for key in found[0]}
+
+
+def _tell(teller: Connection, seconds: float) -> None:
+    teller.send(_measured(seconds))
 
 
 def _measured(seconds: float) -> dict[str, float]:

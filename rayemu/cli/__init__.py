@@ -45,6 +45,7 @@ app.command()(running.run)
 app.command("list")(running.list_strategies)
 app.command()(running.doctor)
 app.command()(models.codecs)
+app.command()(models.routers)
 app.command()(models.model)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},

@@ -109,6 +109,13 @@ def tiers(
     batch: Annotated[
         int, typer.Option(min=1, metavar="T", help="Tokens of a step, where FILE has their choices.")
     ] = 1,
+    prefetch: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Also predictors that fetch N experts per token and layer."),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, metavar="P", help="Fetch only what is at least so likely.")
+    ] = 0.0,
     settings: HardwareSettings = None,
     json: Json = False,
     format: TraceFormat = None,
@@ -129,7 +136,8 @@ def tiers(
         known = dict(format=format, experts=experts, window=window)
         size = expert_size(model, expert_bytes, bits)
         chosen = load_hardware(hardware, *(settings or []))
-        report(file, chosen, size, capacity or [], policy or [], batch, json, tokens, known)
+        held, only = capacity or [], policy or []
+        report(file, chosen, size, held, only, batch, json, tokens, known, prefetch, confidence)
 
 
 def router(

@@ -43,6 +43,49 @@ def codecs(
         report(Scenario.load(scenario).with_overrides(list(settings or [])), names, tokens, out)
 
 
+def routers(
+    scenario: Annotated[
+        str, typer.Argument(help="Whose model and stream: a YAML file, or a name; default: laptop.")
+    ] = "laptop",
+    stream: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Another stream: text, uniform, zipf, ...")
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--router", metavar="NAME", help="Only these; NAME:PARAMETER=VALUE,... ; repeatable."),
+    ] = None,
+    batches: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="B", help="Batches of the stream, one after the other.")
+    ] = 4,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Tokens of a batch; else the scenario's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like model.layers=4; repeatable."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with everything.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", callback=expanded, help="Also draw error against cost, as one page (bokeh)."
+        ),
+    ] = None,
+) -> None:
+    """Every router on the same activations: what its choices bring and cost beside the model's own.
+
+    Agreement, output error, balance, remote and dropped choices, time; a router that cannot serve the
+    scenario is there with its reason. Computed in this process: nothing is started.
+    """
+    with plain_errors():
+        from rayemu.scenario import Scenario
+        from rayemu.study.routers import report
+
+        changes = [f"stream={{kind: {stream}}}"] if stream is not None else []
+        chosen = Scenario.load(scenario).with_overrides([*changes, *(settings or [])])
+        report(chosen, names or [], batches, tokens, json, plot)
+
+
 def model(
     name: Annotated[str, typer.Argument(help="A preset, a scenario, or the directory of a checkpoint.")],
     modules: Annotated[

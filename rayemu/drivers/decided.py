@@ -98,8 +98,7 @@ def save_choices(path: Path, results: Iterable[BatchResult]) -> None:
         return
     whole = Decisions.of([one for _, decisions in found for one in decisions])
     batch = np.repeat([number for number, _ in found], [len(one.parts) for _, one in found])
-    columns = {"parts": whole.parts, "experts": whole.experts, "weights": whole.weights}
-    np.savez_compressed(path, batch=batch, **columns)
+    np.savez_compressed(path, batch=batch, parts=whole.parts, experts=whole.experts, weights=whole.weights)
 
 
 def load_choices(path: Path) -> dict[int, Decisions]:
@@ -128,9 +127,9 @@ def summed_up(results: Iterable[BatchResult], counts: Mapping[str, float]) -> di
         return {}
     return {
         "routing": {
+            **counts,
             "decisions": decided,
             "choices_per_token": chosen / tokens,
             "tokens_without_expert": nobody,
-            **counts,
         }
     }

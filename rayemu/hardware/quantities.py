@@ -48,6 +48,7 @@ KINDS: dict[str, Kind] = {
     "size": Kind(_SIZE, "16 GB", 1, 1e18, _SIZE_ALSO),
     "rate": Kind(_PER_S, "16 GB/s", 1, 1e18, _RATE_ALSO),
     "time": Kind(_units(_SMALL, "s"), "25 ns", 1e-15, 3600, {"min": 60.0, "h": 3600.0}),
+    "work": Kind(_units(_LARGE, "FLOP"), "1 GFLOP", 1, 1e21, _units(_LARGE, "OP")),
     "operations": Kind(_FLOPS, "1 TFLOP/s", 1, 1e21, _FLOPS_ALSO),
     "frequency": Kind(_units(_LARGE, "Hz"), "300 MHz", 1, 1e13, {}),
     "energy_per_bit": Kind(
@@ -106,6 +107,7 @@ def _field(kind: str, above_zero: bool) -> Any:
 Size = Annotated[float, _field("size", True), "size"]
 Rate = Annotated[float, _field("rate", True), "rate"]
 Time = Annotated[float, _field("time", False), "time"]
+Work = Annotated[float, _field("work", False), "work"]
 Operations = Annotated[float, _field("operations", True), "operations"]
 Frequency = Annotated[float, _field("frequency", True), "frequency"]
 EnergyPerBit = Annotated[float, _field("energy_per_bit", False), "energy_per_bit"]

@@ -149,13 +149,17 @@ class Processors(Section):
     """Processors of one machine that do everything in turn: the modules of all nodes, the host, the messages.
 
     Only of a machine that emulates modules by processes. Every message costs `frame` and its bytes over
-    `bandwidth` at either end, every piece of work `job` beside its arithmetic.
+    `bandwidth` at either end; what a process is to do that has nothing else to do costs `wake` beside that.
+    Passes of less than `turn` operations are interrupted by all others, and reach a `share` of the rates;
+    those from there on hold a processor until they are done.
     """
 
     count: Count
     frame: q.Time
     bandwidth: q.Rate
-    job: q.Time
+    wake: q.Time
+    share: Share = 1.0
+    turn: q.Work = 0.0
 
 
 class RouterAccelerator(Section):

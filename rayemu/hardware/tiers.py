@@ -189,16 +189,26 @@ def serve(
             f"tiers: they hold {sum(capacities)} experts of {expert_bytes:.4g} bytes, "
             f"{uses.distinct} are used; make the last one larger"
         )
-    served = np.full(len(uses.item), len(tiers) - 1)
+    return come_to(policy, served_from(uses, capacities, policy), tiers, expert_bytes)
+
+
+def served_from(uses: Uses, capacities: Sequence[int], policy: str) -> Array:
+    """The number of the tier that each use is served from [N]; the last one where no other has its expert."""
+    served = np.full(len(uses.item), len(capacities) - 1)
     within = np.cumsum(capacities[:-1])
     for tier in reversed(range(len(within))):
         if capacities[tier]:
             served[hits(uses, int(within[tier]), policy)] = tier
+    return served
+
+
+def come_to(name: str, served: Array, tiers: Mapping[str, Tier], expert_bytes: float) -> Tiered:
+    """The means over uses that are served from tiers [N], where a use reads its expert once."""
     shares = np.bincount(served, minlength=len(tiers)) / max(len(served), 1)
     each = [tier.latency + expert_bytes / tier.bandwidth for tier in tiers.values()]
     known = [tier.energy for tier in tiers.values() if tier.energy is not None]
     joules = float(shares @ np.array(known)) * expert_bytes * 8 if len(known) == len(tiers) else None
-    return Tiered(policy, tuple(shares.tolist()), float(shares @ np.array(each)), joules)
+    return Tiered(name, tuple(shares.tolist()), float(shares @ np.array(each)), joules)
 
 
 class _Cache:

@@ -97,10 +97,20 @@ def prepare(layer: Layer, h: F32) -> F32:
 def route(layer: Layer, x: F32) -> Routing:
     """The choices of normalised rows x [T, D] by the layer's router and gate, with nothing else known.
 
-    Of a router with scope "batch", x must be the whole batch, and these are a run's choices only where it
-    needs neither state nor context.
+    Of a router with scope "batch", x must be the whole batch; it is the first one, on a single module that
+    holds all experts. These are a run's choices only where the router needs neither state nor context.
     """
-    return layer.router.choose(scored(layer, x), gate_of(layer), Context(layer.index))
+    if layer.router.scope == "row":
+        return layer.router.choose(scored(layer, x), gate_of(layer), Context(layer.index))
+    experts = layer.spec.experts
+    context = Context(
+        layer.index,
+        home=np.zeros(len(x), np.int16),
+        holders=np.ones((1, experts), bool),
+        module_to_node=np.zeros(1, np.int32),
+        state=layer.router.new_state(experts),
+    )
+    return layer.router.choose(scored(layer, x), gate_of(layer), context)
 
 
 def open_groups(layer: Layer, x: F32) -> npt.NDArray[np.unsignedinteger]:

@@ -6,6 +6,7 @@ T tokens of all batches asked for, K choices, E experts, G groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Drawn:
         rng = np.random.default_rng([seed, 2])
         same = np.arange(spec.experts)
         self.expert = [rng.permutation(spec.experts) if shuffled else same for _ in range(spec.layers)]
-        self.share, self.table = np.zeros(0), same
+        self.share, self.table = np.zeros(0), table_of(np.ones(1))
 
     def __call__(self, batches: range, layer: int) -> Array:
         """Return the choices [n * T, K] of batches in a layer, the same at every call."""
@@ -75,15 +76,24 @@ class Drawn:
         return expert[different(rng, self.table, self.tokens, self.spec.top_k, group, opened)]
 
 
-def table_of(share: Array) -> Array:
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Numbers to draw from: e stands `often[e]` times among `numbers`."""
+
+    often: Array  # [E]
+    numbers: Array  # [sum of often], rising
+
+
+def table_of(share: Array) -> Table:
     """Return a table where number e stands as often as is its share [E], in millionths and once at least."""
     often = np.maximum(np.rint(share * (_STEPS / share.sum())), 1).astype(np.int64)
-    return np.repeat(np.arange(len(share), dtype=np.int32), often)
+    narrow = np.min_scalar_type(max(len(share) - 1, 0))  # a table that stays in the processor's cache
+    return Table(often, np.repeat(np.arange(len(share), dtype=narrow), often))
 
 
 def different(
     rng: np.random.Generator,
-    table: Array,
+    table: Table,
     rows: int,
     count: int,
     group: Array | None = None,
@@ -95,7 +105,8 @@ def different(
     closed is drawn again, which is the same as drawing among those that are left; so are, in the end, rows
     that nearly always draw the same.
     """
-    found = table[rng.integers(0, len(table), (count, rows), np.uint32)]
+    numbers = table.numbers
+    found = numbers[rng.integers(0, len(numbers), (count, rows), np.uint32)]
     every = np.arange(rows)
     for place, drawn in enumerate(found):
         left, mine, taken = every, drawn, found[:place]
@@ -109,18 +120,17 @@ def different(
             if not len(left):
                 break
             if again < _AGAIN:
-                mine = table[rng.integers(0, len(table), len(left), np.uint32)]
+                mine = numbers[rng.integers(0, len(numbers), len(left), np.uint32)]
             else:
                 allowed = None if group is None or opened is None else opened[:, left][group]
-                mine = _among_others(rng, table, taken, allowed)
+                mine = _among_others(rng, table.often, taken, allowed)
             drawn[left] = mine
     return found.T
 
 
-def _among_others(rng: np.random.Generator, table: Array, taken: Array, allowed: Array | None) -> Array:
-    """Draw a number of a table for each of n rows that is not `taken` [.., n] and is `allowed` [E, n]."""
-    often = np.bincount(table)
-    found = np.empty(taken.shape[1], table.dtype)
+def _among_others(rng: np.random.Generator, often: Array, taken: Array, allowed: Array | None) -> Array:
+    """Draw a number, e as `often` [E], for each of n rows: not `taken` [.., n], and `allowed` [E, n]."""
+    found = np.empty(taken.shape[1], np.int64)
     at_once = max(1, _STEPS // len(often))
     for low in range(0, len(found), at_once):
         mine = slice(low, low + at_once)

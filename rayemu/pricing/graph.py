@@ -38,8 +38,8 @@ class EventGraph:
     bytes: np.ndarray  # [N] float64
     flops: np.ndarray  # [N] float64
     request: np.ndarray  # [N] int64
-    cause_start: np.ndarray  # [N + 1] int64
-    causes: np.ndarray  # [C] int64
+    cause_start: np.ndarray  # [N + 1] int64, or int32
+    causes: np.ndarray  # [C] int64, or int32
     module_to_node: np.ndarray  # [M] int32
     gaps: int = 0
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayemu.hardware import Hardware
-from rayemu.hardware.spec import Processors
 from rayemu.hardware.transfers import FREE, services
 from rayemu.model.spec import ModelSpec
 from rayemu.pricing.graph import COMBINE, EXPERT, MESSAGE, ROUTE, EventGraph
+from rayemu.pricing.processors import Processes, on_processors
 
 Array = np.ndarray
 EXACTLY = 1 << 16  # events that are served in exactly their order; of larger graphs
@@ -56,7 +56,7 @@ def schedule(graph: EventGraph, hardware: Hardware, model: ModelSpec, windows: i
     served, ties by their order in the graph. A message asks all links of its way at once and has passed when
     the last has served it, plus latency (see `rayemu.hardware.transfers.services`). What becomes ready in
     the same of `windows` parts of the whole time may change places; with 0 nothing does, None is 0 up to
-    EXACTLY events and WINDOWS beyond.
+    EXACTLY events and WINDOWS beyond. On processors it is always 0: who sleeps is told by exactly this order.
     Raises ValueError for a graph whose causes come later than their effects.
     """
     size, modules, model = len(graph), len(graph.module_to_node), model.full()
@@ -66,11 +66,14 @@ def schedule(graph: EventGraph, hardware: Hardware, model: ModelSpec, windows: i
     if hardware.spec.processors is not None:
         groups["processors"] = range(groups["routing"].stop, groups["routing"].stop + 1)
     asked = _asked(graph, hardware, model, groups)
+    processes = Processes(graph, hardware.spec.processors) if hardware.spec.processors is not None else None
     workers = groups["processors"].start if "processors" in groups else 0
-    queues = _Queues(max(ids.stop for ids in groups.values()), asked, workers)
+    queues = _Queues(max(ids.stop for ids in groups.values()), asked, workers, processes)
     longest = _longest(graph, asked.alone)
     ready, end = np.zeros((2, size))
-    if windows is None:
+    if hardware.spec.processors is not None:
+        windows = 0
+    elif windows is None:
         windows = 0 if size <= EXACTLY else WINDOWS
     if size:
         window = max(longest, float(queues.busy.max())) / windows if windows else 0.0
@@ -83,12 +86,13 @@ def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: Mo
     """Return what each of the events that are work takes [n] alone, in seconds."""
     kind, rows = graph.kind[events], graph.rows[events].astype(np.int64)
     took = np.zeros(len(events))
-    scored = kind == ROUTE
-    chosen = scored & (graph.flops[events] <= model.experts * rows)  # of scores alone
+    scored, flops = kind == ROUTE, graph.flops[events]  # 0 where nobody said: the whole gate
+    chosen = scored & (flops > 0) & (flops <= model.experts * rows)  # of scores alone
     if chosen.any():
         took[chosen] = hardware.route_seconds(1, model.experts, rows[chosen])
     scored &= ~chosen
-    columns = np.rint(graph.flops[events] / np.maximum(2.0 * model.d_model * rows, 1)).astype(np.int64)
+    columns = np.rint(flops / np.maximum(2.0 * model.d_model * rows, 1)).astype(np.int64)
+    columns[flops == 0] = model.experts
     for experts in np.unique(columns[scored]).tolist():  # all, or a module's own
         mine = scored & (columns == experts)
         took[mine] = hardware.route_seconds(model.d_model, experts, rows[mine])
@@ -96,6 +100,8 @@ def work_seconds(graph: EventGraph, events: Array, hardware: Hardware, model: Mo
         took[mine] = hardware.combine_seconds(model.d_model, outputs, rows[mine])
     for width, mine in expert_widths(graph, events, model):
         took[mine] = hardware.expert_seconds(model.d_model, width, rows[mine], gated=model.gated)
+        if (processors := hardware.spec.processors) is not None:
+            took[mine & (model.ffn_flops(width) * rows < processors.turn)] /= processors.share
     return took
 
 
@@ -135,13 +141,10 @@ def _serve(
     What is not ready yet will not be before one of those that are could end: so all that are ready before
     that can be served together, and with a `window` also those that are ready that long after the first.
     """
-    count = np.diff(graph.cause_start)
-    waits = count.copy()
-    order = np.argsort(graph.causes, kind="stable")
-    effects = np.repeat(np.arange(len(graph)), count)[order]
-    begin = np.concatenate([[0], np.cumsum(np.bincount(graph.causes, minlength=len(graph)))])
+    begin, effects = _effects(graph)
+    waits = np.diff(graph.cause_start).astype(effects.dtype)
     front = np.flatnonzero(waits == 0)
-    slot = np.zeros(len(graph), np.int64)
+    slot = np.zeros(len(graph), np.int32)
     while len(front):
         at = ready[front]
         first, could = at.min(), (at + asked.alone[front]).min()
@@ -154,17 +157,32 @@ def _serve(
         else:
             events, front = front[now], front[~now]
         events.sort()
-        end[events] = queues.served(events, ready[events])
-        reached, of = _spread(begin, events)
+        at = ready[events]
+        if (at[1:] < at[:-1]).any():
+            order = np.argsort(at, kind="stable")
+            events, at = events[order], at[order]
+        ended = queues.served(events, at)
+        end[events] = ended
+        reached, count = _spread(begin, events)
         reached = effects[reached]
         if not len(reached):
             continue
-        np.maximum.at(ready, reached, end[events][of])
-        np.subtract.at(waits, reached, 1)
+        np.maximum.at(ready, reached, np.repeat(ended, count))
+        np.subtract.at(waits, reached, np.ones_like(reached))  # a lone 1 takes eight times as long
         new = reached[waits[reached] == 0]
-        number = np.arange(len(new))
+        number = np.arange(len(new), dtype=slot.dtype)
         slot[new] = number  # each once: of the places of one event the last stays
         front = np.concatenate([front, new[slot[new] == number]])
+
+
+def _effects(graph: EventGraph) -> tuple[Array, Array]:
+    """Return the events that wait for each event: those of n from begin[n] to begin[n + 1]."""
+    from scipy.sparse import csr_array  # slow to import
+
+    size = len(graph)
+    causes = csr_array((np.ones(len(graph.causes), np.int8), graph.causes, graph.cause_start), (size, size))
+    by_cause = causes.tocsc()
+    return by_cause.indptr, by_cause.indices
 
 
 def _longest(graph: EventGraph, alone: Array) -> float:
@@ -184,11 +202,13 @@ def _longest(graph: EventGraph, alone: Array) -> float:
 
 
 def _spread(start: Array, chosen: Array) -> tuple[Array, Array]:
-    """Return the entries of the chosen [n], and of which chosen each is."""
+    """Return the entries of the chosen [n], one's after another's, and how many each has [n]."""
     low = start[chosen]
     count = start[chosen + 1] - low
-    of = np.repeat(np.arange(len(chosen)), count)
-    return np.arange(len(of)) + (low - np.cumsum(count) + count)[of], of
+    before = np.cumsum(count)
+    low += count
+    low -= before
+    return np.arange(before[-1] if len(before) else 0) + np.repeat(low, count), count
 
 
 def _runs(last_cause: Array) -> Iterator[tuple[int, int]]:
@@ -196,7 +216,8 @@ def _runs(last_cause: Array) -> Iterator[tuple[int, int]]:
     highest = np.maximum.accumulate(last_cause)
     low, size = 0, len(highest)
     while low < size:
-        high = int(np.searchsorted(highest, low))
+        # A number of another type would have all of them converted, for each run.
+        high = int(np.searchsorted(highest, highest.dtype.type(low)))
         yield low, high
         low = high
 
@@ -230,16 +251,19 @@ def _asked(graph: EventGraph, hardware: Hardware, model: ModelSpec, groups: dict
     """Look up what all events ask; notes the links in `groups`."""
     size = len(graph)
     start = np.zeros(size + 1, np.int64)
-    latency, floor, alone = (np.empty(size) for _ in range(3))
+    latency, alone = np.empty(size), np.empty(size)
+    floor = np.zeros(size)
     level = np.empty(size, np.int8)
     # Room for most; what is not used of it is never touched, and so costs nothing.
     resource, seconds = np.empty(_MOST_ENTRIES * size, np.int32), np.empty(_MOST_ENTRIES * size)
     used = 0
     for low in range(0, max(size, 1), _AT_ONCE):
         high = min(low + _AT_ONCE, size)
-        count, *entries, latency[low:high], floor[low:high], alone[low:high], level[low:high] = _asked_by(
+        count, *entries, latency[low:high], least, alone[low:high], level[low:high] = _asked_by(
             graph, low, high, hardware, model, groups
         )
+        if least.any():  # few hardwares have one, and what is not written takes no memory
+            floor[low:high] = least
         start[low + 1 : high + 1] = count
         end = used + len(entries[0])
         if end > len(resource):  # as on long ways through a torus
@@ -277,47 +301,21 @@ def _asked_by(
     latency, floor = np.zeros((2, len(events)))
     level[message], latency[message], floor[message] = links.level, links.latency, links.floor
     if hardware.spec.processors is not None:
-        start, resource, seconds, more = _on_processors(
-            graph.bytes[events], message, took, hardware.spec.processors, start, resource, seconds, groups
+        start, resource, seconds, more = on_processors(
+            graph.bytes[events],
+            message,
+            took,
+            hardware.spec.processors,
+            start,
+            resource,
+            seconds,
+            groups["processors"].start,
         )
         latency += more
     alone = np.maximum(_over_causes(np.maximum, start, seconds, 0.0) + latency, floor)
     if hardware.spec.processors is not None:  # not also the latency, see _Queues
-        alone[~message] = took + hardware.spec.processors.job
+        alone[~message] = took
     return np.diff(start), resource, seconds, latency, floor, alone, level
-
-
-def _on_processors(
-    sizes: Array,
-    message: Array,
-    took: Array,
-    processors: Processors,
-    start: Array,
-    resource: Array,
-    seconds: Array,
-    groups: dict[str, range],
-) -> tuple[Array, Array, Array, Array]:
-    """What n events ask of the processors too, at both ends of a message; and the latency [n] of it.
-
-    They are one resource that is as quick as all together; that one of them is slower than all is latency.
-    """
-    own = processors.frame + sizes / processors.bandwidth  # [n] at each end
-    own[~message] = took + processors.job
-    count = np.diff(start)
-    place = np.cumsum(np.where(message, 2, 1) + count)
-    place = np.concatenate([[0], place])
-    new_resource = np.full(place[-1], groups["processors"].start)
-    new_seconds = np.empty(place[-1])
-    kept = np.ones(place[-1], bool)
-    at = place[1:] - 1
-    new_seconds[at] = own / processors.count
-    kept[at] = False
-    at = at[message] - 1
-    new_seconds[at] = own[message] / processors.count
-    kept[at] = False
-    new_resource[kept], new_seconds[kept] = resource, seconds
-    late = own * (1 - 1 / processors.count)
-    return place, new_resource, new_seconds, np.where(message, 2, 1) * late
 
 
 def _worker(graph: EventGraph, work: Array, hardware: Hardware, groups: dict[str, range]) -> Array:
@@ -344,22 +342,41 @@ class _Queues:
     processor takes longer than all of them.
     """
 
-    def __init__(self, resources: int, asked: _Asked, workers: int = 0) -> None:
-        self.asked, self.workers = asked, workers
+    def __init__(
+        self, resources: int, asked: _Asked, workers: int = 0, processes: Processes | None = None
+    ) -> None:
+        self.asked, self.workers, self.processes = asked, workers, processes
         self.free = np.zeros(resources)
-        self.busy = np.bincount(asked.resource, asked.seconds, resources)
+        self.busy = np.zeros(resources)
+        for low in range(0, len(asked.resource), _AT_ONCE):  # bincount would widen all ids at once
+            some = slice(low, low + _AT_ONCE)
+            np.add.at(self.busy, asked.resource[some], asked.seconds[some])
+        self.floors = bool(asked.floor.any())
         self.key = np.uint16 if resources <= _RADIX else np.int64
 
     def served(self, events: Array, ready: Array) -> Array:
-        """Serve events [n], which are ready at `ready` [n]; returns when they end."""
+        """Serve events [n], in the order in which they are ready at `ready` [n]; returns when they end."""
         asked = self.asked
-        entries, of = _spread(asked.start, events)
+        entries, count = _spread(asked.start, events)
         if not len(entries):
             return np.maximum(ready + asked.latency[events], ready + asked.floor[events])
-        order = self._order(asked.resource[entries], of, ready)
-        entries, of = entries[order], of[order]
-        mine, took, came = asked.resource[entries], asked.seconds[entries], ready[of]
-        begin = np.flatnonzero(np.diff(mine, prepend=-1))  # of each resource's entries
+        mine = asked.resource[entries]
+        order = np.argsort(mine.astype(self.key), kind="stable")
+        mine, took = mine[order], asked.seconds[entries][order]
+        of = np.repeat(np.arange(len(events)), count)[order]
+        came = ready[of]
+        new = np.ones(len(mine), bool)
+        np.not_equal(mine[1:], mine[:-1], out=new[1:])
+        begin = np.flatnonzero(new)  # of each resource's entries
+        latency = asked.latency[events]
+        if self.processes is not None:
+            wake, share = self.processes.wake, 1 / self.processes.count
+            woken = self.processes.woken(events, ready)
+            at = np.flatnonzero((mine == self.workers) & woken[of])
+            at = at[np.diff(of[at], append=-1) != 0]  # at one of the two ends of a message
+            took[at] += wake * share
+            self.busy[self.workers] += len(at) * wake * share
+            latency = latency + np.where(woken, wake * (1 - share), 0.0)
         length = np.diff(begin, append=len(mine))
         np.maximum(came, self.free[mine], out=came)
         done = np.cumsum(took)
@@ -370,20 +387,15 @@ class _Queues:
         done += _running_maximum(came, begin, length)
         self.free[mine[begin]] = done[begin + length - 1]
         if self.workers:
-            done -= np.where(mine < self.workers, asked.latency[events][of], 0.0)
+            done -= np.where(mine < self.workers, latency[of], 0.0)
         end = ready.copy()
         np.maximum.at(end, of, done)
-        return np.maximum(end + asked.latency[events], ready + asked.floor[events])
-
-    def _order(self, resource: Array, of: Array, ready: Array) -> Array:
-        """Sort entries by resource, then by when their events `of` are ready, then by the events' order."""
-        keys = resource.astype(self.key)
-        if (ready[1:] >= ready[:-1]).all():
-            return np.argsort(keys, kind="stable")
-        rank = np.empty(len(ready), np.uint16 if len(ready) <= _RADIX else np.int64)
-        rank[np.argsort(ready, kind="stable")] = np.arange(len(ready))
-        order = np.argsort(rank[of], kind="stable")
-        return order[np.argsort(keys[order], kind="stable")]
+        end += latency
+        if self.floors:
+            end = np.maximum(end, ready + asked.floor[events])
+        if self.processes is not None:
+            self.processes.awake(events, end)
+        return end
 
 
 def _running_maximum(values: Array, begin: Array, length: Array) -> Array:

@@ -94,7 +94,12 @@ class Ledger:
             return []
         entry.probes = 0
         entry.deadline = now + self.nudge_after
-        return [] if known else [self._send(number, batch, entry)]
+        if known:
+            return []
+        again = self._send(number, batch, entry)
+        assert isinstance(again.message, Slice)
+        again.message.rows = again.message.rows.copy()  # if it could not reach them where they lie
+        return [again]
 
     def tick(self, view: View, now: float) -> list[Send]:
         """Probe homes whose slices are overdue."""

@@ -403,6 +403,7 @@ class Totals:
     counts: np.ndarray  # [m, len(TOTALS)] float64, see `record`
     waiting: Rows = field(default_factory=list)  # (batch, slice, home or -1) of some overdue
     routing: dict[str, float] = field(default_factory=dict)  # what happened when batches were routed
+    copied_bytes: int = 0  # by the coordinator, to send them: of what comes in pieces of 64 KiB and more
 
 
 @dataclass(slots=True)

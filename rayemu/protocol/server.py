@@ -24,6 +24,7 @@ SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, 
 # some 1024 rows each fit in, though one is a little larger.
 JOB_ROWS = 2176
 WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
+TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
 OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
 
 

@@ -37,8 +37,8 @@ def print_calibration(
     table.add_row("copy of what no cache holds", format_rate(1 / measured["copy"]))
     table.add_row("a message, at either end", format_seconds(processors.frame))
     table.add_row("its bytes, at either end", format_rate(processors.bandwidth))
-    table.add_row("a message on its way", format_seconds(spec.links.module.latency))
-    table.add_row("a job beside its arithmetic", format_seconds(processors.job))
+    table.add_row("to wake a process", format_seconds(processors.wake))
+    table.add_row("rates that small products in a run reach", f"{processors.share:.0%}")
     for name in sorted({key.split(" ", 1)[1] for key in measured if key.startswith("encode ")}):
         coded = (format_rate(1 / measured[f"{way} {name}"]) for way in ("encode", "decode"))
         table.add_row(f"{name}, encode and decode", ", ".join(coded))

@@ -78,6 +78,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "  critical path", parts
     if s["record_cut"]:
         yield "record", f"{s['record_cut']}; nor are the figures below complete"
+    if copied := s.get("ingest_copied_bytes"):
+        yield "batches copied", ", ".join(f"{format_bytes(n)} by the {who}" for who, n in copied.items())
     if s["bytes_sent"] is not None:
         yield (
             "module frames",

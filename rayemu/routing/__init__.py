@@ -11,41 +11,81 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from rayemu.routing.agreement import Agreement, agreement
+from rayemu.routing.aux_loss_topk import AuxLossTopK
+from rayemu.routing.base import BaseAssignment
+from rayemu.routing.bias_balanced_topk import BiasBalancedTopK
+from rayemu.routing.cached_expert_choice import CachedExpertChoice
+from rayemu.routing.cached_topk import CachedTopK
+from rayemu.routing.capacity_topk import CapacityTopK
+from rayemu.routing.expert_choice import ExpertChoice
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.grouped_topk import GroupedTopK
 from rayemu.routing.hash import Hash
 from rayemu.routing.hierarchical_topk import HierarchicalTopK, routing_operations
+from rayemu.routing.load_penalised_topk import LoadPenalisedTopK
+from rayemu.routing.locality_topk import LocalityTopK
 from rayemu.routing.noisy_topk import NoisyTopK
 from rayemu.routing.offers import Offer, merge_top_k, offer_top_k
+from rayemu.routing.predictive_topk import PredictiveTopK
+from rayemu.routing.quantised_topk import QuantisedTopK
 from rayemu.routing.random import Random
-from rayemu.routing.router import Context, Router
+from rayemu.routing.replay import Replay
+from rayemu.routing.router import Context, Router, located
 from rayemu.routing.sigmoid_group_topk import SigmoidGroupTopK
+from rayemu.routing.sinkhorn import Sinkhorn
 from rayemu.routing.softmax_group_topk import SoftmaxGroupTopK
 from rayemu.routing.softmax_topk import SoftmaxTopK
 from rayemu.routing.top_p import TopP
+from rayemu.routing.two_stage_topk import TwoStageTopK
+from rayemu.routing.verified import Verified
+from rayemu.routing.verify import recovered, violations
+from rayemu.routing.voting import Voting, vote
 from rayemu.routing.z_loss import router_z_loss
 
 __all__ = [
     "ROUTERS",
+    "Agreement",
+    "AuxLossTopK",
+    "BaseAssignment",
+    "BiasBalancedTopK",
+    "CachedExpertChoice",
+    "CachedTopK",
+    "CapacityTopK",
     "Context",
+    "ExpertChoice",
     "Gate",
     "GroupedTopK",
     "Hash",
     "HierarchicalTopK",
+    "LoadPenalisedTopK",
+    "LocalityTopK",
     "NoisyTopK",
     "Offer",
+    "PredictiveTopK",
+    "QuantisedTopK",
     "Random",
+    "Replay",
     "Router",
     "Routing",
     "SigmoidGroupTopK",
+    "Sinkhorn",
     "SoftmaxGroupTopK",
     "SoftmaxTopK",
     "TopP",
+    "TwoStageTopK",
+    "Verified",
+    "Voting",
+    "agreement",
+    "located",
     "make_router",
     "merge_top_k",
     "offer_top_k",
+    "recovered",
     "router_z_loss",
     "routing_operations",
+    "violations",
+    "vote",
 ]
 
 
@@ -59,6 +99,22 @@ ROUTERS: dict[str, type[Router]] = {
     "hash": Hash,
     "random": Random,
     "noisy_topk": NoisyTopK,
+    "base": BaseAssignment,
+    "cached_expert_choice": CachedExpertChoice,
+    "capacity_topk": CapacityTopK,
+    "expert_choice": ExpertChoice,
+    "sinkhorn": Sinkhorn,
+    "aux_loss_topk": AuxLossTopK,
+    "bias_balanced_topk": BiasBalancedTopK,
+    "load_penalised_topk": LoadPenalisedTopK,
+    "locality_topk": LocalityTopK,
+    "two_stage_topk": TwoStageTopK,
+    "quantised_topk": QuantisedTopK,
+    "verified": Verified,
+    "voting": Voting,
+    "cached_topk": CachedTopK,
+    "predictive_topk": PredictiveTopK,
+    "replay": Replay,
 }
 
 

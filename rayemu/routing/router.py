@@ -5,8 +5,9 @@ Shapes: T tokens, K choices per token, E experts, M modules, D model width, S wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy.typing as npt
 from rayemu.numerics import F32
 from rayemu.routing.gate import Gate, Routing
 from rayemu.routing.offers import Offer
+
+# Metadata of a dataclass field that names a file; see `located`.
+FILE = {"file": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,10 @@ class Router:
     def check(self, experts: int) -> None:
         """Raise ValueError when `experts` experts cannot serve the parameters."""
         raise NotImplementedError
+
+    def check_run(self, layers: Sequence[int], batches: int, batch_tokens: int) -> None:
+        """Raise ValueError when so many batches through `layers` with experts cannot be served."""
+        return None
 
     def most(self, experts: int) -> int:
         """The most choices that a token can get."""
@@ -109,3 +117,14 @@ class Router:
     def route(self, x: F32, gate: Gate, context: Context | None = None) -> Routing:
         """x [T, D] -> Routing [T, K]: scores and choice at once."""
         return self.choose(self.scores(x, gate), gate, Context() if context is None else context)
+
+
+def located(strategy: type[Router], params: Mapping[str, Any]) -> dict[str, Any]:
+    """A router's parameters with the files that they name from the root, the same in every process."""
+    files = {entry.name for entry in fields(strategy) if entry.metadata.get("file")}  # type: ignore[arg-type]
+    return {
+        name: os.path.abspath(os.path.expanduser(value))
+        if name in files and value and isinstance(value, str)
+        else value
+        for name, value in params.items()
+    }

@@ -423,6 +423,7 @@ def _summary(
         **batch_times(measured.results, clock),
         **latencies(measured.results, measured.meant, clock),
         "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
+        "ingest_copied_bytes": emulator.totals.get("ingest_copied_bytes"),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
         **summed_up(measured.results, emulator.totals.get("routing", {})),

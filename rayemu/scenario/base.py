@@ -75,13 +75,16 @@ def parameter_problems(
     given: Mapping[str, Any],
     without: tuple[str, ...] = (),
     own: tuple[str, ...] = ("kind",),
+    family: Mapping[str, Any] | None = None,
 ) -> list[Problem]:
     """What is wrong with a strategy's parameters: names and types against its dataclass fields.
 
-    `own` are keys of the section, which a mistyped name may have meant.
+    `own` are keys of the section, which a mistyped name may have meant. A field that is marked as `nested`
+    holds other strategies of the `family`, which are looked at too.
     """
     hints = get_type_hints(strategy)
-    allowed = [f.name for f in dataclasses.fields(strategy) if f.init and f.name not in without]
+    fields = {f.name: f for f in dataclasses.fields(strategy) if f.init and f.name not in without}
+    allowed = list(fields)
     problems = []
     for name, value in given.items():
         if name not in allowed:
@@ -99,7 +102,26 @@ def parameter_problems(
             continue
         if isinstance(value, int) and not -LARGEST_INT <= value < LARGEST_INT:  # NumPy takes no larger ones
             problems.append(Problem((name,), f"{show(value)} is not allowed; allowed: less than 2**63"))
+        if family is not None and fields[name].metadata.get("nested"):
+            found = _nested_problems(family, value, without)
+            problems += [Problem((name, *problem.path), problem.text) for problem in found]
     return problems
+
+
+def _nested_problems(family: Mapping[str, Any], value: Any, without: tuple[str, ...]) -> list[Problem]:
+    """What is wrong with {kind: ..., parameters}, or with those of a list."""
+    if not isinstance(value, Mapping):
+        listed = [
+            (n, problem)
+            for n, each in enumerate(value)
+            for problem in _nested_problems(family, each, without)
+        ]
+        return [Problem((n, *problem.path), problem.text) for n, problem in listed]
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in family:
+        return [Problem(("kind",), not_one_of(kind, "a strategy", family))]
+    params = {name: each for name, each in value.items() if name != "kind"}
+    return parameter_problems(family[kind], kind, params, without, family=family)
 
 
 def build_problems(build: Callable[[], Any], section: str) -> list[Problem]:
@@ -134,7 +156,9 @@ class Strategy(Section):
     @model_validator(mode="after")
     def _buildable(self) -> Strategy:
         own = tuple(type(self).model_fields)
-        problems = parameter_problems(self.FAMILY[self.kind], self.kind, self.params, own=own)
+        problems = parameter_problems(
+            self.FAMILY[self.kind], self.kind, self.params, own=own, family=self.FAMILY
+        )
         refuse(problems or build_problems(self.build, type(self).__name__.lower()))
         object.__setattr__(self, "__pydantic_extra__", dataclasses.asdict(self.build()))
         return self

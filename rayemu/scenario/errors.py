@@ -49,12 +49,15 @@ def not_one_of(value: object, what: str, known: Iterable[str]) -> str:
 
 
 def problem_of(error: ValueError, section: str) -> Problem:
-    """Reads another module's ValueError: "section.key is VALUE; allowed: ..." or "key: ..." says where."""
+    """Reads another module's ValueError: "section.key is VALUE; allowed: ..." or "key: ..." says where.
+
+    Keys inside of keys, and positions in lists, follow by dots: "section.key.1.inner is VALUE; ...".
+    """
     text = str(error)
-    if match := re.fullmatch(r"([a-z]\w*)\.(\w+) is (.*); allowed: (.*)", text, re.DOTALL):
-        verdict = match[3] if match[3].startswith("no ") else f"{match[3]} is not allowed"
-        verdict = f"is {verdict}" if match[3].startswith("no ") else verdict
-        return Problem((match[1], match[2]), f"{verdict}; allowed: {match[4]}")
+    if match := re.fullmatch(r"([a-z]\w*(?:\.\w+)+) is (.*); allowed: (.*)", text, re.DOTALL):
+        verdict = match[2] if match[2].startswith("no ") else f"{match[2]} is not allowed"
+        verdict = f"is {verdict}" if match[2].startswith("no ") else verdict
+        return Problem(tuple(match[1].split(".")), f"{verdict}; allowed: {match[3]}")
     if match := re.fullmatch(r"(\w+): (.*)", text, re.DOTALL):
         return Problem((section, match[1]), match[2])
     return Problem((section,), text)

@@ -19,7 +19,7 @@ from rayemu.placement import Placement as Placed
 from rayemu.placement import PlacementProblem
 from rayemu.plain_yaml import SCALARS
 from rayemu.protocol.client import most_tokens
-from rayemu.routing import ROUTERS, Router, make_router
+from rayemu.routing import ROUTERS, Router, located, make_router
 from rayemu.scenario.base import WITH_UNITS, Section, parameter_problems, without_defaults
 from rayemu.scenario.errors import Problem, ScenarioError, lines, problem_of, refuse, show
 from rayemu.scenario.faults import Fault
@@ -117,7 +117,9 @@ class Scenario(Section):
         spec = self.model.spec(self.run.seed)
         own = spec.router if self.routing.kind is None else self.routing.kind
         params = {**(spec.router_params if own == spec.router else {}), **self.routing.params}
-        layers = {layer: one.after(own, params) for layer, one in self.routing.by_layer().items()}
+        by_layer = {layer: one.after(own, params) for layer, one in self.routing.by_layer().items()}
+        layers = {layer: (kind, located(ROUTERS[kind], of)) for layer, (kind, of) in by_layer.items()}
+        params = located(ROUTERS[own], params)
         return dataclasses.replace(spec, router=own, router_params=params, layer_routers=layers)
 
     @model_validator(mode="after")
@@ -145,21 +147,29 @@ class Scenario(Section):
 
     def _routing_problems(self, spec: ModelSpec) -> Iterable[Problem]:
         routing = self.routing
-        given = [(("routing",), spec.router, routing.params, dict(spec.router_params))]
+        path: tuple[str, ...] = ("routing",)
+        with_experts = set(range(spec.dense_layers, spec.layers))
+        others = with_experts - set(routing.by_layer())
+        given: list[tuple[tuple[str, ...], str, dict[str, Any], dict[str, Any], set[int]]] = [
+            (path, spec.router, routing.params, dict(spec.router_params), others)
+        ]
         for text, other in routing.layers.items():
             path = "routing", "layers", text
-            last = max(Routing(layers={text: other}).by_layer())
-            if last >= spec.layers:
+            of = set(Routing(layers={text: other}).by_layer())
+            if (last := max(of)) >= spec.layers:
                 return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
             kind, params = other.after(spec.router, spec.router_params)
-            given.append((path, kind, other.params, params))
-        for path, kind, own, params in given:
+            given.append((path, kind, other.params, params, of & with_experts))
+        for path, kind, own, params, layers in given:
             keys = ("kind", "place", "layers") if path == ("routing",) else ("kind",)
-            problems = parameter_problems(ROUTERS[kind], kind, own, without=("top_k",), own=keys)
+            problems = parameter_problems(
+                ROUTERS[kind], kind, own, without=("top_k",), own=keys, family=ROUTERS
+            )
             if problems:
                 return [Problem((*path, *problem.path), problem.text) for problem in problems]
             try:
                 router = make_router(kind, spec.experts, top_k=spec.top_k, **params)
+                router.check_run(sorted(layers), self.run.batches, self.run.batch_tokens)
             except ValueError as error:
                 problem = problem_of(error, "routing")
                 return [Problem((*path, *problem.path[1:]), problem.text)]

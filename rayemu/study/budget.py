@@ -65,7 +65,10 @@ class _Both:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
-    def kept(self, layer: int) -> None:
+    def routing(self, layer: Layer, x: F32) -> None:
+        return None
+
+    def kept(self, layer: int, choices: int) -> None:
         return None
 
     def dispatch(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: F32) -> F32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from rayemu.hardware.tiers import (
 from rayemu.model.model import Model
 from rayemu.model.presets import preset
 from rayemu.pricing.choices import chosen_by_model
+from rayemu.report.fitting import fitted
 from rayemu.scenario import Scenario
 from rayemu.streams.aim import aim
+from rayemu.study.prefetch import prefetching
 from rayemu.traces import Trace, TraceError, from_choices, read_trace
 
 PREFETCH = 3  # experts that the texts load in advance (text 000, section 11.2.3: about 65 % of them right)
@@ -120,6 +123,8 @@ def report(
     as_json: bool,
     tokens: int | None,
     known: dict[str, Any],
+    prefetch: int | None = None,
+    confidence: float = 0.0,
 ) -> None:
     """Print the study. Raises TraceError and HardwareError."""
     held = capacities_of(hardware, expert_bytes, capacity)
@@ -128,6 +133,21 @@ def report(
     if not len(uses.item):
         raise TraceError(f"{file}: no expert is used in it")
     found = study(uses, hardware, expert_bytes, held, policies or POLICIES)
+    ahead = []
+    if prefetch is not None:
+        assert hardware.spec.tiers is not None  # capacities_of has looked
+        if trace.choices is None or batch != 1:
+            raise TraceError(
+                f"--prefetch: {file}: {'--batch' if trace.choices is not None else 'the trace'} "
+                f"{'is not 1' if trace.choices is not None else 'has loads only'}; "
+                "prefetching needs the choices of single tokens"
+            )
+        try:
+            ahead = prefetching(
+                trace.choices, trace.experts, hardware.spec.tiers, expert_bytes, held, prefetch, confidence
+            )
+        except ValueError as error:
+            raise HardwareError([str(error)]) from None
     guessed, chance = prefetched(uses, PREFETCH), min(PREFETCH / uses.experts, 1.0)
     facts = {
         "hardware": hardware.name,
@@ -147,6 +167,8 @@ def report(
             for one in found
         ],
     }
+    if ahead:
+        facts["prefetching"] = [asdict(line) for line in ahead]
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -174,4 +196,24 @@ def report(
         f"the {PREFETCH} experts likeliest to follow hold {guessed:.1%} of the next step's (by chance "
         f"{chance:.1%}; text 000, section 11.2.3: about 65 %)",
         highlight=False,
+    )
+    if not ahead:
+        return
+    rows = [
+        (
+            line.predictor,
+            f"{line.hit_rate:.1%}",
+            f"{line.precision:.1%}",
+            write(line.use_emu_s, "time"),
+            f"{line.wasted:.2f}",
+        )
+        for line in ahead
+    ]
+    heads = ("predicted by", "found", "right", "a use\n(emulated)", "wasted\nper use")
+    title = f"{prefetch} experts fetched for each token and layer, where confidence is {confidence:g} or more"
+    for part in fitted(console.width, title, heads, rows, style="cyan"):
+        console.print(part)
+    console.print(
+        "share of the uses that were foreseen, and of the fetches that were used; as if fetches end in time",
+        style="dim",
     )

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from rayemu.calibration.fit import fit_passes
 from rayemu.calibration.hardware import description, written
 from rayemu.calibration.measure import CODECS, SHAPES, _best, _measured
 from rayemu.calibration.runs import FIRST, Ran, fit_costs, predicted, with_costs
-from rayemu.drivers.record import RECORD
+from rayemu.emulator import Emulator
 from rayemu.hardware import Hardware, HardwareError
 from rayemu.model.spec import ModelSpec
+from rayemu.protocol.client import BatchResult
+from rayemu.scenario import Scenario
 from tests.pricing.graphs import Draft
 
 SPEC = ModelSpec(name="m", d_model=64, d_ff=32, experts=4, top_k=1, layers=1)
@@ -52,7 +56,7 @@ def test_the_file_is_a_hardware_with_a_source_for_every_number(tmp_path: Path) -
     hardware = this_machine(tmp_path, frame=3e-4)
     assert hardware.spec.processors is not None
     assert hardware.spec.processors.frame == pytest.approx(3e-4)
-    fitted = ("frame", "job", "bandwidth")
+    fitted = ("frame", "wake", "bandwidth", "share")
     assert all("calibrate" in hardware.sources[f"processors.{name}"] for name in fitted)
     assert [file.name for file in tmp_path.iterdir()] == ["this-machine.yaml"]
 
@@ -76,7 +80,7 @@ def test_an_unfinished_calibration_leaves_the_file_as_it_was(
             calibration.calibrate(file, print)
         assert [path.read_text() for path in tmp_path.iterdir()] == [before] * (before is not None)
     with pytest.raises(HardwareError):
-        written(description(made(), {**FIRST, "job": -1.0}, "a processor"), file)
+        written(description(made(), {**FIRST, "wake": -1.0}, "a processor"), file)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["of last week"]
 
 
@@ -90,39 +94,55 @@ def a_graph(size: float, batches: int) -> Draft:
     return draft
 
 
-def test_messages_and_jobs_take_turns_at_the_processors(tmp_path: Path) -> None:
-    """One chain by hand: every message costs both ends and its way, every pass its job."""
-    hardware = this_machine(tmp_path, frame=1e-3, job=2e-3, latency=5e-3, bandwidth=1e6)
+def pass_seconds(hardware: Hardware, share: float) -> float:
+    return float(hardware.expert_seconds(SPEC.d_model, SPEC.d_ff, 4)) / share
+
+
+def test_messages_and_passes_take_turns_at_the_processors(tmp_path: Path) -> None:
+    """One chain by hand: every message costs both ends and wakes who gets it, which then computes at once."""
+    hardware = this_machine(tmp_path, frame=1e-3, wake=5e-3, bandwidth=1e6, share=0.5)
     one = Ran("one", a_graph(1e3, 1).graph(), SPEC, 4, 1.0)
-    passed = float(hardware.expert_seconds(SPEC.d_model, SPEC.d_ff, 4))
     message = 2 * (1e-3 + 1e-3) + 5e-3  # both ends: a frame and a kilobyte at 1 MB/s
-    assert predicted(one, hardware) == pytest.approx(2 * message + passed + 2e-3, rel=1e-6)
+    assert predicted(one, hardware) == pytest.approx(2 * message + pass_seconds(hardware, 0.5), rel=1e-6)
 
 
 def test_as_many_batches_at_once_as_there_are_take_all_processors(tmp_path: Path) -> None:
     """Work of many modules ends no sooner than all processors together can do it."""
-    hardware = this_machine(tmp_path, job=1e-2)
+    hardware = this_machine(tmp_path, wake=1e-2, share=0.5)
     count = hardware.spec.processors.count if hardware.spec.processors is not None else 0
     draft = Draft([0] * 64)
     for module in range(64):
         draft.expert(module, 0, 4)
-    each = float(hardware.expert_seconds(SPEC.d_model, SPEC.d_ff, 4)) + 1e-2
+    each = pass_seconds(hardware, 0.5) + 1e-2
     took = predicted(Ran("wide", draft.graph(), SPEC, 4, 1.0), hardware)
     assert 64 * each / count <= took * (1 + 1e-9) and took <= 64 * each / count + each
 
 
 def test_the_costs_of_runs_come_back(tmp_path: Path) -> None:
     hardware = this_machine(tmp_path)
-    costs = {"frame": 2.5e-4, "job": 8e-5, "latency": 1.7e-4, "bandwidth": 6e8}
+    costs = {"frame": 1.2e-4, "wake": 4e-4, "bandwidth": 6e8, "share": 0.5}
     true = with_costs(hardware, costs)
-    runs = [
-        Ran(name, a_graph(size, 20).graph(), SPEC, 80, 1.0)
-        for name, size in (("small frames", 1e3), ("large frames", 4e6))
-    ]
+    burst, passes = Draft([0, 0]), Draft([0, 0])
+    for _ in range(40):  # one wakes the module for all
+        burst.send(0, 1, 1e3)
+        passes.expert(1, 0, 400)
+    drafts = {"chain": a_graph(1e3, 20), "large": a_graph(4e6, 20), "burst": burst, "passes": passes}
+    runs = [Ran(name, draft.graph(), SPEC, 80, 1.0) for name, draft in drafts.items()]
     runs = [replace(run, wall_s=predicted(run, true)) for run in runs]
-    found = with_costs(hardware, fit_costs(hardware, runs))
+    found = fit_costs(hardware, runs)
+    assert found == pytest.approx(costs, rel=0.1)
     other = Ran("between", a_graph(1e6, 7).graph(), SPEC, 28, 1.0)
-    assert predicted(other, found) == pytest.approx(predicted(other, true), rel=0.03)
+    assert predicted(other, with_costs(hardware, found)) == pytest.approx(predicted(other, true), rel=0.03)
+
+
+def test_no_share_is_more_than_the_whole(tmp_path: Path) -> None:
+    """Passes that were quicker in a run than apart."""
+    hardware, passes = this_machine(tmp_path), Draft([0])
+    for _ in range(40):
+        passes.expert(0, 0, 400)
+    run = Ran("quick", passes.graph(), SPEC, 4, 1e-3)
+    assert predicted(run, with_costs(hardware, {"share": 1.0})) > 1.5e-3
+    assert 0.95 < fit_costs(hardware, [run])["share"] <= 1.0
 
 
 def test_every_rate_is_measured() -> None:
@@ -142,14 +162,47 @@ def test_a_call_takes_the_median_of_its_times_without_the_first(monkeypatch: pyt
     assert turns == [0, 1, 2, 3, 4, 5]  # five that count, which take 60 seconds
 
 
-def test_codecs_are_timed_by_the_byte_and_runs_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codecs_are_timed_by_the_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_best", lambda *_: 1.0)
     assert measure._codec("int8", 0.0) == dict.fromkeys(("encode int8", "decode int8"), 1 / (256 * 1024 * 4))
-    summary = {"tokens_out": 40, "tokens_per_wall_s": 20.0}
-    monkeypatch.setattr(runs, "run_scenario", lambda *_: summary)
-    monkeypatch.setattr(runs, "load_columns", lambda *_: np.zeros(0, RECORD))
-    told = runs.ran(calibration.calibration_scenario(0, runs.RUNS[0]))
-    assert (told.tokens, told.wall_s) == (40, 2.0)
+
+
+def test_a_run_is_timed_without_its_first_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take 100 s each here, a wait 10 s, and the others one; their rows are not in the graph either."""
+    model = {"d_model": 16, "d_ff": 8, "experts": 4, "top_k": 2, "layers": 2}
+    cluster = {"nodes": 1, "modules_per_node": 2, "transport": "memory"}
+    run = {"batches": 3, "batch_tokens": 8, "in_flight": 2, "check": "none"}
+    scenario = Scenario.from_dict({"name": "warm", "model": model, "cluster": cluster, "run": run})
+    now = [0.0]
+
+    class Slow(Emulator):
+        def stream(self, *given: Any, **more: Any) -> Iterator[BatchResult]:
+            for result in super().stream(*given, **more):
+                now[0] += 100.0 if result.batch < runs.WARM else 1.0
+                yield result
+
+        def wait(self, seconds: float) -> None:
+            now[0] += 10.0
+            super().wait(seconds)
+
+    monkeypatch.setattr(runs, "Emulator", Slow)
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: now[0])
+    told = runs.ran(scenario)
+    assert (told.tokens, told.wall_s, told.graph.gaps) == (24, 3.0, 0)
+    assert sorted(set(told.graph.batch.tolist())) == [runs.WARM + number for number in range(3)]
+
+
+def test_a_script_that_calls_it_unguarded_is_told_so_and_ends(tmp_path: Path) -> None:
+    """Its processes import it again, and would again start processes."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from rayemu.calibration.measure import on_every_core\nprint('begun')\non_every_core(2, 0.1)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stdout.count("begun") == 3  # each of the two that it started, once
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError") and 'under `if __name__ == "__main__":`' in last
 
 
 def test_ctrl_c_ends_all_processes_without_a_word_of_theirs(tmp_path: Path) -> None:

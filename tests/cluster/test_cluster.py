@@ -40,6 +40,7 @@ pytestmark = pytest.mark.usefixtures("one_ray")
         {"exchange": {"kind": "hierarchical", "micro_batches": 4}, "replicas": {"kind": "least_loaded"}},
         {"cluster": {"sockets": "tcp"}, "exchange": {"micro_batches": 2}, "replicas": {"kind": "hash"}},
         {"cluster": {"transport": "ray"}},
+        {"routing": {"kind": "expert_choice", "layers": {0: {"kind": "top_p"}}}},
         {"exchange": {"codec": {"module": "bf16", "node": "int8+zstd"}}},
         {
             "exchange": {
@@ -50,7 +51,15 @@ pytestmark = pytest.mark.usefixtures("one_ray")
             }
         },
     ],
-    ids=["flat-modules", "hierarchical-4", "tcp-curve", "ray-transport", "lossy", "policies"],
+    ids=[
+        "flat-modules",
+        "hierarchical-4",
+        "tcp-curve",
+        "ray-transport",
+        "whole-batches",
+        "lossy",
+        "policies",
+    ],
 )
 def test_bit_identical(sections: dict[str, Any]) -> None:
     with Emulator(scenario(**sections)) as emulator:

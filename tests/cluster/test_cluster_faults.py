@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,49 @@ def test_hang_is_survived_and_forgiven() -> None:
             os.kill(pid, signal.SIGCONT)
         wait_for(emulator, "recovered", 2)
         check(emulator, inputs[:5])
+
+
+def test_a_home_that_wakes_up_long_after_its_batches_are_done_changes_nothing() -> None:
+    """Its slices were given to others and their memory to later batches, but what it still was to read."""
+    with Emulator(scenario(cluster={"evict_after": "60 s"})) as emulator:
+        backend, addresses = emulator._backend, []
+
+        def new_rows(rows: int, width: int, make: Any = backend.new_rows) -> np.ndarray:
+            made = make(rows, width)
+            addresses.append(made.__array_interface__["data"][0])
+            return made
+
+        backend.new_rows = new_rows
+        emulator.take_notices()
+        pid, kinds = emulator.pids[1][0], batches(7, rows=2048)
+        right = [emulator.reference(x) for x in kinds]
+        inputs = [kinds[number % 7] for number in range(40)]
+
+        def feed() -> Iterator[np.ndarray]:
+            for number, x in enumerate(inputs):
+                if number == 8:
+                    os.kill(pid, signal.SIGSTOP)
+                if number == 32:
+                    os.kill(pid, signal.SIGCONT)
+                yield x
+
+        try:
+            results = list(emulator.stream(feed()))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_for(emulator, "recovered", 1)
+        for x in inputs[:6]:  # and given up while homes are at it, which gives their memory to the next ones
+            rows = backend.new_rows(*x.shape)
+            rows[:] = x
+            backend.abandon([backend.submit(rows)])
+            del rows
+        results += list(emulator.stream(inputs[:5]))
+        assert emulator.totals["reissued"] > 0
+        assert len(set(addresses[8:32])) < 16, "no memory was used again"
+        for y, result in zip([right[number % 7] for number in [*range(40), *range(5)]], results, strict=True):
+            assert (result.delivered == 1).all() and np.array_equal(y, result.y)
+        copied = emulator.totals["ingest_copied_bytes"]
+        assert copied == {"client": 51 * inputs[0].nbytes, "coordinator": 0}
 
 
 @NEEDS_TURNS

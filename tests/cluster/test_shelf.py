@@ -20,7 +20,7 @@ from rayemu.cluster.shelf import LEAST_BYTES, SHELF_BYTES, Readers, Shelf
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 
-ME = os.getpid()
+ME, OTHER = os.getpid(), os.getppid()
 
 
 def opened() -> tuple[Shelf, Readers]:
@@ -125,24 +125,26 @@ def test_forged_messages_are_no_frames() -> None:
     shelf, readers = opened()
     size = 2 * LEAST_BYTES
     (good,) = shelf.message([piece(size)], ME)
-    head, place = good[:16], struct.Struct("<IIQQ")
-    shelved, slot, offset, _ = place.unpack(good[16:])
-    ways = {place.unpack(bytes(shelf.message([piece(n), piece(size)], ME)[0])[16:40])[0] for n in (9, size)}
+    head, place = good[:16], struct.Struct("<IIIIQQ")
+    shelved, slot, pid, descriptor, offset, _ = place.unpack(good[16:])
+    ways = {place.unpack(bytes(shelf.message([piece(n), piece(size)], ME)[0])[16:48])[0] for n in (9, size)}
     (inside,) = ways - {shelved}
+    mine = (pid, descriptor)
     assert readers.frame([memoryview(good)]) is not None
     for bad in [
         good[:-1],
         good + b"x",
         good[:10],
-        head + place.pack(shelved, slot, SHELF_BYTES - 1, size),
-        head + place.pack(shelved, slot, 0, size),  # the bytes that say who is done
-        head + place.pack(shelved, slot, offset, 1 << 63),
-        head + place.pack(shelved, 1 << 31, offset, size),
-        head + place.pack(inside, 0, 0, 16),  # the head itself
-        head + place.pack(inside, 0, 40, 1),  # behind its end
-        head + place.pack(({0, 1, 2} - ways).pop(), 0, 0, 0),  # a next part that is not there
-        head + place.pack(9, slot, offset, size),  # a way that is none
-        struct.pack("<4sIII", b"RYSH", 2**31, 5, 1) + good[16:],  # nobody's shelf
+        head + place.pack(shelved, slot, *mine, SHELF_BYTES - 1, size),
+        head + place.pack(shelved, slot, *mine, 0, size),  # the bytes that say who is done
+        head + place.pack(shelved, slot, *mine, offset, 1 << 63),
+        head + place.pack(shelved, 1 << 31, *mine, offset, size),
+        head + place.pack(shelved, slot, 2**31, 5, offset, size),  # bytes on nobody's shelf
+        head + place.pack(inside, 0, *mine, 0, 16),  # the head itself
+        head + place.pack(inside, 0, *mine, 48, 1),  # behind its end
+        head + place.pack(({0, 1, 2} - ways).pop(), 0, *mine, 0, 0),  # a next part that is not there
+        head + place.pack(9, slot, *mine, offset, size),  # a way that is none
+        struct.pack("<4sIII", b"RYSH", 2**31, 5, 1) + good[16:],  # a slot of nobody's shelf
     ]:
         assert readers.frame([memoryview(bad)]) is None, bad
 
@@ -219,7 +221,7 @@ def test_links_bring_the_same_frame_either_way(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "no memfd":
-        monkeypatch.setattr(shelf_module, "Shelf", lambda: (_ for _ in ()).throw(OSError()))
+        monkeypatch.setattr(shelf_module, "Shelf", lambda *_: (_ for _ in ()).throw(OSError()))
     settings = ZmqSettings(str(tmp_path))
     a, b = ZmqLink("a", settings), ZmqLink("b", settings)
     placed = []
@@ -240,3 +242,146 @@ def test_links_bring_the_same_frame_either_way(
     finally:
         a.close()
         b.close()
+
+
+class Chain:
+    """A client's shelf, a coordinator that hands on what it reads there, and a home in process `reader`."""
+
+    def __init__(self, reader: int = OTHER) -> None:
+        self.client, self.reads = Shelf(), Readers()
+        self.coordinator, self.reader = Shelf(self.reads), reader
+        self.reads.open(self.client.token)
+        self.home = Readers()
+        self.home.open(self.client.token)
+        self.home.open(self.coordinator.token)
+
+    def batch(self, fill: float, size: int = SHELF_BYTES // 4 * 3) -> np.ndarray:
+        """Rows of a batch. By default they fill most of the client's shelf: another has no room there."""
+        rows = self.client.new_rows(size // 256, 64)
+        rows[:] = fill
+        return rows
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """What the coordinator gets of them."""
+        got = self.reads.frame(wired(self.client.message([rows.reshape(-1).view(np.uint8)], ME)))
+        assert got is not None
+        return np.frombuffer(got[0], np.float32).reshape(rows.shape)
+
+    def hand_on(self, rows: np.ndarray) -> list[memoryview]:
+        """The message with which the coordinator gives these to the home."""
+        return wired(self.coordinator.message([rows.reshape(-1).view(np.uint8)], self.reader))
+
+    def on_shelf(self, rows: np.ndarray) -> bool:
+        """Whether rows lie on the client's shelf, as seen here."""
+        begin = self.client._address
+        return begin <= rows.__array_interface__["data"][0] < begin + SHELF_BYTES
+
+
+def test_what_is_handed_on_is_read_where_it_lies() -> None:
+    chain = Chain()
+    rows = chain.batch(1.0)
+    rows[:] = np.arange(len(rows))[:, None]
+    got = chain.home.frame(chain.hand_on(chain.read(rows)[1000:3000]))
+    assert got is not None
+    there = np.frombuffer(got[0], np.float32).reshape(-1, 64)
+    assert np.array_equal(there, rows[1000:3000])
+    rows[1000] = -1  # what nobody may do shows that both are the same memory
+    assert (there[0] == -1).all()
+    assert chain.coordinator.copied_bytes == chain.client.copied_bytes == 0 and not chain.coordinator._blocks
+    assert Shelf(chain.reads).message([chain.read(rows)], ME) and chain.client.copied_bytes == 0
+    plain = Shelf()  # who does not hand on copies
+    plain.message([chain.read(rows)[:1000].reshape(-1).view(np.uint8)], ME)
+    assert plain.copied_bytes == 1000 * 256
+
+
+def test_a_batch_s_room_comes_back_when_all_who_got_it_are_done() -> None:
+    chain = Chain()
+    rows = chain.batch(7.0)
+    batch = chain.read(rows)  # the coordinator's ledger
+    got = chain.home.frame(chain.hand_on(batch[:2000]))
+    assert got is not None
+    late = chain.hand_on(batch[2000:4000])  # a home that hangs: this waits in its inbox
+    there = np.frombuffer(got[0], np.float32)[:10]
+    del rows, got, batch  # the batch is over for the client and for the coordinator
+    chain.coordinator.let_go()
+    assert not chain.on_shelf(chain.batch(8.0)) and (there == 7).all()
+    del there
+    chain.coordinator.let_go()
+    assert not chain.on_shelf(chain.batch(8.0))  # for the one that hangs
+    got = chain.home.frame(late)
+    assert got is not None and (np.frombuffer(got[0], np.float32) == 7).all()
+    del got
+    chain.coordinator.let_go()
+    assert chain.on_shelf(chain.batch(8.0))
+
+
+def test_rows_are_copied_for_their_owner_and_from_a_shelf_that_is_closed() -> None:
+    chain = Chain()
+    batch = chain.read(chain.batch(1.0))
+    piece = batch[:1000].reshape(-1).view(np.uint8)
+    assert chain.coordinator.message([piece], OTHER) and not chain.coordinator.copied_bytes
+    chain.reads.close(chain.client.token)
+    assert chain.coordinator.message([piece], OTHER) and chain.coordinator.copied_bytes == piece.nbytes
+    chain.reads.open(chain.client.token)
+    again = chain.read(chain.batch(2.0, 1 << 20))[:1000].reshape(-1).view(np.uint8)
+    lent = chain.coordinator._lend(again, ME)  # the rows' owner
+    assert lent is not None and lent[2] == chain.coordinator.descriptor
+
+
+def test_a_home_that_cannot_reach_the_rows_gets_a_copy_when_it_is_asked_again() -> None:
+    chain = Chain()
+    chain.home.close(chain.client.token)
+    batch = chain.read(chain.batch(3.0))
+    part = batch[:1000]
+    assert chain.home.frame(chain.hand_on(part)) is None
+    chain.coordinator.let_go()
+    assert not chain.coordinator._handed_on, "nobody reads it"
+    got = chain.home.frame(chain.hand_on(part.copy()))  # as the ledger does
+    assert got is not None and (np.frombuffer(got[0], np.float32) == 3).all()
+
+
+def test_what_a_killed_home_was_handed_goes_back(other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, pid, process = other
+    chain = Chain(reader=pid)
+    chain.hand_on(chain.read(chain.batch(1.0)))  # neither client nor coordinator holds it
+    chain.coordinator.let_go()
+    assert not chain.on_shelf(chain.batch(2.0))
+    process.kill()
+    process.join()
+    monkeypatch.setattr(shelf_module, "LOOK_EVERY_S", 0.0)
+    chain.coordinator.let_go()
+    assert chain.on_shelf(chain.batch(2.0))
+
+
+def test_links_hand_on_and_count_what_is_copied(tmp_path: Path) -> None:
+    settings = ZmqSettings(str(tmp_path))
+    links = [ZmqLink("client", settings), ZmqLink("coordinator", settings, True), ZmqLink("home", settings)]
+    client, coordinator, home = links
+    try:
+        client.connect(1, coordinator.endpoint)
+        coordinator.connect(0, client.endpoint)
+        coordinator.connect(2, home.endpoint)
+        for number, link in enumerate(links[:2]):
+            home.connect(number, link.endpoint)
+        coordinator._peers[2] = (*coordinator._peers[2][:2], OTHER)  # or it would be the rows' owner
+        rows = client.new_rows(4096, 64)
+        rows[:] = np.arange(4096)[:, None]
+        client.send(1, [piece(64), rows.reshape(-1).view(np.uint8)])
+        (frame,) = received(coordinator)
+        batch = np.frombuffer(frame[1], np.float32).reshape(4096, 64)
+        for low in (0, 2048):
+            coordinator.send(2, [piece(64), batch[low : low + 2048].reshape(-1).view(np.uint8)])
+        got: list[Any] = []
+        while len(got) < 2:
+            got += received(home)
+        there = np.concatenate([np.frombuffer(f[1], np.float32).reshape(-1, 64) for f in got])
+        assert np.array_equal(there, rows)
+        assert client.copied_bytes == coordinator.copied_bytes == 0
+        coordinator.send(2, [piece(64), piece(LEAST_BYTES), piece(LEAST_BYTES - 1)])
+        assert coordinator.copied_bytes == LEAST_BYTES
+        coordinator._peers[2] = (*coordinator._peers[2][:2], None)  # on another machine
+        coordinator.send(2, [piece(64), batch.reshape(-1).view(np.uint8)])
+        assert coordinator.copied_bytes == LEAST_BYTES + rows.nbytes
+    finally:
+        for link in links:
+            link.close()

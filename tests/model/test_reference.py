@@ -241,7 +241,10 @@ class _Replay:
         self._kept = kept
         self.seen: list[tuple[int, int, int]] = []
 
-    def kept(self, layer: int) -> np.ndarray | None:
+    def routing(self, layer: Any, x: np.ndarray) -> None:
+        return None
+
+    def kept(self, layer: int, choices: int) -> np.ndarray | None:
         return self._kept
 
     def dispatch(self, layer: int, tokens: Any, choice: Any, rows: np.ndarray) -> np.ndarray:

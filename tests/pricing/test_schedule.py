@@ -206,22 +206,39 @@ def test_no_message_takes_less_than_the_floor_of_its_link() -> None:
 
 def test_a_machine_of_processors_by_hand() -> None:
     """Work alone takes what it takes one of them; they serve all as one that is twice as quick."""
-    times = "count: N 2, frame: N 1 us, bandwidth: N 1 GB/s, job: N 3 us"
+    times = "count: N 2, frame: N 1 us, bandwidth: N 1 GB/s, wake: N 3 us"
     times = re.sub(r"N ([^,}]+)", r"{value: \1, source: t}", times)
     hw = load_hardware(TOY, f"processors={{{times}}}")
     took = hw.expert_seconds(512, 256, 5)
-    job = took + 3e-6
-    cases = [([0], job), ([0, 1], 1.5 * job), ([0, 1, 2], 2 * job), ([0, 0], max(2 * took, 1.5 * job))]
+    job = took + 3e-6  # whose process slept
+    behind = max(2 * took, 1.5 * took + 1.5e-6)  # the second of one process, which is awake
+    cases = [([0], job), ([0, 1], 1.5 * job), ([0, 1, 2], 2 * job), ([0, 0], behind)]
     for modules, last in cases:
         draft = Draft([0, 0, 0])
         for expert, module in enumerate(modules):
             draft.expert(module, expert, 5)
         plan = schedule(draft.graph(), hw, MODEL)
         assert plan.span == pytest.approx(last, rel=1e-9), modules
-        np.testing.assert_allclose((plan.end - plan.start)[:1], job)
+        np.testing.assert_allclose((plan.end - plan.start)[:1], took)
     draft = Draft([0, 0])
-    draft.send(0, 1, 1e3)  # 2 us at each end, and 1 us of latency
-    assert schedule(draft.graph(), hw, MODEL).span == pytest.approx(2 * 2e-6 + 1e-6, rel=1e-9)
+    draft.send(0, 1, 1e3)  # 2 us at each end, 1 us of latency, and 3 us to wake who gets it
+    assert schedule(draft.graph(), hw, MODEL).span == pytest.approx(2 * 2e-6 + 1e-6 + 3e-6, rel=1e-9)
+
+
+def test_a_process_is_woken_only_where_it_sleeps_and_large_passes_keep_their_processor() -> None:
+    times = "count: N 2, frame: N 1 us, bandwidth: N 1 GB/s, wake: N 3 us, share: N 0.5, turn: N 4 MFLOP"
+    times = re.sub(r"N ([^,}]+)", r"{value: \1, source: t}", times)
+    hw = load_hardware(TOY, f"processors={{{times}}}")
+    small, large = (float(hw.expert_seconds(512, 256, rows)) for rows in (5, 6))  # 3.9 and 4.7 MFLOP
+    for rows, took in ((5, 2 * small), (6, large)):
+        draft = Draft([0, 0])
+        sent = draft.send(0, 1, 0.0)
+        draft.send(1, 0, 0.0, after=draft.expert(1, 0, rows, after=sent))
+        plan = schedule(draft.graph(), hw, MODEL)
+        # The pass finds its module awake, as the message has just come; module 0 has been asleep.
+        assert plan.span == pytest.approx(2 * (2e-6 + 1e-6 + 3e-6) + took, rel=1e-9)
+        served = plan.busy["processors"][0] * 2
+        assert served == pytest.approx(2 * (2e-6 + 3e-6) + took, rel=1e-9)
 
 
 def test_there_is_a_host_for_each_node_and_one_for_the_coordinator(pim: Hardware) -> None:

@@ -110,13 +110,17 @@ def test_what_the_client_is_done_with_is_complete_whatever_came_here() -> None:
 
 def test_overdue_slices_are_probed_and_resent_if_unknown() -> None:
     ledger = Ledger(64, 0.25)
-    home = ledger.submit(0, np.zeros((5, 2), np.float32), ALL, 0.0)[0].to
+    (first,) = ledger.submit(0, x := np.ones((5, 2), np.float32), ALL, 0.0)
+    home = first.to
     assert ledger.tick(ALL, 0.5) == []
     (probe,) = ledger.tick(ALL, 1.1)
     assert probe.to == home and isinstance(probe.message, SliceProbe)
     assert ledger.on_status(0, 0, home, True, ALL, 1.2) == []
     (again,) = ledger.on_status(0, 0, home, False, ALL, 1.3)
-    assert isinstance(again.message, Slice)
+    assert isinstance(again.message, Slice) and isinstance(first.message, Slice)
+    assert np.array_equal(again.message.rows, x)
+    assert np.shares_memory(first.message.rows, x), "the batch is not copied"
+    assert not np.shares_memory(again.message.rows, x), "but for a home that may not reach its memory"
 
 
 def membership(**changes: float | bool) -> Membership:

@@ -239,6 +239,7 @@ SUMMARY: dict[str, Any] = {
     "failed_batches": [],
     "wall_s": 0.5,
     "record_cut": None,
+    "ingest_copied_bytes": {"client": 2048, "coordinator": 0},
     "tokens_per_wall_s": 4096.0,
     "start_wall_s": 4.0,
     "check_wall_s": 0.1,
@@ -283,6 +284,7 @@ def test_the_summary_as_a_table() -> None:
         "p50 10.0 ms, p99 20.0 ms, max 30.0 ms",
         "4.00 KiB raw, 1.00 KiB sent in 7 frames (raw/sent 4.00), int8",
         "10 30, balance by batch and layer 0.67",
+        "2.00 KiB by the client, 0 B by the coordinator",
         "(frames of the client and the coordinator are not counted)",
         "module 1 after 100 ms; detected in 6.00 ms (disconnect); next batch finished in 12.0 ms; "
         "module back in 1.50 s",

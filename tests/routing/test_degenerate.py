@@ -21,6 +21,8 @@ MEMBERS: list[tuple[str, dict[str, Any]]] = [
     ("softmax_group_topk", {"groups": 4, "top_groups": 2}),
     ("sigmoid_group_topk", {"groups": 4, "top_groups": 2}),
     ("sigmoid_group_topk", {"renormalise": False}),
+    ("cached_topk", {"bits": 40, "renormalise": False}),
+    ("predictive_topk", {"renormalise": False}),
 ]
 
 
@@ -63,7 +65,7 @@ def test_equal_infinite_logits_are_a_tie(kind: str, params: dict[str, Any]) -> N
     for level in (-INF, INF):
         experts, weights = _route(kind, params, [level] * 8, k=3)
         assert experts.tolist() == [[0, 1, 2]]
-        share = {"softmax": 1 / 8, "sigmoid": float(level > 0)}[kind.split("_")[0]]
+        share = float(level > 0) if kind.startswith("sigmoid") else 1 / 8
         if params.get("renormalise", kind == "sigmoid_group_topk"):
             share = 1 / 3 if kind.startswith("softmax") or level > 0 else 0.0
         np.testing.assert_allclose(weights, [[share] * 3], rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ MEMBERS: list[tuple[str, dict[str, Any]]] = [
     ("softmax_group_topk", {"top_k": 5, "groups": 4, "top_groups": 2, "renormalise": True}),
     ("sigmoid_group_topk", {"top_k": 4, "groups": 8, "top_groups": 4, "scaling": 2.5}),
     ("sigmoid_group_topk", {"top_k": 3, "renormalise": False}),
+    ("cached_topk", {"top_k": 3, "bits": 60, "scaling": 2.0}),  # rows that differ are never alike
+    ("predictive_topk", {"top_k": 4, "renormalise": False}),
 ]
 
 
@@ -176,7 +179,7 @@ def test_bias_chooses_but_does_not_weigh_and_may_be_negative() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     x, gate = _logit_gate([-300.0, 300.0, 0.0, -1e30])
-    for kind in {kind for kind, _ in MEMBERS}:
+    for kind in sorted({kind for kind, _ in MEMBERS}):
         for renormalise in (False, True):
             routing = make_router(kind, 4, top_k=2, renormalise=renormalise).route(x, gate)
             assert routing.experts[0].tolist() == [1, 2]
@@ -226,6 +229,7 @@ def test_unknown_names_are_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValueError) as refusal:
         make_router("best", 8, top_k=2)
     assert str(refusal.value) == f"routing.kind is 'best'; allowed: one of {', '.join(ROUTERS)}"
+    assert "softmax_topk, softmax_group_topk, sigmoid_group_topk" in str(refusal.value)
     with pytest.raises(ValueError) as refusal:
         make_router("softmax_topk", 8, top_k=2, groups=2)
     assert str(refusal.value).startswith("routing.groups is no parameter of softmax_topk; allowed: top_k, ")
@@ -238,4 +242,6 @@ def test_groups_of_one_expert_will_do_where_all_groups_are_open() -> None:
 
 
 def test_every_router_says_what_it_is_for() -> None:
+    elsewhere = ROUTERS.keys() - {kind for kind, _ in MEMBERS}
+    assert all((Path(__file__).parent / f"test_{kind}.py").exists() for kind in elsewhere)
     assert all((strategy.__doc__ or "").splitlines()[0].endswith(".") for strategy in ROUTERS.values())
