@@ -57,14 +57,14 @@ def check(router: Router, gate: Gate, x: np.ndarray, parts: int) -> None:
 
 def every_shape() -> None:
     """What is run once for each kernel: narrow and ragged gates, one row and many."""
-    for width, experts in ((16, 8), (48, 40), (64, 64), (33, 72), (300, 128), (256, 200), (520, 1024)):
+    for width, experts in ((16, 8), (64, 64), (33, 72), (300, 128), (256, 200), (264, 512)):
         gate = a_gate(width, experts)
         for count in (1, 7, 130):
             x = rows(count, width)
             whole = gate.logits(x)
             for few in (np.array([experts - 1]), np.arange(0, experts, 3), np.arange(experts)):
                 assert gate.logits_of(x, few).tobytes() == whole[:, few].tobytes(), (width, experts, count)
-            for parts in (1, 4, 13):
+            for parts in (4, 13):
                 check(make_router("softmax_topk", experts, top_k=min(8, experts)), gate, x, parts)
 
 
