@@ -26,7 +26,9 @@ from rayemu.report.overlap import STAGES, overlap
 
 from .output import busy_share, machine, noise_warning, results_file, write
 
-D, EXPERTS, LAYERS, MODULES, ROWS = 256, 32, 3, 4, 256
+EXPERTS, LAYERS, MODULES = 32, 3, 4
+WIDE = 256, 256, 64  # width, rows of a batch, rows of a slice: four homes
+NARROW = 64, 64, 64  # little work and one home: what overlaps are micro-batches and batches
 ROUTERS: dict[str, dict[str, Any]] = {
     "softmax_topk": {},
     "hierarchical_topk": {"groups": 8, "top_groups": 2},
@@ -42,18 +44,26 @@ _ROUTING_FRAMES = (ROUTE_REQUEST, ROUTE_REPLY, GROUPS, OFFER_REQUEST, OFFER_REPL
 
 
 def measured(
-    router: str, place: str, micro: int, in_flight: int, transport: str, batches: int, hardware: str
+    router: str,
+    place: str,
+    size: tuple[int, int, int],
+    micro: int,
+    in_flight: int,
+    transport: str,
+    batches: int,
+    hardware: str,
 ) -> dict[str, Any]:
     """One run: bytes, stages, throughput, and the same priced on a hardware."""
+    width, rows, slice_rows = size
     scenario = Scenario.from_dict(
         {
-            "model": {"d_model": D, "d_ff": D, "experts": EXPERTS, "top_k": 2, "layers": LAYERS},
+            "model": {"d_model": width, "d_ff": width, "experts": EXPERTS, "top_k": 2, "layers": LAYERS},
             "cluster": {"nodes": 2, "modules_per_node": MODULES // 2, "transport": transport},
             "routing": {"kind": router, "place": place, **ROUTERS[router]},
-            "exchange": {"micro_batches": micro},
+            "exchange": {"micro_batches": micro, "min_slice_rows": slice_rows},
         }
     )
-    x = np.random.default_rng(0).standard_normal((batches, ROWS, D), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((batches, rows, width), dtype=np.float32)
     with Emulator(scenario) as emulator:
         for _ in emulator.stream(list(x[:2]), in_flight=1):  # whatever happens once
             pass
@@ -68,8 +78,9 @@ def measured(
     found = overlap(record)
     graph = graph_of(record, scenario.spec, in_flight, np.repeat([0, 1], MODULES // 2).astype(np.int32))
     machine_, spec = load_hardware(hardware), scenario.spec
-    paths = critical_paths(graph, schedule(graph, machine_, spec))
-    passed = batches * LAYERS  # each of ROWS rows
+    plan = schedule(graph, machine_, spec)
+    paths = critical_paths(graph, plan)
+    passed = batches * LAYERS  # each of so many rows
     return {
         "router": router,
         "place": place,
@@ -78,13 +89,14 @@ def measured(
         "clock": clock_of(record),
         "exact": exact,
         "gaps": graph.gaps,
-        "bytes_per_row": float(units["sent_bytes"].sum()) / (passed * ROWS),
+        "bytes_per_row": float(units["sent_bytes"].sum()) / (passed * rows),
         "answer_bytes_per_row": _per_row(units, (ROUTE_REPLY, GROUPS, OFFER_REPLY)),
         "frames_per_layer": len(units) / passed,
-        "route_ms": found.seconds[0] / max(1, passed * MODULES * micro) * 1e3,
-        "tokens_per_s": batches * ROWS / span,
+        "route_ms": found.seconds[0] / (passed * (rows // slice_rows) * micro) * 1e3,
+        "tokens_per_s": batches * rows / span,
         "hidden": None if np.isnan(found.hidden) else found.hidden,
         "meanwhile": found.as_dict()["meanwhile"],
+        "emu_tokens_per_s": batches * rows / float(plan.end.max()),
         "emu_batch_ms": float(np.median(paths.end - paths.begin)) * 1e3,
         "emu_route_ms": float(np.median(paths.parts[:, PARTS.index("route")])) / LAYERS * 1e3,
     }
@@ -112,16 +124,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if warning := noise_warning(facts):
         console.print(warning)
     rest = args.transport, args.batches, args.hardware
-    where = [measured(router, place, 2, 1, *rest) for router, place in PLACES]
+    where = [measured(router, place, WIDE, 2, 1, *rest) for router, place in PLACES]
     piped = [
-        measured("softmax_topk", place, micro, in_flight, *rest)
+        measured("softmax_topk", place, NARROW, micro, in_flight, *rest)
         for place in ("coordinator", "distributed")
         for micro in (1, 2, 4)
         for in_flight in (1, 4)
     ]
     keys = ("router", "place", "bytes_per_row", "answer_bytes_per_row", "frames_per_layer", "route_ms")
     console.print(_table(where, (*keys, "tokens_per_s", "emu_route_ms", "emu_batch_ms", "gaps", "exact")))
-    keys = ("place", "micro_batches", "in_flight", "tokens_per_s", "route_ms", "hidden", "emu_batch_ms")
+    keys = ("place", "micro_batches", "in_flight", "tokens_per_s", "route_ms", "hidden", "emu_tokens_per_s")
     console.print(_table(piped, (*keys, "gaps", "exact")))
     last = piped[5]["meanwhile"]
     console.print(_table([{"stage": s, **last[s]} for s in STAGES], ("stage", *STAGES)))

@@ -182,6 +182,21 @@ class ModuleRecord(ActorRecord):
         self._jobs = machine.incarnation << INCARNATION_SHIFT  # number of the next one
         self.totals = dict.fromkeys(TOTALS, 0.0)
 
+    def frame(
+        self, message: Message, to: int, size: int, queued_s: float, start_s: float, level: int = 0
+    ) -> None:
+        """Note that a frame was sent; what goes to another module counts for live views, too."""
+        if isinstance(message, OfferRequest):
+            self._count(message.rows.nbytes, size, level)
+        elif isinstance(message, OfferReply):
+            self._count(message.experts.size * _BYTES_PER_CHOICE, size, level)
+        super().frame(message, to, size, queued_s, start_s, level)
+
+    def _count(self, raw: int, sent: int, level: int) -> None:
+        self.totals["raw_bytes"] += raw
+        self.totals["sent_bytes"] += sent
+        self.totals[f"sent_{LEVELS[level]}"] += sent
+
     def worked(self, queued_s: float) -> None:
         """Note what the home has routed and combined since the last call, for what came at `queued_s`."""
         spec = self._spec
@@ -233,9 +248,7 @@ class ModuleRecord(ActorRecord):
     ) -> None:
         """Note that a frame of `size` bytes was sent."""
         level = self._machine.level(to)
-        self.totals["raw_bytes"] += message.rows.nbytes
-        self.totals["sent_bytes"] += size
-        self.totals[f"sent_{LEVELS[level]}"] += size
+        self._count(message.rows.nbytes, size, level)
         if not self._on:
             return
         if isinstance(message, Dispatch):

@@ -10,12 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.drivers.record import DECODE, DISPATCH, ENCODE, FORWARD, GEMM, REPLY, clock_of, ends, starts
+from rayemu.drivers.record import (
+    DECODE,
+    DISPATCH,
+    ENCODE,
+    FORWARD,
+    GEMM,
+    OFFER_REPLY,
+    OFFER_REQUEST,
+    REPLY,
+    clock_of,
+    ends,
+    starts,
+)
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.config import LEVELS
 from rayemu.protocol.messages import DROPPED
 
-FRAMES = (DISPATCH, FORWARD, REPLY)
+FRAMES = (DISPATCH, FORWARD, REPLY, OFFER_REQUEST, OFFER_REPLY)
 COUNTED = "from module to module; not those of the client and the coordinator"
 
 
@@ -53,10 +65,11 @@ def account_tokens(results: Sequence[BatchResult], layers: int, experts: int) ->
 def account_traffic(record: np.ndarray, modules: int, codecs: Sequence[str]) -> dict[str, Any]:
     """Sums the frames and GEMMs of a record up; every value is None where nothing was recorded.
 
-    Frames are those from one module to another that carry rows; what travels to and from the client and the
-    coordinator is in the record, but not counted here (`frames_counted` says so). `bytes_raw` is their rows
-    in float32, `bytes_sent` the frames as they left; what was sent twice counts twice. `bytes_by_level`
-    splits both by link level, with the codecs used on each (`codecs` are the run's, by number).
+    Frames are those from one module to another that carry rows, or scores of them; what travels to and from
+    the client and the coordinator is in the record, but not counted here (`frames_counted` says so).
+    `bytes_raw` is what they carry in float32, `bytes_sent` the frames as they left; what was sent twice
+    counts twice. `bytes_by_level` splits both by link level, with the codecs used on each (`codecs` are the
+    run's, by number).
     `encode_wall_s` and `decode_wall_s` are what codecs took of the modules' loops, raw frames apart.
     `traffic_bytes` [M, M] is `bytes_sent` from module to module, `module_rows` [M] the rows of routed experts
     that each module computed, `module_busy_wall_s` [M] the time its GEMMs took. `balance` is how evenly: of

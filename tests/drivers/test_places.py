@@ -18,6 +18,7 @@ from rayemu.pricing.path import PARTS, part_of
 from rayemu.pricing.recorded_graph import graph_of
 from rayemu.pricing.schedule import schedule
 from rayemu.protocol.config import PLACES
+from rayemu.report.summary import account_traffic
 from rayemu.scenario import Fault, ScenarioError
 from rayemu.study.whatif import refuse_recorded_choices
 
@@ -43,18 +44,20 @@ def batches(count: int, rows: int = 64) -> list[np.ndarray]:
     return [rng.standard_normal((rows, D), dtype=np.float32) for _ in range(count)]
 
 
-def outputs(settings: Scenario) -> tuple[list[np.ndarray], np.ndarray, Any]:
+def outputs(settings: Scenario) -> tuple[list[np.ndarray], np.ndarray, Any, int]:
+    """Outputs, the record, the model, and the bytes that modules say they have sent."""
     with Emulator(settings) as emulator:
         results = list(emulator.stream(batches(3)))
-        return [r.y for r in results], emulator.record(), emulator.spec
+        sent = sum(int(one["sent_bytes"]) for one in emulator.totals["modules"].values())
+        return [r.y for r in results], emulator.record(), emulator.spec, sent
 
 
 @pytest.mark.parametrize(("place", "routing"), [("distributed", MERGING), ("hybrid", LIMITED)])
 def test_every_place_gives_the_same_bits_and_a_record_without_gaps(
     place: str, routing: dict[str, Any]
 ) -> None:
-    wanted, _, _ = outputs(scenario({**routing, "place": "coordinator"}))
-    found, record, spec = outputs(scenario({**routing, "place": place}))
+    wanted, *_ = outputs(scenario({**routing, "place": "coordinator"}))
+    found, record, spec, totals = outputs(scenario({**routing, "place": place}))
     assert [y.tobytes() for y in found] == [y.tobytes() for y in wanted]
     units = 3 * LAYERS * 4 * 2  # batches, layers, slices, micro-batches
     of = {name: record[record["kind"] == number] for number, name in enumerate(rec.KINDS)}
@@ -72,6 +75,9 @@ def test_every_place_gives_the_same_bits_and_a_record_without_gaps(
         assert [len(of[k]) for k in ("route_request", "groups")] == [units, units]
         assert len(of["route"]) == 2 * units and not len(of["route_reply"])
         assert (of["groups"]["raw_bytes"] == of["groups"]["rows"] * 2).all()  # two groups, a byte each
+    traffic = account_traffic(record, 4, ["raw"])
+    between = (record["src"] >= 0) & (record["dst"] >= 0) & (record["kind"] != rec.CONTROL)
+    assert traffic["bytes_sent"] == record["sent_bytes"][between].sum() == totals
     assert causes_of(record).gaps == 0
     graph = graph_of(record, spec)
     assert graph.gaps == 0
