@@ -35,6 +35,7 @@ from rayemu.scenario.sections import (
     Routing,
     Run,
     Stream,
+    span_of,
 )
 from rayemu.streams.aim import Aimed
 from rayemu.units import format_bytes
@@ -117,7 +118,7 @@ class Scenario(Section):
         spec = self.model.spec(self.run.seed)
         own = spec.router if self.routing.kind is None else self.routing.kind
         params = {**(spec.router_params if own == spec.router else {}), **self.routing.params}
-        layers = {layer: one.after(own, params) for layer, one in self.routing.by_layer().items()}
+        layers = {layer: one.after(own, params) for layer, one in self.routing.by_layer(spec.layers).items()}
         return dataclasses.replace(spec, router=own, router_params=params, layer_routers=layers)
 
     @model_validator(mode="after")
@@ -149,9 +150,12 @@ class Scenario(Section):
         given = [(path, spec.router, routing.params, dict(spec.router_params))]
         for text, other in routing.layers.items():
             path = "routing", "layers", text
-            last = max(Routing(layers={text: other}).by_layer())
-            if last >= spec.layers:
-                return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
+            first, end = span_of(text)
+            if end > spec.layers:
+                return [Problem(path, f"there is no layer {end - 1}; the model has {spec.layers}")]
+            if first < spec.dense_layers:
+                allowed = f"{spec.dense_layers} to {spec.layers - 1}, which have experts"
+                return [Problem(path, f"layer {first} is dense and routes nothing; allowed: {allowed}")]
             kind, params = other.after(spec.router, spec.router_params)
             given.append((path, kind, other.params, params))
         for path, kind, own, params in given:
@@ -162,10 +166,14 @@ class Scenario(Section):
             if problems:
                 return [Problem((*path, *problem.path), problem.text) for problem in problems]
             try:
-                make_router(kind, spec.experts, top_k=spec.top_k, **params)
+                router = make_router(kind, spec.experts, top_k=spec.top_k, **params)
             except ValueError as error:
                 problem = problem_of(error, "routing")
                 return [Problem((*path, *problem.path[1:]), problem.text)]
+            if spec.weigh_input and (most := router.most(spec.experts)) > 1:
+                what = f"{kind} is not allowed, since it gives a token up to {most} experts"
+                why = "where model.weigh_input weighs the row that they would share"
+                return [Problem((*path, "kind"), f"{what}; allowed: routers of one, {why}")]
             if ROUTERS[kind].scope == "batch" and routing.place == "modules":
                 what = f"modules is not allowed with {kind}, which chooses for a whole batch"
                 return [Problem(("routing", "place"), f"{what}; allowed: coordinator")]

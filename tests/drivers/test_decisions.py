@@ -256,6 +256,13 @@ def test_choices_that_are_not_the_router_s_are_found(monkeypatch: pytest.MonkeyP
         ({"layers": {"all": {}}}, "'all' is not allowed; allowed: a layer like 0"),
         ({"layers": {"0": {"kind": "best"}}}, "routing.layers.0.kind"),
         ({"layers": {"0": {"kind": "softmax_topk", "scale": 2.0}}}, "routing.layers.0.scale"),
+        ({"layers": {"0-99999999": {}}}, "routing.layers.0-99999999: there is no layer 99999999"),
+        ({"layers": {"9" * 99: {}}}, "allowed: a layer like 0"),
+        ({"layers": {-1: {}}}, "routing.layers.-1: -1 is not allowed; allowed: a layer like 0"),
+        ({"layers": {0: {"kind": "hash"}, "0": {}}}, "routing.layers: 0 is given twice; leave one out"),
+        ({"layers": {"1": {}, "01": {}}}, "routing.layers: 1 is given twice"),
+        ({"layers": None}, "routing.layers: None is not allowed; allowed: a mapping"),
+        ({"layers": {0: "hash"}}, "it takes keys: kind (did you mean {kind: hash}?)"),
         (
             {"layers": {"0": {"kind": "softmax_group_topk", "groups": 3}}},
             "routing.layers.0.groups: 3 is not allowed; allowed: a divisor of 8",
@@ -266,3 +273,29 @@ def test_bad_routing_is_refused_with_path_and_remedy(routing: dict[str, Any], to
     with pytest.raises(ScenarioError) as refused:
         scenario(routing=routing)
     assert told in str(refused.value)
+
+
+def test_a_dense_layer_has_no_router() -> None:
+    model = {
+        "d_model": 8,
+        "d_ff": 8,
+        "experts": 4,
+        "top_k": 1,
+        "layers": 3,
+        "dense_layers": 1,
+        "dense_d_ff": 8,
+    }
+    with pytest.raises(ScenarioError, match=r"layers\.0-1: layer 0 is dense .*; allowed: 1 to 2, which have"):
+        Scenario.from_dict({"model": model, "routing": {"layers": {"0-1": {"kind": "hash"}}}})
+    found = Scenario.from_dict({"model": model, "routing": {"layers": {"1-2": {"kind": "hash"}}}})
+    assert sorted(found.spec.layer_routers) == [1, 2]
+
+
+@pytest.mark.parametrize("layers", [{}, {1: {"kind": "expert_choice"}}])
+def test_a_router_that_gives_more_experts_than_a_weighed_row_can_have(layers: dict[int, Any]) -> None:
+    model = {"preset": "llama-4-scout", "scale": 64, "layers": 2}
+    routing = {"layers": layers} if layers else {"kind": "expert_choice"}
+    with pytest.raises(
+        ScenarioError, match=r"kind: expert_choice .* up to 16 experts; allowed: routers of one"
+    ):
+        Scenario.from_dict({"model": model, "routing": routing})
