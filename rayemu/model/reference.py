@@ -25,6 +25,8 @@ _CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: st
 class Replay(Protocol):
     """What a lossy or degraded run did to its rows, so that the reference can do the same."""
 
+    counts: dict[str, float]  # what happens as routers choose again, see `Context`
+
     def routing(self, layer: Layer, x: F32) -> Routing | None:
         """Choices of rows x [T, D] that were made for the whole batch and recorded; None without."""
 
@@ -55,7 +57,8 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     if not layer.has_experts:
         return dense_forward(layer, x)
     recorded = replay.routing(layer, x) if replay is not None else None
-    experts, weights = route(layer, x) if recorded is None else recorded
+    counts = None if replay is None else replay.counts
+    experts, weights = route(layer, x, counts) if recorded is None else recorded
     given, weights = expert_input(layer, x, weights)
     kept = replay.kept(layer.index, experts.shape[1]) if replay is not None else None
     if kept is not None:
@@ -94,14 +97,16 @@ def prepare(layer: Layer, h: F32) -> F32:
     return x
 
 
-def route(layer: Layer, x: F32) -> Routing:
+def route(layer: Layer, x: F32, counts: dict[str, float] | None = None) -> Routing:
     """The choices of normalised rows x [T, D] by the layer's router and gate, with nothing else known.
 
+    What happens is added to `counts`, see `Context`.
     Of a router with scope "batch", x must be the whole batch; it is the first one, on a single module that
     holds all experts. These are a run's choices only where the router needs neither state nor context.
     """
     if layer.router.scope == "row":
-        return layer.router.choose(scored(layer, x), gate_of(layer), Context(layer.index))
+        context = Context(layer.index, counts={} if counts is None else counts)
+        return layer.router.choose(scored(layer, x), gate_of(layer), context)
     experts = layer.spec.experts
     context = Context(
         layer.index,
@@ -109,6 +114,7 @@ def route(layer: Layer, x: F32) -> Routing:
         holders=np.ones((1, experts), bool),
         module_to_node=np.zeros(1, np.int32),
         state=layer.router.new_state(experts),
+        counts={} if counts is None else counts,
     )
     return layer.router.choose(scored(layer, x), gate_of(layer), context)
 

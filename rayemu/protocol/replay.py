@@ -31,6 +31,7 @@ class PathReplay:
         decisions: Decisions | None = None,
     ) -> None:
         self.codecs, self.decisions = codecs, decisions
+        self.counts: dict[str, float] = {}  # what happened as choices of rows were made again
         self.told: dict[int, np.ndarray] = {}  # scores of layers whose choices are recorded
         most = 0 if decisions is None else int(decisions.parts[:, 3].max(initial=0))
         self.dispatch_paths = None if dispatch_paths is None else widened(dispatch_paths, most)

@@ -70,6 +70,7 @@ class Measured:
     wall_s: float = 0.0  # from when the first batch could be handed out to the last result
     duplicate_results: int = 0
     reissued_slices: int = 0
+    routed: dict[str, float] = field(default_factory=dict)  # what routers count, see `Context`
 
 
 def run_scenario(
@@ -243,6 +244,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
     measured.wall_s = time.perf_counter() - began
     _await_detection(emulator, measured, journal)
     _await_counts(emulator, measured)
+    measured.routed = dict(emulator.totals.get("routing", {}))
     for injected in plan:
         measured.injected.append(injected)
         journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
@@ -335,7 +337,9 @@ def _compare(
     with blas_threads(1), ThreadPoolExecutor(cores) as pool:
         while group := list(islice(items, cores)):
             found = pool.map(partial(_mismatch, emulator), group)
-            for (result, _, _), (facts, told) in zip(group, found, strict=True):
+            for (result, _, _), (facts, told, counts) in zip(group, found, strict=True):
+                for name, amount in counts.items():
+                    measured.routed[name] = measured.routed.get(name, 0.0) + amount
                 if result.decisions is not None and told:
                     check.take(result.batch, result.decisions, told)
                 if result.failure is None:
@@ -354,27 +358,27 @@ def _compare(
 
 def _mismatch(
     emulator: Emulator, item: tuple[BatchResult, int, np.ndarray]
-) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[int, np.ndarray], dict[str, float]]:
     """How a result differs from the reference; empty if it does not, or has failed.
 
-    And by layer what its rows told a router that chose for the whole batch.
+    And by layer what its rows told a router that chose for the whole batch, and what the others counted.
     """
     result, digest, x = item
     if result.failure is not None:
-        return {}, {}
+        return {}, {}, {}
     if xxhash.xxh3_64_intdigest(x.data) != digest:
-        return {"why": "the stream gave other tokens when it was read again"}, {}
-    y, told = emulator.replayed(x, result)  # [T, D]
+        return {"why": "the stream gave other tokens when it was read again"}, {}, {}
+    y, told, counts = emulator.replayed(x, result)  # [T, D]
     other = (y.view(np.uint32) != result.y.view(np.uint32)).any(axis=1)  # [T]
     if not other.any():
-        return {}, told
+        return {}, told, counts
     facts = {
         "why": "the output is not the reference's",
         "tokens": int(other.sum()),
         "first_token": int(other.argmax()),
         "largest_difference": float(np.abs(y[other] - result.y[other]).max()),
     }
-    return facts, told
+    return facts, told, counts
 
 
 def _rebalances(scenario: Scenario, measured: Measured, clock: str) -> dict[str, Any]:
@@ -425,7 +429,7 @@ def _summary(
         "record_cut": next((n.facts["what"] for n in measured.notices if n.kind == "record_cut"), None),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
-        **summed_up(measured.results, emulator.totals.get("routing", {})),
+        **summed_up(measured.results, measured.routed, spec.moe_layers),
         **_rebalances(scenario, measured, clock),
         "seed": scenario.run.seed,
         "versions": machine.versions(),

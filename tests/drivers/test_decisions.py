@@ -299,3 +299,36 @@ def test_a_router_that_gives_more_experts_than_a_weighed_row_can_have(layers: di
         ScenarioError, match=r"kind: expert_choice .* up to 16 experts; allowed: routers of one"
     ):
         Scenario.from_dict({"model": model, "routing": routing})
+
+
+def test_what_routers_of_rows_count_is_in_the_summary(tmp_path: Path) -> None:
+    voting = {
+        "kind": "voting",
+        "liar": 1,
+        "lie": "flip",
+    }  # 3 - e for e: no row's two experts stay as they are
+    changed = {
+        "routing": voting,
+        "run": {"batches": 2, "batch_tokens": 32},
+        "cluster": {"transport": "memory"},
+    }
+    liars = run_scenario(_smoke(changed), tmp_path / "liar")["routing"]
+    assert liars["choices_per_token"] == 2.0 and set(liars) == {
+        "outvoted_0",
+        "outvoted_1",
+        "outvoted_2",
+        "choices_per_token",
+    }
+    assert liars["outvoted_0"] == liars["outvoted_2"] == 0
+    # flipped, the sets {0, 3} and {1, 2} stay what they are, and only their weights may be off
+    assert 64 <= liars["outvoted_1"] <= 2 * 64
+    few = run_scenario(_smoke(changed | {"routing": {"kind": "top_p", "p": 0.01}}), tmp_path / "few")
+    assert few["routing"] == {"choices_per_token": 1.0}
+
+
+def _smoke(changed: dict[str, dict[str, Any]]) -> Scenario:
+    return Scenario.load("smoke").with_overrides(
+        f"{section}.{name}={json.dumps(value)}"
+        for section, values in changed.items()
+        for name, value in values.items()
+    )
