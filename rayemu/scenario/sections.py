@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from rayemu.alltoall import EXCHANGES, ORDERS, REPLICAS
 from rayemu.arrivals import ARRIVALS
@@ -205,16 +212,25 @@ def _once(value: object) -> object:
     return value
 
 
-class LayerRouter(Section):
-    """The router of some layers, and its parameters; without a `kind` it is the scenario's, changed."""
+class _OfRouter(Section):
+    """A router's name and parameters, as they were given."""
 
     model_config = ConfigDict(extra="allow")
     kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
 
     @property
     def params(self) -> dict[str, Any]:
-        """The strategy's parameters as given."""
+        """The router's parameters as given."""
         return dict(self.model_extra or {})
+
+    @model_serializer(mode="wrap")
+    def _with_nulls(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A parameter of null is one: it may stand in the place of the scenario's or the model's own."""
+        return {**dump(self), **{name: None for name, value in self.params.items() if value is None}}
+
+
+class LayerRouter(_OfRouter):
+    """The router of some layers, and its parameters; without a `kind` it is the scenario's, changed."""
 
     def after(self, kind: str, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """The router and its parameters, where the scenario's own are these."""
@@ -222,24 +238,17 @@ class LayerRouter(Section):
         return own, {**(params if own == kind else {}), **self.params}
 
 
-class Routing(Section):
+class Routing(_OfRouter):
     """Which experts a token goes to: a strategy of `rayemu.routing`, its parameters, and where it runs.
 
     Without a `kind` it is the model's own router; what is given then replaces that router's parameters.
     `layers` gives some layers routers of their own, as in {0: {kind: hash}, 1-3: {kind: expert_choice}}.
     """
 
-    model_config = ConfigDict(extra="allow")
-    kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
     place: Literal["coordinator", "modules"] = "coordinator"
     layers: Annotated[dict[Annotated[str, BeforeValidator(_layers)], LayerRouter], BeforeValidator(_once)] = (
         Field(default_factory=dict)
     )
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The strategy's parameters as given."""
-        return dict(self.model_extra or {})
 
     def by_layer(self, count: int) -> dict[int, LayerRouter]:
         """Which of `count` layers have a router of their own; of several mentions the last counts."""

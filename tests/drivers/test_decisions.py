@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import yaml
 
 from rayemu import Emulator, Scenario
 from rayemu.drivers.decided import load_choices
@@ -332,3 +333,10 @@ def _smoke(changed: dict[str, dict[str, Any]]) -> Scenario:
         for section, values in changed.items()
         for name, value in values.items()
     )
+
+
+def test_a_parameter_of_null_is_kept_in_the_resolved_scenario() -> None:
+    routing = {"kind": "capacity_topk", "target_overflow": 0.02, "layers": {0: {"target_overflow": None}}}
+    found = Scenario.load("smoke").with_overrides([f"routing={json.dumps(routing)}"])
+    again = Scenario.from_dict(yaml.safe_load(found.to_yaml()))
+    assert again == found and again.spec.layer_routers[0] == ("capacity_topk", {"target_overflow": None})
