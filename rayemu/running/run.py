@@ -41,6 +41,7 @@ from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
 from rayemu.running.priced import price_run, refuse_what_cannot_be_priced
 from rayemu.running.rebalances import decisions, rebalances
+from rayemu.running.slow import router_of, slow_routers
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
 from rayemu.streams.aim import aim
@@ -125,6 +126,9 @@ def refuse_too_large(scenario: Scenario) -> None:
         parts["the reference's weights"] = spec.model_bytes()
     if run.check == "exact":
         parts["the outputs to compare"] = 4 * run.batches * run.batch_tokens * spec.d_model
+    layers = range(spec.dense_layers, spec.layers)
+    if choosing := max((router_of(spec, n).costs(run.batch_tokens)[1] for n in layers), default=0):
+        parts["the choice of experts"] = choosing
     if free is not None and sum(parts.values()) > free:
         listed = ", ".join(f"{format_bytes(size)} for {what}" for what, size in parts.items() if size)
         raise RunError(
@@ -149,6 +153,8 @@ def _run(
         journal.write("fallback", what=f"OPENBLAS_CORETYPE={kernels} chose the BLAS kernels")
     if isinstance(way(), ByElement):
         journal.write("fallback", what="no product of this BLAS is exact: they are made element by element")
+    if slow := slow_routers(scenario):
+        journal.write("slow_routers", what=slow)
     report(Progress("start", 0, scenario.run.batches, events=journal.take_new()))
     inputs = _inputs(scenario)
     with Emulator(scenario) as emulator:

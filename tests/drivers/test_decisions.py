@@ -19,7 +19,9 @@ from rayemu.model.reference import prepare, reference_forward, scored
 from rayemu.pricing.recorded_graph import graph_of
 from rayemu.protocol.decisions import Decider
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
+from rayemu.running.folder import RunError
 from rayemu.running.run import run_scenario
+from rayemu.running.slow import slow_routers
 from rayemu.scenario import Fault, ScenarioError
 
 BASE: dict[str, Any] = {
@@ -340,3 +342,17 @@ def test_a_parameter_of_null_is_kept_in_the_resolved_scenario() -> None:
     found = Scenario.load("smoke").with_overrides([f"routing={json.dumps(routing)}"])
     again = Scenario.from_dict(yaml.safe_load(found.to_yaml()))
     assert again == found and again.spec.layer_routers[0] == ("capacity_topk", {"target_overflow": None})
+
+
+def test_a_slow_router_says_so_beforehand_and_one_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    # of the docstring's 1.5 s and 270 MB a round at 4,096 tokens: 2 rounds x 1 layer x 4 batches
+    slow = {
+        "routing": {"kind": "softmax_topk", "layers": {1: {"kind": "base"}}},
+        "run": {"batch_tokens": 4096},
+    }
+    said = slow_routers(_smoke(slow))
+    assert "base about 3.00 s for each batch, 12.0 s in all, and as long again to check" in said
+    assert "softmax" not in said and slow_routers(Scenario.load("smoke")) == ""
+    huge = {"routing": {"kind": "base"}, "run": {"batch_tokens": 2_000_000}}
+    with pytest.raises(RunError, match="for the choice of experts"):
+        run_scenario(_smoke(huge), tmp_path / "huge")
