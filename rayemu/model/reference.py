@@ -25,8 +25,6 @@ _CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: st
 class Replay(Protocol):
     """What a lossy or degraded run did to its rows, so that the reference can do the same."""
 
-    counts: dict[str, float]  # what happens as routers choose again, see `Context`
-
     def routing(self, layer: Layer, x: F32) -> Routing | None:
         """Choices of rows x [T, D] that were made for the whole batch and recorded; None without."""
 
@@ -57,8 +55,7 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     if not layer.has_experts:
         return dense_forward(layer, x)
     recorded = replay.routing(layer, x) if replay is not None else None
-    counts = None if replay is None else replay.counts
-    experts, weights = route(layer, x, counts) if recorded is None else recorded
+    experts, weights = route(layer, x) if recorded is None else recorded
     given, weights = expert_input(layer, x, weights)
     kept = replay.kept(layer.index, experts.shape[1]) if replay is not None else None
     if kept is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rayemu.compression import Codec
 from rayemu.model.model import Layer
-from rayemu.model.reference import scored
+from rayemu.model.reference import route, scored
 from rayemu.protocol.decisions import Decisions
 from rayemu.protocol.messages import DROPPED, MODULE_SHIFT, NODE_SHIFT
 from rayemu.protocol.slices import widened
@@ -37,13 +37,12 @@ class PathReplay:
         self.dispatch_paths = None if dispatch_paths is None else widened(dispatch_paths, most)
         self.combine_paths = None if combine_paths is None else widened(combine_paths, most)
 
-    def routing(self, layer: Layer, x: np.ndarray) -> Routing | None:
-        """Return the recorded choices of rows x [T, D], if they were made for the whole batch."""
-        if self.decisions is None:
-            return None
-        recorded = self.decisions.routing(layer.index, len(x))
-        if recorded is not None:
-            self.told[layer.index] = scored(layer, x)
+    def routing(self, layer: Layer, x: np.ndarray) -> Routing:
+        """Return the choices of rows x [T, D]: recorded for the whole batch, or made again and counted."""
+        recorded = None if self.decisions is None else self.decisions.routing(layer.index, len(x))
+        if recorded is None:
+            return route(layer, x, self.counts)
+        self.told[layer.index] = scored(layer, x)
         return recorded
 
     def kept(self, layer: int, choices: int) -> np.ndarray | None:

@@ -15,6 +15,7 @@ import yaml
 from rayemu import Emulator, Scenario
 from rayemu.drivers.decided import load_choices
 from rayemu.drivers.record import DISPATCH, ROUTE, ROUTE_REPLY, SCORES
+from rayemu.model.model import Model
 from rayemu.model.reference import prepare, reference_forward, scored
 from rayemu.pricing.recorded_graph import graph_of
 from rayemu.protocol.decisions import Decider
@@ -23,6 +24,7 @@ from rayemu.running.folder import RunError
 from rayemu.running.run import run_scenario
 from rayemu.running.slow import slow_routers
 from rayemu.scenario import Fault, ScenarioError
+from rayemu.study.budget import budget
 
 BASE: dict[str, Any] = {
     "model": {"d_model": 32, "d_ff": 32, "experts": 8, "top_k": 2, "layers": 3},
@@ -356,3 +358,10 @@ def test_a_slow_router_says_so_beforehand_and_one_that_does_not_fit_is_refused(t
     huge = {"routing": {"kind": "base"}, "run": {"batch_tokens": 2_000_000}}
     with pytest.raises(RunError, match="for the choice of experts"):
         run_scenario(_smoke(huge), tmp_path / "huge")
+
+
+def test_codecs_are_measured_with_a_router_of_whole_batches() -> None:
+    chosen = _smoke({"routing": {"kind": "capacity_topk"}})
+    x = np.random.default_rng(0).standard_normal((32, chosen.spec.d_model), np.float32)
+    entries = list(budget(Model(chosen.spec), x, ["int8"]))
+    assert entries and all(not entry.refused and 0 < entry.output_error < 0.1 for entry in entries)
