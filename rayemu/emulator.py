@@ -207,15 +207,16 @@ class Emulator:
         choices that were made for the whole batch."""
         return self.replayed(x, result)[0]
 
-    def replayed(self, x: Any, result: BatchResult | None) -> tuple[F32, dict[int, F32]]:
-        """The reference's output, and by layer of recorded choices what its rows told the router."""
-        replay = None
-        if result is not None and (result.dispatch_paths is not None or result.decisions is not None):
-            replay = PathReplay(
-                result.dispatch_paths, result.combine_paths, self.config.codecs, result.decisions
-            )
+    def replayed(self, x: Any, result: BatchResult | None) -> tuple[F32, dict[int, F32], dict[str, float]]:
+        """The reference's output, by layer of recorded choices what its rows told the router, and counts.
+
+        These are what happened as the other layers' routers chose, see `Context`.
+        """
+        paths = (None, None) if result is None else (result.dispatch_paths, result.combine_paths)
+        decisions = None if result is None else result.decisions
+        replay = PathReplay(*paths, self.config.codecs, decisions)
         y = reference_forward(self.model, as_rows(x, self.spec.d_model), replay)
-        return y, {} if replay is None else replay.told
+        return y, replay.told, replay.counts
 
     def check_choices(self, batches: Iterable[Any], results: Iterable[BatchResult]) -> DecisionCheck:
         """Make the choices for whole batches once more, from the record: those of all batches so far.

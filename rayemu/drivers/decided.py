@@ -130,24 +130,24 @@ def load_choices(path: Path) -> dict[int, Decisions]:
     }
 
 
-def summed_up(results: Iterable[BatchResult], counts: Mapping[str, float]) -> dict[str, Any]:
-    """What a run's summary says of choices for whole batches; empty where there were none."""
+def summed_up(results: Iterable[BatchResult], counts: Mapping[str, float], moe_layers: int) -> dict[str, Any]:
+    """What a run's summary says of its choices; empty where no batch was finished.
+
+    `counts` is what routers counted: those of whole batches as they chose, those of rows as a run with
+    `check: exact` made their choices again. `choices_per_token` is the mean over layers with experts. For
+    whole batches there are also the number of `decisions`, one for each batch and layer, and
+    `tokens_without_expert`, in each of these layers.
+    """
     decided = tokens = nobody = chosen = 0
     for result in results:
-        if result.decisions is None or result.failure is not None:
+        if result.failure is not None:
             continue
-        decided += len({part.layer for part, _ in result.decisions})
-        for _, routing in result.decisions:
-            tokens += len(routing.experts)
-            nobody += int((routing.experts < 0).all(axis=1).sum())
-            chosen += int((routing.experts >= 0).sum())
-    if not decided:
+        tokens += len(result.delivered) * moe_layers
+        chosen += int(result.expert_tokens.sum())
+        if result.decisions is not None:
+            decided += len({part.layer for part, _ in result.decisions})
+            nobody += sum(int((routing.experts < 0).all(axis=1).sum()) for _, routing in result.decisions)
+    if not tokens:
         return {}
-    return {
-        "routing": {
-            **counts,
-            DECISIONS: decided,
-            "choices_per_token": chosen / tokens,
-            "tokens_without_expert": nobody,
-        }
-    }
+    of_batches = {DECISIONS: decided, "tokens_without_expert": nobody} if decided else {}
+    return {"routing": {**counts, **of_batches, "choices_per_token": chosen / tokens}}

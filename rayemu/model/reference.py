@@ -94,14 +94,16 @@ def prepare(layer: Layer, h: F32) -> F32:
     return x
 
 
-def route(layer: Layer, x: F32) -> Routing:
+def route(layer: Layer, x: F32, counts: dict[str, float] | None = None) -> Routing:
     """The choices of normalised rows x [T, D] by the layer's router and gate, with nothing else known.
 
+    What happens is added to `counts`, see `Context`.
     Of a router with scope "batch", x must be the whole batch; it is the first one, on a single module that
     holds all experts. These are a run's choices only where the router needs neither state nor context.
     """
     if layer.router.scope == "row":
-        return layer.router.choose(scored(layer, x), gate_of(layer), Context(layer.index))
+        context = Context(layer.index, counts={} if counts is None else counts)
+        return layer.router.choose(scored(layer, x), gate_of(layer), context)
     experts = layer.spec.experts
     context = Context(
         layer.index,
@@ -109,6 +111,7 @@ def route(layer: Layer, x: F32) -> Routing:
         holders=np.ones((1, experts), bool),
         module_to_node=np.zeros(1, np.int32),
         state=layer.router.new_state(experts),
+        counts={} if counts is None else counts,
     )
     return layer.router.choose(scored(layer, x), gate_of(layer), context)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rayemu.compression import Codec
 from rayemu.model.model import Layer
-from rayemu.model.reference import scored
+from rayemu.model.reference import route, scored
 from rayemu.protocol.decisions import Decisions
 from rayemu.protocol.messages import DROPPED, MODULE_SHIFT, NODE_SHIFT
 from rayemu.protocol.slices import widened
@@ -33,16 +33,16 @@ class PathReplay:
         decisions: Decisions | None = None,
     ) -> None:
         self.codecs, self.decisions = codecs, decisions
+        self.counts: dict[str, float] = {}  # what happened as choices of rows were made again
         self.told: dict[int, np.ndarray] = {}  # scores of layers whose choices are recorded
         self.dispatch_paths, self.combine_paths = dispatch_paths, combine_paths
 
-    def routing(self, layer: Layer, x: np.ndarray) -> Routing | None:
-        """Return the recorded choices of rows x [T, D], if they were made for the whole batch."""
-        if self.decisions is None:
-            return None
-        recorded = self.decisions.routing(layer.index, len(x))
-        if recorded is not None:
-            self.told[layer.index] = scored(layer, x)
+    def routing(self, layer: Layer, x: np.ndarray) -> Routing:
+        """Return the choices of rows x [T, D]: recorded for the whole batch, or made again and counted."""
+        recorded = None if self.decisions is None else self.decisions.routing(layer.index, len(x))
+        if recorded is None:
+            return route(layer, x, self.counts)
+        self.told[layer.index] = scored(layer, x)
         return recorded
 
     def kept(self, layer: int, choices: int) -> np.ndarray | None:

@@ -37,7 +37,8 @@ def one_line(summary: Mapping[str, Any], folder: Path) -> str:
     cut = f"; {summary['record_cut']}" if summary["record_cut"] else ""
     priced = "".join(f"; {name}: {text}" for name, text, _ in _priced(summary))
     return (
-        f"{summary['name']}: {verdict(summary)}; {summary['tokens_out']} tokens{rate}{priced}; {folder}{cut}"
+        f"{summary['name']}: {verdict(summary)}; {summary['tokens_out']} tokens{rate}"
+        f"{_left_out(summary.get('routing', {}))}{priced}; {folder}{cut}"
     )
 
 
@@ -63,6 +64,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "failed batches", f"{', '.join(shown)}{more}: every copy of the expert was dead"
     if s["dropped_choices"]:
         yield "dropped choices", f"{s['dropped_choices']}: every copy of their expert was dead"
+    if (routing := s.get("routing", {})) and (len(routing) > 1 or routing["choices_per_token"] % 1):
+        yield "routing", _routing(routing)
     if s["wall_s"] and s["tokens_per_wall_s"]:
         yield "wall time", f"{format_seconds(s['wall_s'])}, {count(s['tokens_per_wall_s'])} tokens/s"
     yield "start and check", f"{format_seconds(s['start_wall_s'])}, {format_seconds(s['check_wall_s'])}"
@@ -120,6 +123,19 @@ def _priced(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             figures.insert(1, f"{count(rate)} tokens per emulated s")
         parts = [f"{part} {format_seconds(s)}" for part, s in of["critical_path"].items()]
         yield of["hardware"], ", ".join(figures), ", ".join(parts)
+
+
+def _routing(of: Mapping[str, float]) -> str:
+    """What the routers did: choices per token, and whatever they count."""
+    others = {name: n for name, n in of.items() if name not in ("choices_per_token", "decisions")}
+    counted = [f"{name.replace('_', ' ')} {count(n)}" for name, n in others.items()]
+    return "; ".join([f"{of['choices_per_token']:.3g} choices per token", *counted])
+
+
+def _left_out(of: Mapping[str, float]) -> str:
+    """What routers gave to nobody; empty for nothing."""
+    names = [name for name in ("dropped_choices", "tokens_without_expert") if of.get(name)]
+    return "".join(f"; {name.replace('_', ' ')} {count(of[name])}" for name in names)
 
 
 def _ratio(of: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def describe(event: Mapping[str, Any]) -> str:
         return f"{where}: {link}: {event['before']} -> {event['after']} ({why})"
     if kind == "fallback":
         return f"fallback: {event['what']}"
-    if kind == "record_cut":
+    if kind in ("record_cut", "slow_routers"):
         return str(event["what"])
     if kind == "rebalance":
         return _decision(event)

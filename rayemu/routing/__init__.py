@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from rayemu.routing.agreement import Agreement, agreement
 from rayemu.routing.aux_loss_topk import AuxLossTopK
 from rayemu.routing.base import BaseAssignment
@@ -88,6 +90,7 @@ __all__ = [
     "vote",
 ]
 
+LARGEST = float(np.finfo(np.float32).max)
 
 ROUTERS: dict[str, type[Router]] = {
     "softmax_topk": SoftmaxTopK,
@@ -130,6 +133,10 @@ def make_router(kind: str, experts: int, **params: Any) -> Router:
     for name in params:
         if name not in allowed:
             raise ValueError(f"routing.{name} is no parameter of {kind}; allowed: {', '.join(allowed)}")
+    for name in ("scaling", "noise", "rate", "factor", "total"):
+        value = params.get(name)
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise ValueError(f"routing.{name} is {value}; allowed: what a float32 holds, up to {LARGEST:.3g}")
     router: Router = strategy(**params)
     router.check(experts)
     return router

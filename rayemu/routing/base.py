@@ -43,6 +43,10 @@ class BaseAssignment(Router):
         """Raise ValueError when `experts` experts cannot serve these parameters."""
         check_choices(self.top_k, experts)
 
+    def costs(self, tokens: int) -> tuple[float, int]:
+        """The search, measured at 256 to 4,096 tokens."""
+        return self.top_k * 1.5 * (tokens / 4096) ** 2.5, 16 * tokens**2
+
     def choose(self, scores: F32, gate: Gate, context: Context) -> Routing:
         """Logits [T, E] -> choices [T, top_k], best first, ties to the lower expert."""
         tokens, experts = scores.shape

@@ -15,6 +15,7 @@ from rayemu.numerics import F32
 from rayemu.routing.gate import Routing, softmax_powers
 
 BOOL = npt.NDArray[np.bool_]
+LARGEST_FACTOR = 1_000_000  # what it gives room for is counted in 64 bits
 
 
 def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
@@ -25,8 +26,9 @@ def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
 def check_capacity_factor(factor: object, also: str = "") -> None:
     """Refuse a capacity factor that leaves no room; raises ValueError. `also` is what else it may be."""
     number = isinstance(factor, int | float) and not isinstance(factor, bool)
-    if not (number and 0 < float(factor) < math.inf):  # type: ignore[arg-type]
-        raise ValueError(f"routing.capacity_factor is {factor!r}; allowed: a number above 0{also}")
+    if not (number and 0 < float(factor) <= LARGEST_FACTOR):  # type: ignore[arg-type]
+        allowed = f"a number above 0, up to {LARGEST_FACTOR:,}"
+        raise ValueError(f"routing.capacity_factor is {factor!r}; allowed: {allowed}{also}")
 
 
 def softmax(logits: F32) -> F32:

@@ -76,6 +76,10 @@ class Router:
         """What is kept of one layer from batch to batch, before the first; None for nothing."""
         return None
 
+    def costs(self, tokens: int) -> tuple[float, int]:
+        """About what a choice for a batch takes, of a router that is slow: seconds on one core, and bytes."""
+        return 0.0, 0
+
     def scores(self, x: F32, gate: Gate) -> F32:
         """What rows x [T, D] tell the router, [T, S]; a row's bits do not depend on the other rows."""
         return gate.logits(x)

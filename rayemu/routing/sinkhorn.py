@@ -14,6 +14,7 @@ from rayemu.routing.capacity import softmax, weights_of
 from rayemu.routing.gate import Gate, Routing, check_choices, softmax_powers, top_k
 from rayemu.routing.router import Context, Router
 
+MOST_ITERATIONS = 10_000  # of which each is a pass over [T, E], and the first tens do nearly all
 LEAST = math.exp(-80)  # a float32 holds it, and no product of scales leaves a float64
 
 
@@ -44,8 +45,9 @@ class Sinkhorn(Router):
     def check(self, experts: int) -> None:
         """Raise ValueError when `experts` experts cannot serve these parameters."""
         check_choices(self.top_k, experts)
-        if self.iterations < 1:
-            raise ValueError(f"routing.iterations is {self.iterations!r}; allowed: 1 or more")
+        if not 1 <= self.iterations <= MOST_ITERATIONS:
+            allowed = f"1 to {MOST_ITERATIONS:,}"
+            raise ValueError(f"routing.iterations is {self.iterations!r}; allowed: {allowed}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"routing.temperature is {self.temperature!r}; allowed: a number above 0")
 

@@ -42,6 +42,7 @@ from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
 from rayemu.running.priced import price_run, refuse_what_cannot_be_priced
 from rayemu.running.rebalances import decisions, rebalances
+from rayemu.running.slow import router_of, slow_routers
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
 from rayemu.streams.aim import aim
@@ -71,6 +72,7 @@ class Measured:
     wall_s: float = 0.0  # from when the first batch could be handed out to the last result
     duplicate_results: int = 0
     reissued_slices: int = 0
+    routed: dict[str, float] = field(default_factory=dict)  # what routers count, see `Context`
 
 
 def run_scenario(
@@ -125,6 +127,9 @@ def refuse_too_large(scenario: Scenario) -> None:
         parts["the reference's weights"] = spec.model_bytes()
     if run.check == "exact":
         parts["the outputs to compare"] = 4 * run.batches * run.batch_tokens * spec.d_model
+    layers = range(spec.dense_layers, spec.layers)
+    if choosing := max((router_of(spec, n).costs(run.batch_tokens)[1] for n in layers), default=0):
+        parts["the choice of experts"] = choosing
     if free is not None and sum(parts.values()) > free:
         listed = ", ".join(f"{format_bytes(size)} for {what}" for what, size in parts.items() if size)
         raise RunError(
@@ -149,6 +154,8 @@ def _run(
         journal.write("fallback", what=f"OPENBLAS_CORETYPE={kernels} chose the BLAS kernels")
     if isinstance(way(), ByElement):
         journal.write("fallback", what="no product of this BLAS is exact: they are made element by element")
+    if slow := slow_routers(scenario):
+        journal.write("slow_routers", what=slow)
     report(Progress("start", 0, scenario.run.batches, events=journal.take_new()))
     inputs = _inputs(scenario)
     with Emulator(scenario) as emulator:
@@ -244,6 +251,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
     measured.wall_s = time.perf_counter() - began
     _await_detection(emulator, measured, journal)
     _await_counts(emulator, measured)
+    measured.routed = dict(emulator.totals.get("routing", {}))
     for injected in plan:
         measured.injected.append(injected)
         journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
@@ -339,7 +347,9 @@ def _compare(
     with blas_threads(1), ThreadPoolExecutor(cores) as pool:
         while group := list(islice(items, cores)):
             found = pool.map(partial(_mismatch, emulator), group)
-            for (result, _, _), (facts, told) in zip(group, found, strict=True):
+            for (result, _, _), (facts, told, counts) in zip(group, found, strict=True):
+                for name, amount in counts.items():
+                    measured.routed[name] = measured.routed.get(name, 0.0) + amount
                 if result.decisions is not None and told:
                     check.take(result.batch, result.decisions, told)
                 if result.failure is None:
@@ -358,27 +368,27 @@ def _compare(
 
 def _mismatch(
     emulator: Emulator, item: tuple[BatchResult, int, np.ndarray]
-) -> tuple[dict[str, Any], dict[int, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[int, np.ndarray], dict[str, float]]:
     """How a result differs from the reference; empty if it does not, or has failed.
 
-    And by layer what its rows told a router that chose for the whole batch.
+    And by layer what its rows told a router that chose for the whole batch, and what the others counted.
     """
     result, digest, x = item
     if result.failure is not None:
-        return {}, {}
+        return {}, {}, {}
     if xxhash.xxh3_64_intdigest(x.data) != digest:
-        return {"why": "the stream gave other tokens when it was read again"}, {}
-    y, told = emulator.replayed(x, result)  # [T, D]
+        return {"why": "the stream gave other tokens when it was read again"}, {}, {}
+    y, told, counts = emulator.replayed(x, result)  # [T, D]
     other = (y.view(np.uint32) != result.y.view(np.uint32)).any(axis=1)  # [T]
     if not other.any():
-        return {}, told
+        return {}, told, counts
     facts = {
         "why": "the output is not the reference's",
         "tokens": int(other.sum()),
         "first_token": int(other.argmax()),
         "largest_difference": float(np.abs(y[other] - result.y[other]).max()),
     }
-    return facts, told
+    return facts, told, counts
 
 
 def _rebalances(scenario: Scenario, measured: Measured, clock: str) -> dict[str, Any]:
@@ -430,7 +440,7 @@ def _summary(
         "ingest_copied_bytes": emulator.totals.get("ingest_copied_bytes"),
         **account_traffic(measured.record, scenario.cluster.modules, codecs),
         "faults": faults,
-        **summed_up(measured.results, emulator.totals.get("routing", {})),
+        **summed_up(measured.results, measured.routed, spec.moe_layers),
         **_rebalances(scenario, measured, clock),
         "seed": scenario.run.seed,
         "versions": machine.versions(),

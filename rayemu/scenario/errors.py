@@ -65,7 +65,11 @@ def problem_of(error: ValueError, section: str) -> Problem:
 
 def lines(error: ValidationError, top: type[BaseModel]) -> list[str]:
     """One line per finding of pydantic: the dotted path, the value, what is allowed."""
-    found = [(".".join(map(str, e["loc"])) or "scenario", _text(e, top)) for e in error.errors()]
+    found = [
+        # pydantic marks what is wrong with a key, rather than with what stands there
+        (".".join(str(step) for step in e["loc"] if step != "[key]") or "scenario", _text(e, top))
+        for e in error.errors()
+    ]
     return [_shortened(" ".join(f"{path}: {text}".split())) for path, text in found]
 
 
@@ -92,8 +96,12 @@ def _text(error: Any, top: type[BaseModel]) -> str:
         return f"{show(value)} is not allowed; allowed: a list"
     if kind == "invalid_key":
         return f"the key {show(value)} is not allowed; allowed: names"
+    if kind == "dict_type":
+        return f"{show(value)} is not allowed; allowed: a mapping"
     if kind == "model_type":
-        return f"{show(value)} is not allowed; it takes keys: {', '.join(_keys(top, error['loc']))}"
+        keys = _keys(top, error["loc"])
+        meant = f" (did you mean {{kind: {value}}}?)" if "kind" in keys and isinstance(value, str) else ""
+        return f"{show(value)} is not allowed; it takes keys: {', '.join(keys)}{meant}"
     return f"{show(value)} is not allowed; {re.sub(r'^[A-Z][a-z]+ should', 'it should', message)}"
 
 

@@ -35,6 +35,7 @@ from rayemu.scenario.sections import (
     Routing,
     Run,
     Stream,
+    span_of,
 )
 from rayemu.streams.aim import Aimed
 from rayemu.units import format_bytes
@@ -117,7 +118,8 @@ class Scenario(Section):
         spec = self.model.spec(self.run.seed)
         own = spec.router if self.routing.kind is None else self.routing.kind
         params = {**(spec.router_params if own == spec.router else {}), **self.routing.params}
-        by_layer = {layer: one.after(own, params) for layer, one in self.routing.by_layer().items()}
+        mentioned = self.routing.by_layer(spec.layers)
+        by_layer = {layer: one.after(own, params) for layer, one in mentioned.items()}
         layers = {layer: (kind, located(ROUTERS[kind], of)) for layer, (kind, of) in by_layer.items()}
         params = located(ROUTERS[own], params)
         return dataclasses.replace(spec, router=own, router_params=params, layer_routers=layers)
@@ -149,17 +151,19 @@ class Scenario(Section):
         routing = self.routing
         path: tuple[str, ...] = ("routing",)
         with_experts = set(range(spec.dense_layers, spec.layers))
-        others = with_experts - set(routing.by_layer())
+        others = with_experts - set(routing.by_layer(spec.layers))
         given: list[tuple[tuple[str, ...], str, dict[str, Any], dict[str, Any], set[int]]] = [
             (path, spec.router, routing.params, dict(spec.router_params), others)
         ]
         for text, other in routing.layers.items():
             path = "routing", "layers", text
-            of = set(Routing(layers={text: other}).by_layer())
-            if (last := max(of)) >= spec.layers:
-                return [Problem(path, f"there is no layer {last}; the model has {spec.layers}")]
-            if last < spec.dense_layers:
-                return [Problem(path, f"is dense; allowed: layers from {spec.dense_layers} on")]
+            first, end = span_of(text)
+            if end > spec.layers:
+                return [Problem(path, f"there is no layer {end - 1}; the model has {spec.layers}")]
+            if first < spec.dense_layers:
+                allowed = f"{spec.dense_layers} to {spec.layers - 1}, which have experts"
+                return [Problem(path, f"layer {first} is dense and routes nothing; allowed: {allowed}")]
+            of = set(range(first, end))
             kind, params = other.after(spec.router, spec.router_params)
             given.append((path, kind, other.params, params, of & with_experts))
         for path, kind, own, params, layers in given:
@@ -176,8 +180,9 @@ class Scenario(Section):
                 problem = problem_of(error, "routing")
                 return [Problem((*path, *problem.path[1:]), problem.text)]
             if spec.weigh_input and (most := router.most(spec.experts)) > 1:
-                what = f"{kind} is not allowed: it gives a token up to {most} experts"
-                return [Problem((*path, "kind"), f"{what}; allowed with model.weigh_input: one")]
+                what = f"{kind} is not allowed, since it gives a token up to {most} experts"
+                why = "where model.weigh_input weighs the row that they would share"
+                return [Problem((*path, "kind"), f"{what}; allowed: routers of one, {why}")]
             possible = _places(router)
             if routing.place not in possible:
                 why = _WHY["modules" if router.scope == "batch" else routing.place]

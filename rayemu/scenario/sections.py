@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from rayemu.alltoall import EXCHANGES, ORDERS, REPLICAS
 from rayemu.arrivals import ARRIVALS
@@ -183,28 +191,46 @@ class Arrivals(Strategy):
     kind: str = "closed"
 
 
-def _span(text: str) -> tuple[int, int]:
+def span_of(text: str) -> tuple[int, int]:
+    """The layers from the first up to, but not including, the second that a key of `layers` means."""
     first, _, last = text.partition("-")
     return int(first), int(last or first) + 1
 
 
 def _layers(value: object) -> str:
     text = str(value)
-    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?", text) or _span(text)[0] >= _span(text)[1]:
+    if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", text) or span_of(text)[0] >= span_of(text)[1]:
         raise ValueError(f"{show(value)} is not allowed; allowed: a layer like 0, or some like 1-3")
-    return text
+    return "-".join(str(int(part)) for part in text.split("-"))
 
 
-class LayerRouter(Section):
-    """The router of some layers, and its parameters; without a `kind` it is the scenario's, changed."""
+def _once(value: object) -> object:
+    """Refuse mentions that become one key: of 0 and "0" one would be lost."""
+    seen = Counter(re.sub(r"\b0+(?=\d)", "", str(key)) for key in value) if isinstance(value, dict) else {}
+    if twice := [key for key, times in seen.items() if times > 1]:
+        raise ValueError(f"{twice[0]} is given twice; leave one out")
+    return value
+
+
+class _OfRouter(Section):
+    """A router's name and parameters, as they were given."""
 
     model_config = ConfigDict(extra="allow")
     kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
 
     @property
     def params(self) -> dict[str, Any]:
-        """The strategy's parameters as given."""
+        """The router's parameters as given."""
         return dict(self.model_extra or {})
+
+    @model_serializer(mode="wrap")
+    def _with_nulls(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A parameter of null is one: it may stand in the place of the scenario's or the model's own."""
+        return {**dump(self), **{name: None for name, value in self.params.items() if value is None}}
+
+
+class LayerRouter(_OfRouter):
+    """The router of some layers, and its parameters; without a `kind` it is the scenario's, changed."""
 
     def after(self, kind: str, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """The router and its parameters, where the scenario's own are these."""
@@ -212,26 +238,25 @@ class LayerRouter(Section):
         return own, {**(params if own == kind else {}), **self.params}
 
 
-class Routing(Section):
+class Routing(_OfRouter):
     """Which experts a token goes to: a strategy of `rayemu.routing`, its parameters, and where it runs.
 
     Without a `kind` it is the model's own router; what is given then replaces that router's parameters.
     `layers` gives some layers routers of their own, as in {0: {kind: hash}, 1-3: {kind: expert_choice}}.
     """
 
-    model_config = ConfigDict(extra="allow")
-    kind: Annotated[str | None, known_in(ROUTERS, "a router")] = None
     place: Literal["coordinator", "modules", "hybrid", "distributed"] = "coordinator"
-    layers: dict[Annotated[str, BeforeValidator(_layers)], LayerRouter] = Field(default_factory=dict)
+    layers: Annotated[dict[Annotated[str, BeforeValidator(_layers)], LayerRouter], BeforeValidator(_once)] = (
+        Field(default_factory=dict)
+    )
 
-    @property
-    def params(self) -> dict[str, Any]:
-        """The strategy's parameters as given."""
-        return dict(self.model_extra or {})
-
-    def by_layer(self) -> dict[int, LayerRouter]:
-        """The layers that have a router of their own; of several mentions of a layer the last counts."""
-        return {layer: router for text, router in self.layers.items() for layer in range(*_span(text))}
+    def by_layer(self, count: int) -> dict[int, LayerRouter]:
+        """Which of `count` layers have a router of their own; of several mentions the last counts."""
+        return {
+            layer: router
+            for text, router in self.layers.items()
+            for layer in range(count)[slice(*span_of(text))]
+        }
 
 
 def _copies(value: object) -> object:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import yaml
 
 from rayemu import Emulator, Scenario
 from rayemu.alltoall import EXCHANGES, REPLICAS
@@ -29,8 +30,11 @@ from rayemu.protocol.decisions import Decider, Decisions, Part
 from rayemu.protocol.messages import DROPPED, Epoch, Result, Scores
 from rayemu.protocol.replay import PathReplay
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
+from rayemu.running.folder import RunError
 from rayemu.running.run import _await_counts, run_scenario
+from rayemu.running.slow import slow_routers
 from rayemu.scenario import Fault, ScenarioError
+from rayemu.study.budget import budget
 from tests.views import a_view, placed_on
 
 BASE: dict[str, Any] = {
@@ -269,6 +273,13 @@ def test_choices_that_are_not_the_router_s_are_found(monkeypatch: pytest.MonkeyP
         ({"layers": {"all": {}}}, "'all' is not allowed; allowed: a layer like 0"),
         ({"layers": {"0": {"kind": "best"}}}, "routing.layers.0.kind"),
         ({"layers": {"0": {"kind": "softmax_topk", "scale": 2.0}}}, "routing.layers.0.scale"),
+        ({"layers": {"0-99999999": {}}}, "routing.layers.0-99999999: there is no layer 99999999"),
+        ({"layers": {"9" * 99: {}}}, "allowed: a layer like 0"),
+        ({"layers": {-1: {}}}, "routing.layers.-1: -1 is not allowed; allowed: a layer like 0"),
+        ({"layers": {0: {"kind": "hash"}, "0": {}}}, "routing.layers: 0 is given twice; leave one out"),
+        ({"layers": {"1": {}, "01": {}}}, "routing.layers: 1 is given twice"),
+        ({"layers": None}, "routing.layers: None is not allowed; allowed: a mapping"),
+        ({"layers": {0: "hash"}}, "it takes keys: kind (did you mean {kind: hash}?)"),
         (
             {"layers": {"0": {"kind": "softmax_group_topk", "groups": 3}}},
             "routing.layers.0.groups: 3 is not allowed; allowed: a divisor of 8",
@@ -320,13 +331,13 @@ def test_routers_that_do_not_fit_the_model_are_refused() -> None:
     """Of rows that are weighed each goes to one expert; a dense layer has no router."""
     weighed = {"model": {"preset": "llama-4-scout", "scale": 256, "layers": 3}}
     for routing in ({"kind": "expert_choice"}, {"layers": {1: {"kind": "expert_choice"}}}):
-        with pytest.raises(ScenarioError, match=r"kind: expert_choice is not allowed.*weigh_input: one"):
+        with pytest.raises(ScenarioError, match=r"kind: expert_choice is not allowed.*weigh_input"):
             Scenario.from_dict({**weighed, "routing": routing})
     Scenario.from_dict({**weighed, "routing": {"kind": "capacity_topk"}})
     dense = {"model": {"dense_layers": 2, "dense_d_ff": 16}}
-    with pytest.raises(ScenarioError, match=r"routing.layers.0-1: is dense; allowed: layers from 2 on"):
+    with pytest.raises(ScenarioError, match=r"routing.layers.0-1: layer 0 is dense"):
         scenario(**dense, routing={"kind": "softmax_topk", "layers": {"0-1": {"kind": "by_rank"}}})
-    scenario(**dense, routing={"kind": "softmax_topk", "layers": {"0-2": {"kind": "by_rank"}}})
+    scenario(**dense, routing={"kind": "softmax_topk", "layers": {"2": {"kind": "by_rank"}}})
 
 
 def told(start: int, scores: Any, home: int = 0, batch: int = 0, layer: int = 0) -> Scores:
@@ -491,3 +502,90 @@ def test_a_run_waits_for_counts_of_its_own_choices() -> None:
     emulator: Any = Told()
     _await_counts(emulator, measured)
     assert Told.coming == [None]
+
+
+def test_a_dense_layer_has_no_router() -> None:
+    model = {
+        "d_model": 8,
+        "d_ff": 8,
+        "experts": 4,
+        "top_k": 1,
+        "layers": 3,
+        "dense_layers": 1,
+        "dense_d_ff": 8,
+    }
+    with pytest.raises(ScenarioError, match=r"layers\.0-1: layer 0 is dense .*; allowed: 1 to 2, which have"):
+        Scenario.from_dict({"model": model, "routing": {"layers": {"0-1": {"kind": "hash"}}}})
+    found = Scenario.from_dict({"model": model, "routing": {"layers": {"1-2": {"kind": "hash"}}}})
+    assert sorted(found.spec.layer_routers) == [1, 2]
+
+
+@pytest.mark.parametrize("layers", [{}, {1: {"kind": "expert_choice"}}])
+def test_a_router_that_gives_more_experts_than_a_weighed_row_can_have(layers: dict[int, Any]) -> None:
+    model = {"preset": "llama-4-scout", "scale": 64, "layers": 2}
+    routing = {"layers": layers} if layers else {"kind": "expert_choice"}
+    with pytest.raises(
+        ScenarioError, match=r"kind: expert_choice .* up to 16 experts; allowed: routers of one"
+    ):
+        Scenario.from_dict({"model": model, "routing": routing})
+
+
+def test_what_routers_of_rows_count_is_in_the_summary(tmp_path: Path) -> None:
+    voting = {
+        "kind": "voting",
+        "liar": 1,
+        "lie": "flip",
+    }  # 3 - e for e: no row's two experts stay as they are
+    changed = {
+        "routing": voting,
+        "run": {"batches": 2, "batch_tokens": 32},
+        "cluster": {"transport": "memory"},
+    }
+    liars = run_scenario(_smoke(changed), tmp_path / "liar")["routing"]
+    assert liars["choices_per_token"] == 2.0 and set(liars) == {
+        "outvoted_0",
+        "outvoted_1",
+        "outvoted_2",
+        "choices_per_token",
+    }
+    assert liars["outvoted_0"] == liars["outvoted_2"] == 0
+    # flipped, the sets {0, 3} and {1, 2} stay what they are, and only their weights may be off
+    assert 64 <= liars["outvoted_1"] <= 2 * 64
+    few = run_scenario(_smoke(changed | {"routing": {"kind": "top_p", "p": 0.01}}), tmp_path / "few")
+    assert few["routing"] == {"choices_per_token": 1.0}
+
+
+def _smoke(changed: dict[str, dict[str, Any]]) -> Scenario:
+    return Scenario.load("smoke").with_overrides(
+        f"{section}.{name}={json.dumps(value)}"
+        for section, values in changed.items()
+        for name, value in values.items()
+    )
+
+
+def test_a_parameter_of_null_is_kept_in_the_resolved_scenario() -> None:
+    routing = {"kind": "capacity_topk", "target_overflow": 0.02, "layers": {0: {"target_overflow": None}}}
+    found = Scenario.load("smoke").with_overrides([f"routing={json.dumps(routing)}"])
+    again = Scenario.from_dict(yaml.safe_load(found.to_yaml()))
+    assert again == found and again.spec.layer_routers[0] == ("capacity_topk", {"target_overflow": None})
+
+
+def test_a_slow_router_says_so_beforehand_and_one_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    # of the docstring's 1.5 s and 270 MB a round at 4,096 tokens: 2 rounds x 1 layer x 4 batches
+    slow = {
+        "routing": {"kind": "softmax_topk", "layers": {1: {"kind": "base"}}},
+        "run": {"batch_tokens": 4096},
+    }
+    said = slow_routers(_smoke(slow))
+    assert "base about 3.00 s for each batch, 12.0 s in all, and as long again to check" in said
+    assert "softmax" not in said and slow_routers(Scenario.load("smoke")) == ""
+    huge = {"routing": {"kind": "base"}, "run": {"batch_tokens": 2_000_000}}
+    with pytest.raises(RunError, match="for the choice of experts"):
+        run_scenario(_smoke(huge), tmp_path / "huge")
+
+
+def test_codecs_are_measured_with_a_router_of_whole_batches() -> None:
+    chosen = _smoke({"routing": {"kind": "capacity_topk"}})
+    x = np.random.default_rng(0).standard_normal((32, chosen.spec.d_model), np.float32)
+    entries = list(budget(Model(chosen.spec), x, ["int8"]))
+    assert entries and all(not entry.refused and 0 < entry.output_error < 0.1 for entry in entries)

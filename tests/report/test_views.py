@@ -294,6 +294,24 @@ def test_the_summary_as_a_table() -> None:
         assert expected in text, expected
 
 
+def test_what_routers_did_is_shown_to_people() -> None:
+    routing = {
+        "dropped_choices": 1234.0,
+        "overflowed_choices": 6.0,
+        "decisions": 8,
+        "tokens_without_expert": 91,
+        "choices_per_token": 1.9925,
+    }
+    text = shown(routing=routing)
+    assert (
+        "routing 1.99 choices per token; dropped choices 1.23 k; overflowed choices 6; tokens without" in text
+    )
+    line = one_line(SUMMARY | {"routing": routing}, Path("r"))
+    assert "; dropped choices 1.23 k; tokens without expert 91; r" in line
+    assert "routing 1.25 choices per token" in shown(routing={"choices_per_token": 1.25})
+    assert "routing" not in shown(routing={"choices_per_token": 2.0})
+
+
 def shown(**more: Any) -> str:
     console, out = a_console(False)
     print_summary(SUMMARY | more, Path("r"), console)

@@ -150,7 +150,10 @@ def test_a_cache_that_does_not_fit_is_refused() -> None:
     ("params", "message"),
     [
         ({"window": 0}, r"^routing\.window is 0; allowed: 1 or more tokens$"),
-        ({"capacity_factor": -1}, r"^routing\.capacity_factor is -1; allowed: a number above 0$"),
+        (
+            {"capacity_factor": -1},
+            r"^routing\.capacity_factor is -1; allowed: a number above 0, up to 1,000,000$",
+        ),
         ({"top_k": 5}, r"^routing\.top_k is 5; allowed: 1 to 4"),
     ],
 )

@@ -242,7 +242,10 @@ def test_the_factor_stays_between_its_limits() -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"capacity_factor": 0}, r"^routing\.capacity_factor is 0; allowed: a number above 0 or dropless$"),
+        (
+            {"capacity_factor": 0},
+            r"^routing\.capacity_factor is 0; allowed: a number above 0, up to 1,000,000 or dropless$",
+        ),
         ({"capacity_factor": -1.5}, r"^routing\.capacity_factor is -1\.5; allowed: a number above 0"),
         ({"capacity_factor": NAN}, r"^routing\.capacity_factor is nan; allowed"),
         ({"capacity_factor": "none"}, r"^routing\.capacity_factor is 'none'; allowed: .* or dropless$"),

@@ -116,7 +116,9 @@ def test_a_capacity_is_rounded_up_from_the_factor_as_it_is_written() -> None:
 
 @pytest.mark.parametrize("factor", [0, -1.0, NAN, INF, "1", True])
 def test_a_factor_that_leaves_no_room_is_refused(factor: Any) -> None:
-    with pytest.raises(ValueError, match=r"^routing\.capacity_factor is .*; allowed: a number above 0$"):
+    with pytest.raises(
+        ValueError, match=r"^routing\.capacity_factor is .*; allowed: a number above 0, up to 1,000,000$"
+    ):
         make_router("expert_choice", 4, top_k=1, capacity_factor=factor)
     with pytest.raises(ValueError, match=r"routing\.top_k is 5; allowed: 1 to 4"):
         make_router("expert_choice", 4, top_k=5)

@@ -235,6 +235,26 @@ def test_unknown_names_are_refused_with_those_that_there_are() -> None:
     assert str(refusal.value).startswith("routing.groups is no parameter of softmax_topk; allowed: top_k, ")
 
 
+@pytest.mark.parametrize(
+    ("kind", "params", "message"),
+    [
+        ("softmax_topk", {"scaling": -1e39}, r"^routing\.scaling is -1e\+39; allowed: what a float32 holds"),
+        ("noisy_topk", {"noise": 1e39}, r"^routing\.noise is 1e\+39; allowed: what a float32 holds"),
+        (
+            "capacity_topk",
+            {"capacity_factor": 1e30},
+            r"^routing\.capacity_factor is 1e\+30; allowed: .* up to",
+        ),
+        ("sinkhorn", {"iterations": 10**9}, r"^routing\.iterations is 1000000000; allowed: 1 to 10,000"),
+    ],
+)
+def test_numbers_that_would_overflow_or_never_end_are_refused(
+    kind: str, params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_router(kind, 8, top_k=2, **params)
+
+
 def test_groups_of_one_expert_will_do_where_all_groups_are_open() -> None:
     make_router("sigmoid_group_topk", 8, top_k=2, groups=8, top_groups=8)
     with pytest.raises(ValueError, match=r"routing\.groups is 8; allowed: a divisor of 8 experts with >= 2"):

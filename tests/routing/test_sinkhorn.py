@@ -106,7 +106,7 @@ def test_k_different_experts_whatever_the_logits_are(
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"iterations": 0}, r"^routing\.iterations is 0; allowed: 1 or more$"),
+        ({"iterations": 0}, r"^routing\.iterations is 0; allowed: 1 to 10,000$"),
         ({"temperature": 0.0}, r"^routing\.temperature is 0\.0; allowed: a number above 0$"),
         ({"temperature": NAN}, r"^routing\.temperature is nan; allowed: a number above 0$"),
         ({"top_k": 5}, r"^routing\.top_k is 5; allowed: 1 to 4"),
