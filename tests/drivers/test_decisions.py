@@ -15,7 +15,7 @@ import pytest
 from rayemu import Emulator, Scenario
 from rayemu.alltoall import EXCHANGES, REPLICAS
 from rayemu.compression import WireError, make_policy
-from rayemu.drivers.decided import DecisionCheck, load_choices
+from rayemu.drivers.decided import DecisionCheck, load_choices, save_choices, summed_up
 from rayemu.drivers.record import DISPATCH, ROUTE, ROUTE_REPLY, SCORES
 from rayemu.drivers.simulator import Simulator
 from rayemu.model.model import Model
@@ -23,10 +23,10 @@ from rayemu.model.reference import prepare, reference_forward, scored
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import from_columns
 from rayemu.pricing.recorded_graph import graph_of
-from rayemu.protocol.client import MOST_EPOCHS, ClientMachine, most_tokens
+from rayemu.protocol.client import MOST_EPOCHS, BatchResult, ClientMachine, most_tokens
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Decider, Decisions, Part
-from rayemu.protocol.messages import DROPPED, Epoch, Result, Scores
+from rayemu.protocol.messages import DROPPED, Epoch, Failure, Result, Scores
 from rayemu.protocol.replay import PathReplay
 from rayemu.routing import ROUTERS, Context, Gate, Router, Routing
 from rayemu.running.run import _await_counts, run_scenario
@@ -491,3 +491,19 @@ def test_a_run_waits_for_counts_of_its_own_choices() -> None:
     emulator: Any = Told()
     _await_counts(emulator, measured)
     assert Told.coming == [None]
+
+
+def test_what_a_failed_batch_recorded_is_neither_saved_nor_summed_up(tmp_path: Path) -> None:
+    """Some of its slices may have come: their choices are a part of a decision."""
+    routing = Routing(np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32))
+    recorded = Decisions.of([(Part(0, 0, 1, 1, 0, 0, 0, 1), routing)])
+    y, counts, delivered = np.zeros((2, 4), np.float32), np.zeros((1, 8), np.int64), np.ones(2, np.int32)
+    failed, fine = (
+        BatchResult(n, y, counts, delivered, decisions=recorded, failure=failure)
+        for n, failure in enumerate((Failure(0, 1, 0, 0, 0), None))
+    )
+    save_choices(tmp_path / "none.npz", [failed])
+    assert not (tmp_path / "none.npz").exists() and summed_up([failed], {"dropped": 1.0}) == {}
+    save_choices(tmp_path / "one.npz", [failed, fine])
+    assert list(load_choices(tmp_path / "one.npz")) == [1]
+    assert summed_up([failed, fine], {})["routing"]["decisions"] == 1
