@@ -13,7 +13,6 @@ from rayemu.model.model import Layer
 from rayemu.model.reference import scored
 from rayemu.protocol.decisions import Decisions
 from rayemu.protocol.messages import DROPPED, MODULE_SHIFT, NODE_SHIFT
-from rayemu.protocol.slices import widened
 from rayemu.routing import Routing
 
 
@@ -49,7 +48,7 @@ class PathReplay:
         """Return which choices were computed [T, K], or None if all were."""
         if self.dispatch_paths is None:
             return None
-        kept = widened(self.dispatch_paths, choices)[layer, :, :choices] != DROPPED
+        kept = self.dispatch_paths[layer, :, :choices] != DROPPED  # narrower where nothing was noted
         return None if kept.all() else kept
 
     def dispatch(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
