@@ -76,6 +76,5 @@ class PathReplay:
 
 
 def _paths_of(paths: np.ndarray, layer: int, tokens: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """Paths [n] of choices of tokens in a layer; 0 of those beyond what was noted."""
-    found = paths[layer, tokens, np.minimum(choice, paths.shape[2] - 1)]
-    return np.where(choice < paths.shape[2], found, 0)
+    """Paths [n] of choices of tokens in a layer; where it has more choices than were noted, all are 0."""
+    return paths[layer, tokens, np.minimum(choice, paths.shape[2] - 1)]
