@@ -120,18 +120,20 @@ def test_what_is_over_is_forgotten_and_nobody_asks_for_it_for_ever() -> None:
     lost = {"placement": {"copies": 1, "kind": "linear"}, "cluster": {"replace": False}}
     with Emulator(scenario(**lost)) as emulator:
         emulator.inject(Fault.model_validate({"kind": "kill", "module": 0}))
-        results = list(emulator.stream(batches(3), yield_failed=True))
-        assert all(result.failure is not None for result in results)
+        emulator.wait(5.0)  # everyone is told of that: nothing else will be announced
+        inputs = batches(8, rows=4)  # a token of each has no choice, and goes on to wait for the others
+        results = list(emulator.stream(inputs, in_flight=8, yield_failed=True))
+        assert results[-1].failure is not None
+        simulator = emulator._backend.simulator  # type: ignore[attr-defined]
+        assert any(one.machine.home.routing for one in simulator.modules if one.up)
         emulator.wait(30.0)
         asked = (emulator.record()["kind"] == SCORES).sum()
         emulator.wait(60.0)
         assert (emulator.record()["kind"] == SCORES).sum() == asked
-        simulator = emulator._backend.simulator  # type: ignore[attr-defined]
         decider = simulator.coordinator.decider
         assert not decider._asked and not decider._decided
         assert not any(one.machine.home.routing for one in simulator.modules if one.up)
-        check = emulator.check_choices(batches(3), results)
-        assert not check.wrong and not check.checked
+        assert not emulator.check_choices(inputs, results).wrong
 
 
 def test_a_finished_batch_s_choices_are_forgotten_with_it() -> None:
