@@ -13,7 +13,6 @@ from rayemu.model.model import Layer
 from rayemu.model.reference import route, scored
 from rayemu.protocol.decisions import Decisions
 from rayemu.protocol.messages import DROPPED, MODULE_SHIFT, NODE_SHIFT
-from rayemu.protocol.slices import widened
 from rayemu.routing import Routing
 
 
@@ -49,7 +48,7 @@ class PathReplay:
         """Return which choices were computed [T, K], or None if all were."""
         if self.dispatch_paths is None:
             return None
-        kept = widened(self.dispatch_paths, choices)[layer, :, :choices] != DROPPED
+        kept = self.dispatch_paths[layer, :, :choices] != DROPPED  # narrower where nothing was noted
         return None if kept.all() else kept
 
     def dispatch(self, layer: int, tokens: np.ndarray, choice: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -77,6 +76,5 @@ class PathReplay:
 
 
 def _paths_of(paths: np.ndarray, layer: int, tokens: np.ndarray, choice: np.ndarray) -> np.ndarray:
-    """Paths [n] of choices of tokens in a layer; 0 of those beyond what was noted."""
-    found = paths[layer, tokens, np.minimum(choice, paths.shape[2] - 1)]
-    return np.where(choice < paths.shape[2], found, 0)
+    """Paths [n] of choices of tokens in a layer; where it has more choices than were noted, all are 0."""
+    return paths[layer, tokens, np.minimum(choice, paths.shape[2] - 1)]

@@ -213,6 +213,8 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Result, {"combine_paths": PATHS.astype(np.int32)}),
         (Result, {"combine_paths": np.zeros((2, 3, 3), np.uint8)}),
         (Result, {"combine_paths": None}),
+        (Result, dict.fromkeys(("dispatch_paths", "combine_paths"), np.zeros((2, 3, 4), np.uint8))),
+        (Result, dict.fromkeys(("dispatch_paths", "combine_paths"), np.zeros((2, 3, 0), np.uint8))),
         (Failure, {"expert": 8}),
         (Failure, {"home": 4}),
         (Epoch, {"state": np.full(3, ALIVE, np.uint8)}),
