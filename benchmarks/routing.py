@@ -133,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     keys = ("router", "place", "bytes_per_row", "answer_bytes_per_row", "frames_per_layer", "route_ms")
     console.print(_table(where, (*keys, "tokens_per_s", "emu_route_ms", "emu_batch_ms", "gaps", "exact")))
-    keys = ("place", "micro_batches", "in_flight", "tokens_per_s", "route_ms", "hidden", "emu_tokens_per_s")
-    console.print(_table(piped, (*keys, "gaps", "exact")))
+    piped_keys = "place", "micro_batches", "in_flight", "tokens_per_s", "route_ms", "hidden"
+    console.print(_table(piped, (*piped_keys, "emu_tokens_per_s", "gaps", "exact")))
     last = piped[5]["meanwhile"]
     console.print(_table([{"stage": s, **last[s]} for s in STAGES], ("stage", *STAGES)))
     facts["busy_share"] = busy_share()

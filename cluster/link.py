@@ -34,7 +34,10 @@ class Link(Protocol):
     """What the actors need of a transport."""
 
     endpoint: str
-    copied_bytes: int  # of what was sent in pieces of 64 KiB and more: to a shelf, or by a socket or Ray
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of what was sent in pieces of 64 KiB and more: to a shelf, or by a socket or Ray."""
 
     def connect(self, address: int, endpoint: str) -> None:
         """Send what is for `address` to this endpoint from now on; an empty one closes the channel.
