@@ -28,6 +28,7 @@ from rayemu.drivers.decided import RUN_CHOICES, save_choices, summed_up
 from rayemu.drivers.record import RECORD, save_columns
 from rayemu.emulator import Emulator
 from rayemu.hardware import Hardware
+from rayemu.model.model import routers_of
 from rayemu.numerics import ByElement, blas_threads, denormals_notice, way
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.decisions import DECISIONS
@@ -42,7 +43,7 @@ from rayemu.running.folder import RunError, claimed_folder
 from rayemu.running.journal import Journal, read_journal
 from rayemu.running.priced import price_run, refuse_what_cannot_be_priced
 from rayemu.running.rebalances import decisions, rebalances
-from rayemu.running.slow import router_of, slow_routers
+from rayemu.running.slow import slow_routers
 from rayemu.scenario import Scenario
 from rayemu.scenario.faults import MODULE_FAULTS
 from rayemu.streams.aim import aim
@@ -127,8 +128,8 @@ def refuse_too_large(scenario: Scenario) -> None:
         parts["the reference's weights"] = spec.model_bytes()
     if run.check == "exact":
         parts["the outputs to compare"] = 4 * run.batches * run.batch_tokens * spec.d_model
-    layers = range(spec.dense_layers, spec.layers)
-    if choosing := max((router_of(spec, n).costs(run.batch_tokens)[1] for n in layers), default=0):
+    routed = routers_of(spec)[spec.dense_layers :]
+    if choosing := max((router.costs(run.batch_tokens)[1] for router in routed), default=0):
         parts["the choice of experts"] = choosing
     if free is not None and sum(parts.values()) > free:
         listed = ", ".join(f"{format_bytes(size)} for {what}" for what, size in parts.items() if size)
