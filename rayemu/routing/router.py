@@ -21,6 +21,10 @@ from rayemu.routing.offers import Offer
 FILE = {"file": True}
 
 
+# Of a context that says nothing of these: made once, since one is made for every unit's layer.
+_NO_HOMES, _NO_HOLDERS, _NO_NODES = np.zeros(0, np.int16), np.zeros((0, 0), bool), np.zeros(0, np.int32)
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """What else a choice may depend on; routers of scope "row" may use `layer` alone.
@@ -33,9 +37,9 @@ class Context:
 
     layer: int = 0
     batch: int = 0
-    home: npt.NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
-    holders: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))
-    module_to_node: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    home: npt.NDArray[np.int16] = field(default_factory=lambda: _NO_HOMES)
+    holders: npt.NDArray[np.bool_] = field(default_factory=lambda: _NO_HOLDERS)
+    module_to_node: npt.NDArray[np.int32] = field(default_factory=lambda: _NO_NODES)
     state: Any = None
     counts: dict[str, float] = field(default_factory=dict)
 
