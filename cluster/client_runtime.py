@@ -145,7 +145,8 @@ class ClientRuntime:
     def send(self, sends: Iterable[Send]) -> None:
         """Send messages; the caller holds the lock."""
         for send in sends:
-            start, pieces = time.time(), self.wire.encode_pieces(send.message)
+            start, shared = time.time(), self.link.shares(send.to)
+            pieces = self.wire.encode_pieces(send.message, shared=shared)
             self.link.send(send.to, pieces)
             self.record.frame(send.message, send.to, sum(map(len, pieces)), start, start)
 

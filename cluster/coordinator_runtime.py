@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import deque
@@ -47,7 +48,7 @@ class CoordinatorRuntime:
         replace: Callable[[int, int], None],
         kill: Callable[[int, int], None],
     ) -> None:
-        self.setup, self.link = setup, link
+        self.setup, self.link, self.shares = setup, link, link.shares
         self._start, self._end = replace, kill
         self.machine = CoordinatorMachine(
             setup.config, Model(setup.spec), setup.placement, setup.module_to_node
@@ -76,6 +77,7 @@ class CoordinatorRuntime:
         self.link.connect(CLIENT, client)
         try:
             set_blas_threads(self.setup.blas_threads or 1)
+            gc.freeze()  # as in a module
             self._loop()
         finally:
             self.link.close()

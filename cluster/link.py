@@ -54,6 +54,12 @@ class Link(Protocol):
         Nothing of it may change once a part of it is sent.
         """
 
+    def shares(self, address: int) -> bool:
+        """Whether an address reads large pieces of frames where they lie, in shared memory."""
+
+    def lends(self, address: int, rows: np.ndarray) -> bool:
+        """Whether it can read these rows [n, D] where they lie."""
+
     def send(self, address: int, frame: list[Any]) -> None:
         """Send a frame in pieces (contiguous buffers). Frames for unknown addresses are dropped."""
 
@@ -196,6 +202,13 @@ class ZmqLink:
     def new_rows(self, rows: int, width: int) -> np.ndarray:
         return fresh_rows(rows, width) if self._shelf is None else self._shelf.new_rows(rows, width)
 
+    def shares(self, address: int) -> bool:
+        peer = self._peers.get(address)
+        return peer is not None and peer[2] is not None
+
+    def lends(self, address: int, rows: np.ndarray) -> bool:
+        return self.shares(address) and self._shelf is not None and self._shelf.holds(rows)
+
     def send(self, address: int, frame: list[Any]) -> None:
         peer = self._peers.get(address)
         if peer is None:
@@ -289,6 +302,12 @@ class QueueLink:
 
     def new_rows(self, rows: int, width: int) -> np.ndarray:
         return fresh_rows(rows, width)
+
+    def shares(self, address: int) -> bool:
+        return False
+
+    def lends(self, address: int, rows: np.ndarray) -> bool:
+        return False
 
     def send(self, address: int, frame: list[Any]) -> None:
         endpoint = self._peers.get(address)

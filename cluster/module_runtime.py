@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import threading
@@ -48,6 +49,7 @@ class ModuleRuntime:
         self.setup = setup
         self.me, self.incarnation = module, incarnation
         self.config = setup.config
+        self.link, self.shares = link, link.shares
         model = Model(setup.spec)
         for layer in model.layers:
             layer.norm, layer.gate, layer.shared  # noqa: B018
@@ -64,10 +66,10 @@ class ModuleRuntime:
             link.new_rows,
             time.thread_time,
             record_s=time.time if setup.record else no_clock,
+            lends=self._lends,
         )
         bounds = Bounds.of(setup.spec, setup.modules)
         self.wire = Wire(self.config.codecs, bounds, time.time, time.thread_time)
-        self.link = link
         self.port = Port(link, self._pace if setup.links else None)
         self.send = self.port.send  # itself: another call for each frame is felt
         recorder = Recorder(Path(setup.scratch()) / f"record-{module}.{incarnation}", setup.record)
@@ -97,6 +99,7 @@ class ModuleRuntime:
         self._start_thread("compute", self._compute)
         self._start_thread("heartbeat", partial(self._beat, coordinator, host))
         set_blas_threads(self.setup.blas_threads or 1)
+        gc.freeze()  # looking through what Ray and we have made so far, again and again, took 3 % of a stream
         self._loop()
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
@@ -151,6 +154,10 @@ class ModuleRuntime:
         busy = max(own, self.gauged[2] - worked) / (now - then)
         for gauge in self.machine.gauges.values():
             gauge.measured(now - then, min(1.0, busy))
+
+    def _lends(self, to: int, rows: np.ndarray) -> bool:
+        """Whether a module can read rows where they lie; not over a link that has a rate of its own."""
+        return self.link.lends(to, rows) and self._pace(to) is None
 
     # -- what the pump asks for -------------------------------------------------------------------------
     clock = staticmethod(time.monotonic)

@@ -107,6 +107,10 @@ class Shelf:
                     return flat.reshape(rows, width)
         return np.empty((rows, width), np.float32)
 
+    def holds(self, rows: np.ndarray) -> bool:
+        """Whether rows lie on this shelf, as what `new_rows` made of them may."""
+        return rows.nbytes >= LEAST_BYTES and _SLOTS <= _address(rows) - self._address < SHELF_BYTES
+
     def message(self, frame: Sequence[Any], reader: int) -> list[Any]:
         """Turn a frame in pieces into the parts of a message for process `reader`.
 

@@ -15,7 +15,8 @@ Layout of version 1, little-endian, offsets in bytes:
 The frame ends where its last segment (or, without segments, its header) ends.
 
 A transport whose messages have several parts may carry a frame in pieces, cut around its large segments:
-these need not be copied into the frame, nor out of it.
+these need not be copied into the frame, nor out of it. Where these lie in memory that sender and receiver
+share, nothing can happen to them on the way: with version 2 the checksum leaves them out.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .errors import CodecError, WireError
 from .segments import Buffer, nbytes
 
 MAGIC = b"RYMU"
-VERSION = 1
+VERSION, SHARED_VERSION = 1, 2
 ALIGNMENT = 64
 MAX_FRAME_BYTES = 1 << 31
 MAX_HEADER_BYTES = 1 << 16
@@ -40,7 +41,9 @@ MAX_HEADER_ITEMS = 4096  # of one array or map in the header: msgpack allocates 
 MAX_SEGMENTS = 1024
 PIECE_BYTES = 1 << 16  # segments from this size on are pieces of their own
 
-_MARK = int.from_bytes(MAGIC + struct.pack("<I", VERSION), "little")
+_MARK, _SHARED_MARK = (
+    int.from_bytes(MAGIC + struct.pack("<I", version), "little") for version in (VERSION, SHARED_VERSION)
+)
 _PRELUDE = struct.Struct("<QQQII")
 _HASHED = 16
 _CHECKSUM = struct.Struct("<Q")
@@ -58,11 +61,15 @@ def pack(header: list[Any] | dict[Any, Any], segments: Sequence[Buffer] = ()) ->
 
 
 def pack_pieces(
-    header: list[Any] | dict[Any, Any], segments: Sequence[Buffer] = (), piece_bytes: int = PIECE_BYTES
+    header: list[Any] | dict[Any, Any],
+    segments: Sequence[Buffer] = (),
+    piece_bytes: int = PIECE_BYTES,
+    shared: bool = False,
 ) -> list[np.ndarray]:
     """The same frame in pieces, uint8 [bytes] each; segments of at least `piece_bytes` are not copied.
 
-    They must not change until all is sent. Raises CodecError as `pack` does.
+    They must not change until all is sent. Every second piece is such a segment; those of a `shared` frame
+    are left out of its checksum. Raises CodecError as `pack` does.
     """
     head = msgpack.packb(header)
     if (
@@ -97,9 +104,10 @@ def pack_pieces(
     if run:
         pieces.append(_joined(run))
     first = pieces[0].data
-    _PRELUDE.pack_into(first, 0, _MARK, 0, end, len(head), len(sizes))
+    shared = shared and len(pieces) > 1
+    _PRELUDE.pack_into(first, 0, _SHARED_MARK if shared else _MARK, 0, end, len(head), len(sizes))
     table.pack_into(first, _PRELUDE.size, *sizes)
-    _CHECKSUM.pack_into(first, 8, _checksum([piece.data for piece in pieces]))
+    _CHECKSUM.pack_into(first, 8, _checksum([piece.data for piece in pieces[:: 1 + shared]]))
     return pieces
 
 
@@ -118,10 +126,13 @@ def unpack(
         raise WireError(f"a frame of {size} bytes; allowed are {_PRELUDE.size} to {max_bytes}")
     view = pieces[0]
     mark, checksum, total, head_size, count = _PRELUDE.unpack_from(view)
-    if mark != _MARK:
+    shared = mark == _SHARED_MARK
+    if mark != _MARK and not shared:
         if view[:4] != MAGIC:
             raise WireError("not a frame: wrong magic")
-        raise WireError(f"frame version {mark >> 32}; this program reads version {VERSION}")
+        raise WireError(f"frame version {mark >> 32}; this program reads {VERSION} and {SHARED_VERSION}")
+    if shared and len(pieces) < 2:
+        raise WireError(f"frame of version {SHARED_VERSION} in one piece, with nothing that is shared")
     if total != size or head_size > MAX_HEADER_BYTES or count > MAX_SEGMENTS:
         raise WireError(
             f"frame claims {total} bytes, {head_size} of header, {count} segments; has {size} bytes"
@@ -139,7 +150,7 @@ def unpack(
         places.append((begin, stop))
     if stop != size:
         raise WireError(f"frame's segments end at {stop} of {size} bytes")
-    if _checksum(pieces) != checksum:
+    if _checksum(pieces[:: 1 + shared]) != checksum:
         raise WireError("frame's checksum does not match")
     header = _header(view[start:end])
     if len(pieces) == 1:

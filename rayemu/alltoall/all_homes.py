@@ -185,11 +185,12 @@ def _first_hops(exchange: Flat | Hierarchical, home: Array, module: Array, nodes
 
 
 def _chunk_cuts(parcels: Array, pairs: int, chunk: int) -> Array:
-    """Return where parcels longer than a chunk are cut."""
+    """Return where parcels longer than a chunk are cut, each evenly."""
     length = np.diff(np.append(parcels, pairs))
-    more = np.maximum(-(-length // chunk) - 1, 0)
+    parts = np.maximum(-(-length // chunk), 1)
+    more = parts - 1
     step = np.arange(more.sum()) - np.repeat(np.cumsum(more) - more, more) + 1
-    return np.repeat(parcels, more) + chunk * step
+    return np.repeat(parcels, more) - -np.repeat(length, more) * step // np.repeat(parts, more)
 
 
 def _distinct(begin: Array, several: Array, token: Array, pairs: int) -> Array:

@@ -18,19 +18,18 @@ class Parcel:
 
     hop: int
     pairs: np.ndarray  # [n] int64, indices into the unit's T * K pairs
-    lots: list[list[int]]  # (module, expert, pairs) of each lot, in the order of the pairs
+    lots: np.ndarray  # [m, 3] int32: module, expert and pairs of each lot, in the order of the pairs
 
     @property
     def modules(self) -> np.ndarray:
         """Return the module of each pair [n]."""
-        table = np.array(self.lots)
-        return np.repeat(table[:, 0], table[:, 2])
+        return np.repeat(self.lots[:, 0], self.lots[:, 2])
 
 
 def plan_parcels(
     pairs: np.ndarray, hops: np.ndarray, modules: np.ndarray, experts: np.ndarray, chunk_pairs: int
 ) -> list[Parcel]:
-    """Group pairs by first hop, module and expert, each group at most `chunk_pairs` long.
+    """Group pairs by first hop, module and expert; what is more than `chunk_pairs` for a hop is cut evenly.
 
     All inputs are [n]: pair index, first hop, module and logical expert. Sorting is stable, so pairs of
     one lot keep token order. Parcels come by hop; `rayemu.alltoall.order` says which is sent first.
@@ -42,24 +41,27 @@ def plan_parcels(
     key = (hops.astype(np.int64) * span + modules) * width + experts
     order = np.argsort(key, kind="stable")
     key, pairs = key[order], pairs[order]
-    cuts = (np.flatnonzero(key[1:] != key[:-1]) + 1).tolist()
-    starts, ends = [0, *cuts], [*cuts, len(key)]
-    parcels: list[Parcel] = []
-    hop, begin = -1, 0
-    lots: list[list[int]] = []
-    for lot, low, high in zip(key[starts].tolist(), starts, ends, strict=True):
-        rest, expert = divmod(lot, width)
-        lot_hop, module = divmod(rest, span)
-        while low < high:
-            if lots and (lot_hop != hop or low - begin == chunk_pairs):
-                parcels.append(Parcel(hop, pairs[begin:low], lots))
-                begin, lots = low, []
-            hop = lot_hop
-            taken = min(high, begin + chunk_pairs) - low
-            lots.append([module, expert, taken])
-            low += taken
-    parcels.append(Parcel(hop, pairs[begin:], lots))
-    return parcels
+    new_lot = np.concatenate([[True], key[1:] != key[:-1]])
+    hop = key // (span * width)
+    begins = np.flatnonzero(np.concatenate([[True], hop[1:] != hop[:-1]]))  # of the hops
+    new_parcel = [
+        begin - -count * part // parts  # rounded up
+        for begin, count in zip(begins.tolist(), np.diff(begins, append=len(key)).tolist(), strict=True)
+        for parts in (-(-count // chunk_pairs),)
+        for part in range(parts)
+    ]
+    new_lot[new_parcel] = True
+    starts = np.flatnonzero(new_lot)
+    rest, expert = np.divmod(key[starts], width)
+    lots = np.stack([rest % span, expert, np.diff(starts, append=len(key))], axis=1).astype(np.int32)
+    cuts = [*new_parcel, len(key)]
+    edges = np.searchsorted(starts, cuts).tolist()  # of the parcels, in lots
+    return [
+        Parcel(int(hop[low]), pairs[low:high], lots[first:last])
+        for (low, high), (first, last) in zip(
+            itertools.pairwise(cuts), itertools.pairwise(edges), strict=True
+        )
+    ]
 
 
 def cut_slices(tokens: int, modules: int, min_rows: int) -> list[tuple[int, int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from rayemu.drivers.record import (
     COMBINE,
     CONTROL,
@@ -16,6 +18,7 @@ from rayemu.drivers.record import (
     OFFER,
     OFFER_REPLY,
     OFFER_REQUEST,
+    RECORD,
     REPLY,
     RESULT,
     ROUTE,
@@ -28,6 +31,7 @@ from rayemu.drivers.record import (
 )
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.config import LEVELS, TOTALS
+from rayemu.protocol.lending import carried, carried_bytes
 from rayemu.protocol.messages import (
     Dispatch,
     GroupsReply,
@@ -45,7 +49,7 @@ from rayemu.protocol.messages import (
 )
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.relay import INCARNATION_SHIFT
-from rayemu.protocol.server import SHARED, Job
+from rayemu.protocol.server import ROUTED, Job
 from rayemu.protocol.slices import COMBINED, MERGED, OFFERED, Unit
 
 _BYTES_PER_CHOICE = 8  # expert and weight
@@ -73,7 +77,8 @@ class ActorRecord:
     def __init__(
         self, recorder: Recorder, me: int, incarnation: int, spec: ModelSpec, clock: Callable[[], float]
     ) -> None:
-        self._write, self._clock, self._on = recorder.write, clock, recorder.on
+        self._recorder, self._write = recorder, recorder.write
+        self._clock, self._on = clock, recorder.on
         self._me, self._incarnation, self._spec = me, incarnation, spec
 
     def frame(
@@ -248,51 +253,83 @@ class ModuleRecord(ActorRecord):
     ) -> None:
         """Note that a frame of `size` bytes was sent."""
         level = self._machine.level(to)
-        self._count(message.rows.nbytes, size, level)
+        self._count(carried_bytes(message), size, level)
         if not self._on:
             return
         if isinstance(message, Dispatch):
             kind = DISPATCH if message.home == self._me else FORWARD
-            expert = message.lots[0][1] if len(message.lots) == 1 else -1
+            expert = int(message.lots[0, 1]) if len(message.lots) == 1 else -1
             slice, epoch = message.slice, message.epoch
         else:
             kind, slice, epoch, expert = REPLY, -1, -1, -1
         self._rows(kind, level, codec, self._me, to, message, queued_s, start_s, size, slice, epoch, expert)
 
     def computed(self, job: Job, start_s: float, end_s: float, ahead_s: float = 0.0) -> None:
-        """Note a GEMM: a row for each part of it, with the share of the time that its rows have.
+        """Note a job's GEMMs: a row for each lot, with the share of the time that its rows have.
 
-        `ahead_s` is by how much the record's clock is ahead of that by which the parts came.
+        `ahead_s` is by how much the record's clock is ahead of that by which the lots came.
         """
         self.totals["rows"] += job.rows
         self.totals["busy_s"] += end_s - start_s
         if not self._on:
             return
-        number, me, layer = self._jobs, self._me, job.layer
+        if job.expert == ROUTED:
+            self._recorder.extend(self._parts(job, start_s, end_s, ahead_s))
+            return
+        number, me = self._jobs, self._me
         self._jobs += 1
-        expert = -1 if job.expert == SHARED else job.expert
-        flops, width = job.flops / max(1, job.rows), self._spec.d_model * 4
-        took_s, done, began_s = (end_s - start_s) / max(1, job.rows), 0, start_s
-        for part in job.parts:
-            rows = part.count
-            done += rows
-            ended_s = start_s + took_s * done if done < job.rows else end_s
-            if part.work is not None:
-                d = part.work.dispatch
-                home, request, batch, slice, micro = d.home, d.request, d.batch, d.slice, d.micro
-            else:
-                unit = part.tag
-                assert isinstance(unit, Unit)
-                home, request, micro = me, -1, unit.micro
-                batch, slice = unit.slice.batch, unit.slice.slice
+        home = slice = batch = micro = -1
+        since = start_s
+        if job.own is not None:
+            unit = job.own.tag
+            assert isinstance(unit, Unit)
+            home, micro, since = me, unit.micro, min(job.own.since + ahead_s, start_s)
+            batch, slice = unit.slice.batch, unit.slice.slice
             # fmt: off
             self._write((
-                GEMM, 0, 0, me, me, self._incarnation, home, layer, micro, batch, slice, -1, expert,
-                rows, -1, -1, request, number, flops * rows, rows * width, 0,
-                min(part.since + ahead_s, began_s), began_s, ended_s,
+                GEMM, 0, 0, me, me, self._incarnation, home, job.layer, micro, batch, slice, -1, -1,
+                job.rows, -1, -1, -1, number, job.flops, job.rows * self._spec.d_model * 4, 0,
+                since, start_s, end_s,
             ))
             # fmt: on
-            began_s = ended_s
+
+    def _parts(self, job: Job, start_s: float, end_s: float, ahead_s: float) -> np.ndarray:
+        """A row of the record for each lot of a job, expert after expert: one GEMM each."""
+        works = job.works
+        lots = np.concatenate([work.dispatch.lots[:, 1:] for work in works])  # [n, 2] expert, pairs
+        asker = np.repeat(np.arange(len(works)), [len(work.dispatch.lots) for work in works])
+        order = np.argsort(lots[:, 0], kind="stable")
+        asker, (expert, rows) = asker[order], lots[order].T
+        number = np.cumsum(np.diff(expert, prepend=expert[0]) != 0)
+        given = [work.dispatch for work in works]
+        who = np.array([(d.home, d.request, d.batch, d.slice, d.micro) for d in given], np.int64)[asker]
+        since = np.array([work.since for work in works])[asker] + ahead_s
+        done = np.cumsum(rows)
+        edges = start_s + (end_s - start_s) * np.concatenate([[0.0], done]) / done[-1]
+        edges[-1] = end_s
+        noted = np.zeros(len(rows), RECORD)
+        for name, value in (
+            ("kind", GEMM),
+            ("src", self._me),
+            ("dst", self._me),
+            ("incarnation", self._incarnation),
+            ("layer", job.layer),
+            *zip(("home", "request", "batch", "slice", "micro"), who.T, strict=True),
+            ("epoch", -1),
+            ("expert", expert),
+            ("rows", rows),
+            ("id", -1),
+            ("cause", -1),
+            ("job", self._jobs + number),
+            ("flops", job.flops / job.rows * rows),
+            ("raw_bytes", rows.astype(np.int64) * (self._spec.d_model * 4)),
+            ("queued_wall_s", np.minimum(since, edges[:-1])),
+            ("start_wall_s", edges[:-1]),
+            ("end_wall_s", edges[1:]),
+        ):
+            noted[name] = value
+        self._jobs += int(number[-1]) + 1
+        return noted
 
     def _rows(
         self,
@@ -309,11 +346,11 @@ class ModuleRecord(ActorRecord):
         epoch: int = -1,
         expert: int = -1,
     ) -> None:
-        rows = m.rows
+        rows = carried(m)
         # fmt: off
         self._write((
             kind, level, codec, src, dst, self._incarnation, m.home, m.layer, m.micro, m.batch, slice,
-            epoch, expert, len(rows), -1, -1, m.request, -1, 0.0, rows.nbytes, size,
+            epoch, expert, rows, -1, -1, m.request, -1, 0.0, rows * m.rows.shape[1] * 4, size,
             queued_s, start_s, self._clock(),
         ))
         # fmt: on

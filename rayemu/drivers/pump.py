@@ -17,6 +17,7 @@ from rayemu.compression import CodecError, WireError
 from rayemu.drivers.notes import ActorRecord, ModuleRecord, sender_of
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
+from rayemu.protocol.lending import frame_bytes
 from rayemu.protocol.messages import Dispatch, Epoch, Inject, Join, Reply, Send
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import Job
@@ -34,6 +35,9 @@ class Driver(Protocol):
 
     def send(self, address: int, frame: list[np.ndarray], delays: list[float], now: float) -> None:
         """Send a frame in pieces to an address: a copy after each of these delays, in seconds from now."""
+
+    def shares(self, address: int) -> bool:
+        """Whether an address reads large pieces where they lie, in shared memory."""
 
 
 class ModuleDriver(Driver, Protocol):
@@ -75,6 +79,7 @@ class ModulePump:
     ) -> None:
         self.machine, self.wire, self.record, self.faults = machine, wire, record, faults
         self._clock, self._record_clock, self._send = driver.clock, driver.record_clock, driver.send
+        self._shares = driver.shares
         self._compute, self._meet, self._strike = driver.compute, driver.meet, driver.strike
         self.busy = False  # a job is under way
         self._slow_until, self._slow_factor = 0.0, 1.0
@@ -110,9 +115,9 @@ class ModulePump:
         self.record.worked(start_s)
         for send in sends:
             message, to = send.message, send.to
-            began = self._record_clock()
+            began, shared = self._record_clock(), self._shares(to)
             try:
-                pieces = self.wire.encode_pieces(message, send.codec, timed=send.timed)
+                pieces = self.wire.encode_pieces(message, send.codec, timed=send.timed, shared=shared)
             except CodecError:  # a value that this codec cannot carry
                 self.machine.refuse_codec(send)
                 pieces = self.wire.encode_pieces(message)
@@ -120,10 +125,11 @@ class ModulePump:
                 self._note_coder(send.codec, message, False)
                 self.record.encoded(message, to, send.codec, began)
             now = self._clock()
-            frame, delays = self.faults.through(pieces, now)
+            frame, delays = self.faults.through(pieces, now, shared)
             self._send(to, frame, delays, now)
             size = sum(map(len, pieces))
             if isinstance(message, (Dispatch, Reply)):
+                size = size if send.codec else frame_bytes(message, size)
                 self.record.sent(message, to, send.codec, size, start_s, began)
             else:
                 self.record.frame(message, to, size, start_s, began, self.machine.level(to))
@@ -199,7 +205,7 @@ class CoordinatorPump:
     ) -> None:
         self.machine, self.wire, self.record, self.faults = machine, wire, record, faults
         self._clock, self._record_clock = driver.clock, driver.record_clock
-        self._send, self._meet = driver.send, driver.meet
+        self._send, self._shares, self._meet = driver.send, driver.shares, driver.meet
         self._kill, self._replace = driver.kill, driver.replace
 
     def on_frame(self, frame: Any) -> bool:
@@ -248,13 +254,15 @@ class CoordinatorPump:
         Then end and replace modules as the machine wants it.
         """
         self.record.routed(sends, start_s)
-        last: object = None
+        last, sharing = None, False
         for send in sends:
             began = self._record_clock()
-            if send.message is not last:  # an epoch goes to everyone
-                last, pieces = send.message, self.wire.encode_pieces(send.message)
+            shared = self._shares(send.to)
+            if send.message is not last or shared is not sharing:  # an epoch goes to everyone
+                last, sharing = send.message, shared
+                pieces = self.wire.encode_pieces(send.message, shared=shared)
             now = self._clock()
-            frame, delays = self.faults.through(pieces, now)
+            frame, delays = self.faults.through(pieces, now, shared)
             self._send(send.to, frame, delays, now)
             size = sum(map(len, pieces))
             self.record.frame(send.message, send.to, size, start_s, began)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from rayemu.alltoall import View
 from rayemu.drivers.notes import ModuleRecord
 from rayemu.drivers.pump import ModulePump
@@ -42,10 +44,18 @@ class SimulatedModule:
     ) -> None:
         self.world, self.model, self.heartbeat, self.on_end = world, model, heartbeat, on_end
         self.clock = self.record_clock = world.clock
-        self.send = world.send
+        self.send, self.shares = world.send, world.shares
         make = lambda layer, expert: model.layers[layer].experts[expert]  # noqa: E731  all modules have the same
         self.machine = ModuleMachine(
-            me, incarnation, config, model, view, world.rng, make=make, record_s=world.clock
+            me,
+            incarnation,
+            config,
+            model,
+            view,
+            world.rng,
+            make=make,
+            record_s=world.clock,
+            lends=self._lends,
         )
         self.record = ModuleRecord(recorder, self.machine, world.clock)
         self.pump = ModulePump(self, self.machine, wire, self.record, MessageFaults(world.rng))
@@ -73,6 +83,10 @@ class SimulatedModule:
             self.hang(fault["for"])
         else:
             raise ValueError(f"fault {fault['kind']!r} is none that the memory transport knows")
+
+    def _lends(self, to: int, rows: np.ndarray) -> bool:
+        """To every second one rows go as they lie, as if it shared memory: both ways are to be tried."""
+        return (self.machine.me + to) % 2 == 0
 
     # -- faults -----------------------------------------------------------------------------------------
     def crash(self, noticed_after: float | None = None) -> None:

@@ -54,7 +54,7 @@ class Simulator:
         self.world = world = World(network or Network(), np.random.default_rng(seed))
         self.at, self.counters = world.at, world.counters
         self.clock = self.record_clock = world.clock  # for the coordinator's pump
-        self.send = world.send
+        self.send, self.shares = world.send, world.shares
         self.wire = Wire(config.codecs, Bounds.of(model.spec, len(module_to_node)))
         self.recorder = Recorder(on=record)
         self._first = placement

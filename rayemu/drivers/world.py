@@ -83,6 +83,10 @@ class World:
         """End time: whoever waits for something gets SimulationStuck."""
         self._closed = True
 
+    def shares(self, address: int) -> bool:
+        """Frames are in one piece here."""
+        return False
+
     def send(self, address: int, frame: list[np.ndarray], delays: list[float], now: float) -> None:
         """Send copies of a frame after these delays to whoever has the address now.
 

@@ -9,6 +9,7 @@ Shapes: h, x, y [T, D] float32: the stack's rows, the normalised rows, a block's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -79,11 +80,14 @@ def moe_forward(layer: Layer, x: F32, replay: Replay | None = None) -> F32:
     return combine(weights, rows.reshape(*experts.shape, x.shape[1]), shared_forward(layer, x))
 
 
-def prepare(layer: Layer, h: F32) -> F32:
-    """RMSNorm of the rows, h * weight / sqrt(mean(h^2) + eps), or h itself for a layer without norm."""
+def prepare(layer: Layer, h: F32, new_rows: Callable[[int, int], F32] | None = None) -> F32:
+    """RMSNorm of the rows, h * weight / sqrt(mean(h^2) + eps), or h itself for a layer without norm.
+
+    `new_rows` makes the memory for them, where it matters which.
+    """
     if layer.norm is None:
         return h
-    x = np.multiply(h, h)
+    x = np.multiply(h, h, out=None if new_rows is None else new_rows(*h.shape))
     scale = np.add.reduce(x, axis=1, keepdims=True)  # [T, 1]
     scale *= np.float32(1.0 / h.shape[1])
     scale += np.float32(layer.norm_eps)

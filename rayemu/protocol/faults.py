@@ -22,8 +22,13 @@ class MessageFaults:
         """Let a fault act from now for its duration, whatever else acts."""
         self._active.append((now + float(fault["for"]), fault))
 
-    def through(self, frame: list[np.ndarray], now: float) -> tuple[list[np.ndarray], list[float]]:
-        """Return a frame (in pieces) as it will arrive, and each copy's delay (s): no copy, no frame."""
+    def through(
+        self, frame: list[np.ndarray], now: float, shared: bool = False
+    ) -> tuple[list[np.ndarray], list[float]]:
+        """Return a frame (in pieces) as it will arrive, and each copy's delay (s): no copy, no frame.
+
+        Of a `shared` one every second piece lies in shared memory and is not on its way: it is not corrupted.
+        """
         if not self._active:
             return frame, [0.0]
         self._active = [(until, fault) for until, fault in self._active if until > now]
@@ -38,8 +43,10 @@ class MessageFaults:
             if kind == "duplicate":
                 copies += 1
             elif kind == "corrupt":
-                frame = [np.array(piece) for piece in frame]
-                piece = frame[self.rng.integers(len(frame))]
+                number = int(self.rng.integers(len(frame)))
+                number -= number % 2 if shared else 0
+                frame = [*frame]
+                piece = frame[number] = np.array(frame[number])
                 piece[self.rng.integers(len(piece))] ^= np.uint8(1 << self.rng.integers(8))
             else:  # delay holds all alike; reorder lets later frames overtake
                 delay += fault["delay"] * (1.0 if kind == "delay" else self.rng.random())

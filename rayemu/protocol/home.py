@@ -21,6 +21,7 @@ from rayemu.model.reference import (
 )
 from rayemu.protocol.choosing import Choices, Chooser, Chosen
 from rayemu.protocol.config import ProtocolConfig
+from rayemu.protocol.lending import carried_bytes, copy_rows
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -129,7 +130,7 @@ class Home:
         self, unit: Unit, now: float, given: tuple[np.ndarray, np.ndarray] | None = None
     ) -> None:
         layer = self.model.layers[unit.layer]
-        unit.x = prepare(layer, unit.h)
+        unit.x = prepare(layer, unit.h, self.new_rows)
         unit.shared, unit.awaits_shared = None, False
         if layer.shared is not None:
             unit.awaits_shared = True
@@ -158,7 +159,10 @@ class Home:
         pairs = experts.size
         nowhere = experts.ravel() < 0
         assert unit.x is not None
-        unit.x, unit.weights = expert_input(self.model.layers[unit.layer], unit.x, weights)
+        layer = self.model.layers[unit.layer]
+        unit.x, unit.weights = expert_input(layer, unit.x, weights)
+        if layer.norm is None or layer.spec.weigh_input:
+            unit.x = self._ours(unit.x)
         unit.experts = experts
         if unit.rows is None or unit.rows.shape[0] != pairs:
             unit.rows = self._buffer(pairs, unit.h.shape[1])
@@ -174,6 +178,12 @@ class Home:
             self._plan(unit, chosen, now)
         else:
             self._advance(unit, now)
+
+    def _ours(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of rows in memory that others may read."""
+        ours = self.new_rows(*rows.shape)
+        ours[...] = rows
+        return ours
 
     def _buffer(self, pairs: int, width: int) -> np.ndarray:
         """Memory for the rows of a unit, from a finished one where the shape fits."""
@@ -223,22 +233,29 @@ class Home:
         lost = self.parking.of(m.layer, m.expert)
         for parked in lost:
             nothing = np.zeros((len(parked.pairs), parked.unit.h.shape[1]), np.float32)
-            self._settle(parked.unit, parked.pairs, nothing, DROPPED, 0)
+            self._settle(parked.unit, parked.pairs, nothing, None, DROPPED, 0)
         for unit in {id(p.unit): p.unit for p in lost}.values():
             self._advance(unit, now)
 
     def _settle(
-        self, unit: Unit, pairs: np.ndarray, rows: np.ndarray, dispatch_path: int, combine_path: int
+        self,
+        unit: Unit,
+        pairs: np.ndarray,
+        rows: np.ndarray,
+        index: np.ndarray | None,
+        dispatch_path: int,
+        combine_path: int,
     ) -> None:
-        """Take the rows [n, D] that came for pairs [n], or in place of them.
+        """Take the rows [n, D], or those at `index` [n] of `rows`, that came for pairs [n].
 
         Each pair is settled once: whatever comes for it later, as late replies do, changes nothing.
         """
         assert unit.rows is not None and unit.have is not None
         had = unit.have[pairs]
         if had.any():
-            pairs, rows = pairs[~had], rows[~had]
-        unit.rows[pairs] = rows
+            new = np.flatnonzero(~had)
+            pairs, index = pairs[new], new if index is None else index[new]
+        copy_rows(rows, index, unit.rows, pairs)
         unit.have[pairs] = True
         unit.left -= len(pairs)
         if dispatch_path or combine_path:
@@ -248,9 +265,9 @@ class Home:
     # -- requests -------------------------------------------------------------------------------------
     def _open(self, unit: Unit, parcel: Parcel, now: float) -> None:
         number = self.requests.number()
-        message = dispatch_of(unit, parcel, self.me, number, self.view.epoch, self.new_rows)
+        message = dispatch_of(unit, parcel, self.me, number, self.view.epoch)
         active = np.ones(len(parcel.pairs), bool)
-        request = Request(unit, parcel, self.view, message.rows.nbytes, active, message)
+        request = Request(unit, parcel, self.view, carried_bytes(message), active, message)
         self.requests.add(number, request, now)
 
     def on_reply(self, m: Reply, now: float) -> None:
@@ -263,7 +280,12 @@ class Home:
             raise WireError(f"reply: spans {m.spans} of a request for {len(asked)} pairs")
         low = 0
         for start, count, *paths in m.spans:
-            self._settle(unit, asked[start : start + count], m.rows[low : low + count], *paths)
+            rows, index = m.rows, m.row_of_pair
+            if index is None:
+                rows = rows[low : low + count]
+            else:
+                index = index[low : low + count]
+            self._settle(unit, asked[start : start + count], rows, index, *paths)
             low += count
         self.requests.answered(m.request, now)
         if unit.left == 0:

@@ -139,9 +139,9 @@ class Loader:
     def on_made(self, job: Job, now: float) -> list[Send]:
         """Take an expert that a job has made."""
         key, self._making = (job.layer, job.expert), None
-        assert job.weights is not None
+        assert job.made is not None
         if key in self._missing:
-            self._hold(key, job.weights, 0, now)
+            self._hold(key, job.made, 0, now)
         return self.tick(now)
 
     def _hold(self, key: Key, expert: Expert, fetched: int, now: float) -> None:
@@ -183,9 +183,7 @@ class Loader:
             return None
         layer, expert = self._making = self._to_make
         self._to_make = None
-        return Job(
-            layer, expert, [], 0, MAKE_OPERATIONS * self.spec.expert_parameters(), make=self.holdings.make
-        )
+        return Job(layer, expert, 0, MAKE_OPERATIONS * self.spec.expert_parameters(), make=self.holdings.make)
 
     def _drop(self, now: float) -> None:
         for key in [key for key in self._gone if not self.in_use(key)]:

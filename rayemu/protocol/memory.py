@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 
 NewRows = Callable[[int, int], np.ndarray]  # (n, D) -> float32 [n, D], its content is whatever was there
+Lends = Callable[[int, np.ndarray], bool]  # (to, rows) -> whether `to` can read these rows where they lie
 
 
 def fresh_rows(rows: int, width: int) -> np.ndarray:
     """Ordinary memory."""
     return np.empty((rows, width), np.float32)
+
+
+def lends_nothing(to: int, rows: np.ndarray) -> bool:
+    """No memory is shared."""
+    return False
 
 
 def rows_at(rows: np.ndarray, index: np.ndarray, new_rows: NewRows) -> np.ndarray:

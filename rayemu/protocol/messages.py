@@ -163,9 +163,12 @@ class OfferReply:
 
 @dataclass(slots=True)
 class Dispatch:
-    """Home or relay to module: rows for experts. A module that finds lots of others in it relays those."""
+    """Home or relay to module: rows for experts. A module that finds lots of others in it relays those.
 
-    ARRAYS: ClassVar = ("rows", "row_of_pair")
+    There may be rows that no pair uses, see `rayemu.protocol.lending`.
+    """
+
+    ARRAYS: ClassVar = ("rows", "row_of_pair", "lots")
     home: int
     request: int  # unique per home and incarnation
     via: int  # the relay that the reply goes to, or -1 for the home itself
@@ -179,7 +182,7 @@ class Dispatch:
     path: int  # lossy codecs passed so far
     rows: np.ndarray  # [r, D]
     row_of_pair: np.ndarray | None  # [n] int32; None: pair i uses row i
-    lots: Rows  # (module, expert, pairs) of each lot, in the order of the pairs
+    lots: np.ndarray  # [m, 3] int32: module, expert, pairs of each lot, in the order of the pairs
     sent_at: float = 0.0  # when it left this sender, by the wall's clock; 0 if nobody wants to know
 
 
@@ -187,16 +190,17 @@ class Dispatch:
 class Reply:
     """Module to relay or home: expert outputs for spans of a request's pairs."""
 
-    ARRAYS: ClassVar = ("rows",)
+    ARRAYS: ClassVar = ("rows", "row_of_pair")
     home: int
     request: int
     batch: int
     micro: int
     layer: int
     sender: int
-    rows: np.ndarray  # [n, D]
-    spans: Rows  # (start in the parcel, pairs, dispatch path, combine path) of each run of rows
+    rows: np.ndarray  # [r, D]
+    spans: Rows  # (start in the parcel, pairs, dispatch path, combine path) of each run of pairs
     sent_at: float = 0.0
+    row_of_pair: np.ndarray | None = None  # [n] int32; None: pair i has row i
 
 
 @dataclass(slots=True)

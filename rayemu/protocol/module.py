@@ -19,8 +19,9 @@ from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
 from rayemu.protocol.epochs import view_of
 from rayemu.protocol.home import Home
+from rayemu.protocol.lending import gather
 from rayemu.protocol.loader import Loader
-from rayemu.protocol.memory import NewRows, fresh_rows
+from rayemu.protocol.memory import Lends, NewRows, fresh_rows, lends_nothing
 from rayemu.protocol.messages import (
     CLIENT,
     MODULE_SHIFT,
@@ -75,7 +76,7 @@ class ModuleMachine:
 
     It begins with the experts of its slots in `view`, which `make` builds (by default anew, of the model).
     What policies measure and draw, they do with the clock `processor_s` and with `rng`; `record_s` is the
-    clock of whoever records.
+    clock of whoever records. Rows that it `lends` are sent as they lie, see `rayemu.protocol.lending`.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ModuleMachine:
         processor_s: Clock = no_clock,
         make: Callable[[int, int], Expert] | None = None,
         record_s: Clock = no_clock,
+        lends: Lends = lends_nothing,
     ) -> None:
         self.me = me
         self.incarnation = incarnation
@@ -111,7 +113,8 @@ class ModuleMachine:
             config.move_rate,
             min(config.chunk_bytes, MOST_CHUNK),
         )
-        self.relay = Relay(me, new_rows)
+        self.new_rows, self.lends = new_rows, lends
+        self.relay = Relay(me, new_rows, lends)
         self.home = Home(me, incarnation, config, model, self.server, view, record_s)
         numbers = {codec: number for number, codec in enumerate(config.codecs)}
         self.coders = Coders(processor_s)
@@ -170,8 +173,8 @@ class ModuleMachine:
         if job.make is not None:
             self._out += self.loader.on_made(job, now)
         elif job.expert == SHARED:
-            assert job.result is not None
-            self.home.on_shared(job.parts[0].tag, job.result, now)  # type: ignore[arg-type]
+            assert job.own is not None and job.result is not None
+            self.home.on_shared(job.own.tag, job.result, now)  # type: ignore[arg-type]
         else:
             self._out += self.server.finish(job, now)
         return self._settle(now)
@@ -198,7 +201,7 @@ class ModuleMachine:
     def _handle(self, message: Message, now: float) -> None:
         home = self.home
         if isinstance(message, Dispatch):
-            if all(lot[0] == self.me for lot in message.lots):
+            if (message.lots[:, 0] == self.me).all():
                 self._out += self.server.accept(message, now)
             else:
                 self._out += self.relay.accept(message, self.view)
@@ -261,6 +264,8 @@ class ModuleMachine:
             if isinstance(send.message, (Dispatch, Reply)):
                 level = self.level(send.to)
                 chooser, numbers = self._links[type(send.message), level]
+                if numbers != [0] or not self.lends(send.to, send.message.rows):
+                    gather(send.message, self.new_rows)
                 send.codec = numbers[chooser.choose(send.message.rows)]
                 send.timed = chooser.timed
                 self._note(send, level)

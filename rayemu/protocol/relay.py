@@ -6,13 +6,13 @@ It holds nothing that the home cannot ask for again: losing a relay loses no tok
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import pairwise
 
 import numpy as np
 
 from rayemu.alltoall import DEAD, View
 from rayemu.compression import WireError
-from rayemu.protocol.memory import NewRows, fresh_rows, rows_at
+from rayemu.protocol.memory import Lends, NewRows, fresh_rows, lends_nothing
 from rayemu.protocol.messages import Dispatch, Probe, Refusal, Reply, Rows, Send
 
 INCARNATION_SHIFT = 40  # a request id is incarnation << 40 | counter
@@ -31,9 +31,9 @@ class _Gather:
 class Relay:
     """Splits multi-module dispatches by module and merges their replies into one."""
 
-    def __init__(self, me: int, new_rows: NewRows = fresh_rows) -> None:
+    def __init__(self, me: int, new_rows: NewRows = fresh_rows, lends: Lends = lends_nothing) -> None:
         self.me = me
-        self.new_rows = new_rows  # makes what is sent on
+        self.new_rows, self.lends = new_rows, lends  # of what is sent on
         self.gathers: dict[tuple[int, int], _Gather] = {}
 
     def accept(self, dispatch: Dispatch, view: View) -> list[Send]:
@@ -41,34 +41,40 @@ class Relay:
         key = (dispatch.home, dispatch.request)
         if key in self.gathers:
             return []
-        total = sum(lot[2] for lot in dispatch.lots)
+        total = int(dispatch.lots[:, 2].sum())
         gather = _Gather(dispatch, self.new_rows(total, dispatch.rows.shape[1]), {}, {}, [], view)
         self.gathers[key] = gather
+        starts = np.flatnonzero(np.diff(dispatch.lots[:, 0], prepend=-1)).tolist()  # each module's first lot
+        rows = self._to_lend(dispatch, dispatch.lots[starts, 0].tolist())
+        index = dispatch.row_of_pair
         sends = []
         high = 0
-        for module, run in groupby(dispatch.lots, key=lambda lot: lot[0]):
-            lots = list(run)
-            low, high = high, high + sum(lot[2] for lot in lots)
-            rows, row_of_pair = self._rows_for(dispatch, low, high)
+        for first, last in pairwise([*starts, len(dispatch.lots)]):
+            lots = dispatch.lots[first:last]
+            module, low = int(lots[0, 0]), high
+            high = low + int(lots[:, 2].sum())
             part = replace(
                 dispatch,
                 via=self.me,
                 start=low,
-                rows=rows,
-                row_of_pair=row_of_pair,
+                rows=dispatch.rows[low:high] if index is None else rows,
+                row_of_pair=None if index is None else index[low:high],
                 lots=lots,
             )
             gather.parts[low], gather.waiting[low] = high - low, module
             sends.append(Send(module, part))
         return sends
 
-    def _rows_for(self, dispatch: Dispatch, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
-        if dispatch.row_of_pair is None:
-            return dispatch.rows[low:high], None
-        wanted, index = np.unique(dispatch.row_of_pair[low:high], return_inverse=True)
-        if len(wanted) == high - low:  # every pair has a row of its own: send them in pair order
-            return rows_at(dispatch.rows, dispatch.row_of_pair[low:high], self.new_rows), None
-        return rows_at(dispatch.rows, wanted, self.new_rows), index.astype(np.int32)
+    def _to_lend(self, dispatch: Dispatch, modules: list[int]) -> np.ndarray:
+        """The rows of a request, copied to where modules can read them if several are to."""
+        others = [module for module in modules if module != self.me]
+        if dispatch.row_of_pair is None or len(others) < 2:
+            return dispatch.rows
+        rows = self.new_rows(*dispatch.rows.shape)
+        if not self.lends(others[0], rows):
+            return dispatch.rows
+        rows[...] = dispatch.rows
+        return rows
 
     def gather(self, reply: Reply) -> list[Send]:
         """Take a module's answer; pass all on to the home once the last one is in."""
@@ -80,7 +86,11 @@ class Relay:
         low = 0
         for start, count, dispatch_path, combine_path in reply.spans:
             if gather.waiting.pop(start, None) is not None:
-                gather.rows[start : start + count] = reply.rows[low : low + count]
+                answered, index = gather.rows[start : start + count], reply.row_of_pair
+                if index is None:
+                    answered[...] = reply.rows[low : low + count]
+                else:
+                    np.take(reply.rows, index[low : low + count], axis=0, out=answered, mode="clip")
                 gather.spans.append([start, count, dispatch_path, combine_path])
             low += count
         return self._flush(gather) if not gather.waiting else []

@@ -129,8 +129,7 @@ class Requests:
         load = np.zeros(modules, np.int64)
         for request in self.by_number.values():
             if request.stage is not Stage.SETTLED:
-                for module, _, rows in request.parcel.lots:
-                    load[module] += rows
+                np.add.at(load, request.parcel.lots[:, 0], request.parcel.lots[:, 2])
         return load
 
     def wait_on(self, request: Request, now: float, doublings: int = 0) -> None:
@@ -158,7 +157,7 @@ class Requests:
         parcel, then = request.parcel, request.view.incarnations
         missing = request.open()
         if view.serves(parcel.hop, then[parcel.hop]):
-            lost = [m for m in {lot[0] for lot in parcel.lots} if not view.serves(m, then[m])]
+            lost = [m for m in set(parcel.lots[:, 0].tolist()) if not view.serves(m, then[m])]
             missing &= np.isin(parcel.modules, lost)
         if not missing.any():
             return missing
@@ -202,9 +201,9 @@ def _has_other(request: Request, view: View) -> np.ndarray:
 
     A merely suspected module keeps the requests that no one else can answer.
     """
-    useful: list[bool] = []
-    for module, expert, rows in request.parcel.lots:
+    lots = request.parcel.lots
+    useful = np.ones(len(lots), bool)
+    for number, (module, expert, _) in enumerate(lots.tolist()):
         copies = view.placement.module[view.copies.of(request.unit.layer, expert)]
-        other = request.parcel.hop != module or not len(copies) or bool((copies != module).any())
-        useful += [other] * rows
-    return np.array(useful)
+        useful[number] = request.parcel.hop != module or not len(copies) or (copies != module).any()
+    return np.repeat(useful, lots[:, 2])

@@ -1,4 +1,4 @@
-"""The expert server: merges requests for an expert into one GEMM and answers each.
+"""The expert server: merges what waits for the experts of a layer into one job and answers each request.
 
 Pure in the protocol's sense: a reply is a function of the request's rows alone, so asking twice is
 harmless. The server decides what to compute next; whoever drives it runs the job and hands it back.
@@ -6,8 +6,9 @@ harmless. The server decides what to compute next; whoever drives it runs the jo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,14 +16,17 @@ from rayemu.model.expert import Expert, expert_forward, scratch
 from rayemu.model.holdings import Holdings, Key
 from rayemu.model.model import Model
 from rayemu.model.reference import shared_forward
+from rayemu.numerics import row_multiple
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.memory import NewRows, fresh_rows
 from rayemu.protocol.messages import Dispatch, Refusal, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
+ROUTED = -2  # pseudo expert id: those that requests name
 # Rows of a job, give or take half a request: twice as many would save at most 3 % of its time. Two batches of
 # some 1024 rows each fit in, though one is a little larger.
 JOB_ROWS = 2176
+JOB_FLOPS = 48e9  # or this much work where rows are cheap: what a large expert has with so many rows
 WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
 TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
 OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
@@ -30,53 +34,54 @@ OTHERS_WORK = 3.0  # a module that shares its core computes for this many such t
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """One accepted request: where its reply rows gather and who gets them."""
+    """One accepted request, until it is answered."""
 
     dispatch: Dispatch
-    rows: np.ndarray | None  # [n, D] reply rows; None until its only lot is computed
-    lots_left: int
+    since: float  # when it came, by the clock of deadlines
+    row_of_pair: np.ndarray | None = None  # [n] int32 into its job's result, once that is computed
+
+    @property
+    def pairs(self) -> int:
+        return int(self.dispatch.lots[:, 2].sum())
 
 
 @dataclass(slots=True, eq=False)
-class Part:
-    """A lot waiting for its GEMM: `rows[index]` (or `rows`) in, `out` to fill."""
+class Own:
+    """A home's own rows [t, D] for a layer's shared expert or dense FFN; `tag` says whose they are."""
 
-    work: Work | None  # None for the home's own shared part
-    rows: np.ndarray  # [r, D]
-    index: np.ndarray | None  # [n] rows of the lot, None: all, in order
-    out: np.ndarray | None  # [n, D]; None: the result itself becomes the reply, or goes to `tag`'s owner
-    tag: object = None
-    since: float = 0.0  # when it came, by the clock of deadlines
-
-    @property
-    def count(self) -> int:
-        return len(self.rows) if self.index is None else len(self.index)
+    rows: np.ndarray
+    tag: object
+    since: float
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One grouped GEMM, everything merged for one expert of one layer; or the making of an expert."""
+    """What is computed at once: all experts that some requests of a layer want; a home's own rows; or the
+    making of an expert."""
 
     layer: int
-    expert: int
-    parts: list[Part]
-    rows: int
-    flops: float
-    weights: Expert | None = None  # what the rows are for; of a job that makes an expert, what it made
+    expert: int  # ROUTED, SHARED, or the one that is to be made
+    rows: int = 0
+    flops: float = 0.0
+    works: list[Work] = field(default_factory=list)  # of a ROUTED job
+    experts: dict[int, Expert] = field(default_factory=dict)  # that these want
+    own: Own | None = None  # of a SHARED job
     make: Callable[[int, int], Expert] | None = None  # for a job without rows: builds the expert
-    result: np.ndarray | None = None  # of a SHARED job, [n, D]
+    made: Expert | None = None
+    result: np.ndarray | None = None  # [n, D], expert after expert
 
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    first: float  # arrival time of the oldest part
-    expected: int  # requests that this batch may send here
-    parts: list[Part] = field(default_factory=list)
+    first: float  # when the oldest came
+    expected: int  # units of its batch: as many may send something
+    works: list[Work] = field(default_factory=list)
+    units: set[tuple[int, int, int]] = field(default_factory=set)  # that have sent something
     rows: int = 0
 
 
 class ExpertServer:
-    """Queues lots by (layer, expert) and offers jobs, oldest group first."""
+    """Queues requests by layer and offers jobs, oldest first."""
 
     def __init__(
         self,
@@ -89,11 +94,13 @@ class ExpertServer:
         self.me = me
         self.model = model
         self.holdings = holdings
-        self.new_rows = new_rows  # makes what becomes replies
+        self.new_rows = new_rows  # makes what is sent
         stream_time = model.spec.expert_bytes() / WEIGHT_BYTES_PER_S
         others = max(0.0, config.modules_per_core - 1)  # they have the core meanwhile
         self.linger = min(config.linger, stream_time * (1 + OTHERS_WORK * others))
-        self.groups: dict[tuple[int, int], _Group] = {}
+        self.job_rows = max(JOB_ROWS, int(JOB_FLOPS / model.spec.flops_per_row()))
+        self.groups: dict[int, _Group] = {}  # by layer
+        self.own: list[tuple[int, Own]] = []  # by layer, oldest first
         self.works: dict[tuple[int, int, int], Work] = {}
         self.grace = config.retry_after / 2  # an answer is on its way for this long at most
         self._answered: dict[tuple[int, int], float] = {}  # (home, request) -> when, oldest first
@@ -103,32 +110,32 @@ class ExpertServer:
 
         One with experts that are not held is refused as a whole.
         """
-        key = (dispatch.home, dispatch.request, dispatch.start)
+        d, layer = dispatch, dispatch.layer
+        key = (d.home, d.request, d.start)
         if key in self.works:
             return []
-        lacking = [lot[1] for lot in dispatch.lots if (dispatch.layer, lot[1]) not in self.holdings]
+        lacking = [expert for expert in d.lots[:, 1].tolist() if (layer, expert) not in self.holdings]
         if lacking:
-            refusal = Refusal(dispatch.home, dispatch.request, dispatch.start, self.me, lacking)
-            return [Send(dispatch.via if dispatch.via >= 0 else dispatch.home, refusal)]
-        rows = None
-        if len(dispatch.lots) > 1:
-            total = sum(lot[2] for lot in dispatch.lots)
-            rows = self.new_rows(total, dispatch.rows.shape[1])
-        work = Work(dispatch, rows, len(dispatch.lots))
-        self.works[key] = work
-        for expert, index, span in lots_of(dispatch):
-            given = dispatch.rows if index is not None else dispatch.rows[span]
-            part = Part(work, given, index, None if rows is None else rows[span])
-            self._queue((dispatch.layer, expert), part, dispatch.slices, now)
+            refusal = Refusal(d.home, d.request, d.start, self.me, lacking)
+            return [Send(d.via if d.via >= 0 else d.home, refusal)]
+        work = self.works[key] = Work(d, now)
+        group = self.groups.get(layer)
+        if group is None:
+            group = self.groups[layer] = _Group(now, d.slices)
+        group.works.append(work)
+        group.units.add((d.batch, d.slice, d.micro))
+        group.rows += work.pairs
         return []
 
     def accept_shared(self, layer: int, rows: np.ndarray, tag: object, now: float) -> None:
-        """Queue the home's own rows [t, D] for the layer's shared expert or dense FFN."""
-        self._queue((layer, SHARED), Part(None, rows, None, None, tag), 1, now)
+        """Take the home's own rows [t, D] for the layer's shared expert or dense FFN."""
+        self.own.append((layer, Own(rows, tag, now)))
 
     def awaits(self, key: Key) -> bool:
         """Tell whether rows wait for this (layer, expert)."""
-        return key in self.groups
+        layer, expert = key
+        group = self.groups.get(layer)
+        return group is not None and any((work.dispatch.lots[:, 1] == expert).any() for work in group.works)
 
     def knows(self, home: int, request: int, now: float) -> bool:
         """Tell whether some part of the request is still queued or being computed, or was answered just now.
@@ -140,128 +147,130 @@ class ExpertServer:
         return any(key[0] == home and key[1] == request for key in self.works)
 
     def next_job(self, now: float) -> Job | None:
-        """Take the oldest group that is worth starting, as one merged job."""
-        ready = [(g.first, key) for key, g in self.groups.items() if self._ready_at(g) <= now]
-        if not ready:
+        """Take the oldest of what is worth starting, merged with what waits for the same layer."""
+        ready = [(g.first, layer) for layer, g in self.groups.items() if self._ready_at(g) <= now]
+        oldest = min(ready, default=None)
+        if self.own and (oldest is None or self.own[0][1].since <= oldest[0]):
+            layer, own = self.own.pop(0)
+            shared = self.model.layers[layer].shared
+            assert shared is not None
+            flops = float(self.model.spec.ffn_flops(len(shared.down))) * len(own.rows)
+            return Job(layer, SHARED, len(own.rows), flops, own=own)
+        if oldest is None:
             return None
-        layer, expert = min(ready)[1]
-        weights = None if expert == SHARED else self.holdings[layer, expert]
-        job = Job(layer, expert, [], 0, 0.0, weights)
+        job = Job(oldest[1], ROUTED)
         self.fill(job)
         return job
 
     def fill(self, job: Job) -> None:
-        """Add to a job that has not begun what waits for its expert, up to JOB_ROWS or so."""
-        key = job.layer, job.expert
-        group = self.groups.get(key)
+        """Add to a job that has not begun what waits for its layer, up to `job_rows` or so."""
+        group = self.groups.get(job.layer) if job.expert == ROUTED else None
         if group is None:
             return
         # Jobs alike: a small last one would read all weights for a few rows.
         rows = job.rows + group.rows
-        share = 0.0 if job.expert == SHARED else rows / max(1, -(-rows // JOB_ROWS))
-        while group.parts and (not job.parts or job.rows + group.parts[0].count / 2 <= share):
-            part = group.parts.pop(0)
-            job.parts.append(part)
-            job.rows += part.count
-            group.rows -= part.count
-        if not group.parts:
-            del self.groups[key]
-        per_row = self.model.spec.flops_per_row()
-        if job.expert == SHARED:
-            shared = self.model.layers[job.layer].shared
-            assert shared is not None
-            per_row = self.model.spec.ffn_flops(len(shared.down))
-        job.flops = float(per_row) * job.rows
+        share = rows / max(1, -(-rows // self.job_rows))
+        taken = 0
+        for work in group.works:
+            pairs = work.pairs
+            if job.works and job.rows + pairs / 2 > share:
+                break
+            taken += 1
+            job.works.append(work)
+            job.rows += pairs
+            group.rows -= pairs
+            for expert in work.dispatch.lots[:, 1].tolist():
+                if expert not in job.experts:
+                    job.experts[expert] = self.holdings[job.layer, expert]
+        del group.works[:taken]
+        if not group.works:
+            del self.groups[job.layer]
+        job.flops = float(self.model.spec.flops_per_row()) * job.rows
 
     def deadline(self) -> float:
-        """When the earliest group becomes worth starting."""
-        return min((self._ready_at(g) for g in self.groups.values()), default=float("inf"))
+        """When the earliest of what waits becomes worth starting."""
+        groups = min((self._ready_at(g) for g in self.groups.values()), default=float("inf"))
+        return min(groups, self.own[0][1].since) if self.own else groups
 
     def finish(self, job: Job, now: float) -> list[Send]:
-        """Answer the requests that the finished job completed."""
+        """Answer the requests of a finished job."""
         sends = []
         while self._answered and next(iter(self._answered.values())) <= now - self.grace:
             del self._answered[next(iter(self._answered))]
-        for part in job.parts:
-            work = part.work
-            if work is None:
-                continue
-            work.lots_left -= 1
-            if work.lots_left:
-                continue
-            d = work.dispatch
-            assert work.rows is not None
+        assert job.result is not None
+        for work in job.works:
+            d, index = work.dispatch, work.row_of_pair
+            assert index is not None
             if self.works.pop((d.home, d.request, d.start), None) is None:
                 continue
             self._answered.pop((d.home, d.request), None)
             self._answered[d.home, d.request] = now
-            spans = [[d.start, len(work.rows), d.path, 0]]
-            reply = Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, work.rows, spans)
+            spans = [[d.start, len(index), d.path, 0]]
+            reply = Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, job.result, spans)
+            if (np.diff(index) == 1).all():
+                reply.rows = job.result[index[0] : index[0] + len(index)]
+            else:
+                reply.row_of_pair = index
             sends.append(Send(d.via if d.via >= 0 else d.home, reply))
         return sends
 
-    def _queue(self, key: tuple[int, int], part: Part, expected: int, now: float) -> None:
-        group = self.groups.get(key)
-        if group is None:
-            group = self.groups[key] = _Group(now, expected)
-        part.since = now
-        group.parts.append(part)
-        group.rows += part.count
-
     def _ready_at(self, group: _Group) -> float:
-        if len(group.parts) >= group.expected or group.rows >= JOB_ROWS:
+        if len(group.units) >= group.expected or group.rows >= self.job_rows:
             return group.first
         return group.first + self.linger
 
 
-def lots_of(dispatch: Dispatch) -> Iterator[tuple[int, np.ndarray | None, slice]]:
-    """Yield (expert, row indices or None, slice of the pairs) for each lot of a request."""
-    low = 0
-    for _, expert, rows in dispatch.lots:
-        span = slice(low, low + rows)
-        yield expert, None if dispatch.row_of_pair is None else dispatch.row_of_pair[span], span
-        low += rows
-
-
 def run_job(model: Model, job: Job, new_rows: NewRows = fresh_rows) -> None:
-    """Compute a job: gather the rows of all parts, one forward of the expert, scatter to the parts.
+    """Compute a job: for each expert gather its rows of all requests, and one forward.
 
     Or make the expert that it is for.
 
     `new_rows` makes the memory for a result of which replies will be slices.
     """
     if job.make is not None:
-        job.weights = job.make(job.layer, job.expert)
-        return
-    if job.expert == SHARED:
-        job.result = shared_forward(model.layers[job.layer], job.parts[0].rows)
-        return
-    x = _gathered(job)
-    kept = any(part.out is None for part in job.parts)
-    assert job.weights is not None
-    y = expert_forward(job.weights, x, out=new_rows(*x.shape) if kept else scratch("result", *x.shape))
-    low = 0
-    for part in job.parts:
-        rows = y[low : low + part.count]
-        low += part.count
-        if part.out is not None:
-            part.out[:] = rows
-        elif part.work is not None:
-            part.work.rows = rows
+        job.made = job.make(job.layer, job.expert)
+    elif job.own is not None:
+        job.result = shared_forward(model.layers[job.layer], job.own.rows)
+    else:
+        _run_experts(job, new_rows)
 
 
-def _gathered(job: Job) -> np.ndarray:
-    """Return the rows [n, D] of all parts in order: a view of the only part, or this thread's scratch."""
-    first = job.parts[0]
-    if len(job.parts) == 1 and first.index is None:
-        return first.rows
-    x = scratch("gathered", job.rows, first.rows.shape[1])
-    low = 0
-    for part in job.parts:
-        high = low + part.count
-        if part.index is None:
-            x[low:high] = part.rows
-        else:
-            np.take(part.rows, part.index, axis=0, out=x[low:high], mode="clip")  # in range, see wire
-        low = high
-    return x
+def _run_experts(job: Job, new_rows: NewRows) -> None:
+    """Compute the result [n, D] of a job, in which each expert has a multiple of `row_multiple` rows."""
+    given = [work.dispatch for work in job.works]
+    lots = np.concatenate([d.lots[:, 1:] for d in given])  # [m, 2] expert, pairs
+    asker = np.repeat(np.arange(len(given)), [len(d.lots) for d in given])
+    ends = np.cumsum(lots[:, 1])  # among the pairs of all requests
+    first = np.concatenate([[0], np.cumsum([work.pairs for work in job.works])])  # pair of each request
+    start = ends - lots[:, 1] - first[asker]  # of each lot among its request's pairs
+    order = np.argsort(lots[:, 0], kind="stable")
+    experts, begins = np.unique(lots[order, 0], return_index=True)
+    counts = lots[order, 1]
+    rows = np.add.reduceat(counts, begins)  # of each expert
+    multiple = row_multiple()
+    room = -(-rows // multiple) * multiple
+    base = np.cumsum(room) - room  # of each expert in the result
+    within = np.cumsum(counts) - counts  # of each lot, in order
+    number = np.repeat(np.arange(len(experts)), np.diff(begins, append=len(counts)))
+    place = np.empty(len(lots), np.int64)  # of each lot in the result
+    place[order] = base[number] + within - within[begins][number]
+    shift = np.repeat(place - (ends - lots[:, 1]), lots[:, 1])
+    index = (np.arange(len(shift)) + shift).astype(np.int32)
+    width = given[0].rows.shape[1]
+    y = job.result = new_rows(int(room.sum()), width)
+    x = scratch("gathered", int(room.max()), width)
+    table = np.stack([asker, start, lots[:, 1]], axis=1)[order].tolist()
+    for n, (low, high) in enumerate(pairwise([*begins.tolist(), len(table)])):
+        filled = 0
+        for who, begin, count in table[low:high]:
+            d, rows_of = given[who], x[filled : filled + count]
+            if d.row_of_pair is None:
+                rows_of[...] = d.rows[begin : begin + count]
+            else:  # in range, see wire
+                np.take(d.rows, d.row_of_pair[begin : begin + count], axis=0, out=rows_of, mode="clip")
+            filled += count
+        whole, at = int(room[n]), int(base[n])
+        x[filled:whole] = 0
+        expert_forward(job.experts[int(experts[n])], x[:whole], out=y[at : at + whole])
+    for work, (low, high) in zip(job.works, pairwise(first.tolist()), strict=True):
+        work.row_of_pair = index[low:high]

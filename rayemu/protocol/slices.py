@@ -10,7 +10,7 @@ from rayemu.alltoall import Parcel, cut_micro_batches
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Decisions, Part
-from rayemu.protocol.memory import NewRows, rows_at
+from rayemu.protocol.memory import NewRows
 from rayemu.protocol.messages import Dispatch, Result, Slice
 from rayemu.routing import Offer, Routing
 
@@ -115,17 +115,9 @@ def hold(m: Slice, model: Model, config: ProtocolConfig, new_rows: NewRows) -> H
     return held
 
 
-def dispatch_of(
-    unit: Unit, parcel: Parcel, home: int, request: int, epoch: int, new_rows: NewRows
-) -> Dispatch:
-    """Gather the rows of a parcel, each once however many of its pairs need it."""
+def dispatch_of(unit: Unit, parcel: Parcel, home: int, request: int, epoch: int) -> Dispatch:
+    """A request for the pairs of a parcel; its rows are the unit's."""
     assert unit.x is not None and unit.experts is not None
-    tokens = parcel.pairs // unit.experts.shape[1]
-    row_of_pair = None
-    if len(parcel.lots) > 1:
-        unique, index = np.unique(tokens, return_inverse=True)
-        if len(unique) < len(tokens):
-            tokens, row_of_pair = unique, index.astype(np.int32)
     held = unit.slice
     return Dispatch(
         home=home,
@@ -139,7 +131,7 @@ def dispatch_of(
         epoch=epoch,
         slices=held.slices * len(held.units),
         path=0,
-        rows=rows_at(unit.x, tokens, new_rows),
-        row_of_pair=row_of_pair,
+        rows=unit.x,
+        row_of_pair=(parcel.pairs // unit.experts.shape[1]).astype(np.int32),
         lots=parcel.lots,
     )

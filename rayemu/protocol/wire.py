@@ -73,11 +73,17 @@ class Wire:
         return self.encode_pieces(message, codec, 1 << 62)[0]
 
     def encode_pieces(
-        self, message: Message, codec: int = 0, piece_bytes: int = PIECE_BYTES, timed: bool = False
+        self,
+        message: Message,
+        codec: int = 0,
+        piece_bytes: int = PIECE_BYTES,
+        timed: bool = False,
+        shared: bool = False,
     ) -> list[np.ndarray]:
         """Turn a message into a frame in pieces (uint8); large arrays are not copied and must not change.
 
-        A timed one, if it brings rows through codecs, tells when this was.
+        A timed one, if it brings rows through codecs, tells when this was. A `shared` one is for whoever
+        reads large pieces where they lie.
         """
         kind = type(message)
         arrays: list[Any] = []
@@ -95,7 +101,7 @@ class Wire:
                 arrays.append([_DTYPE_CODE[array.dtype], *array.shape])
                 segments.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
         header = [_KIND_OF[kind], codec, _GET_SCALARS[kind](message), arrays]
-        return pack_pieces(header, segments, piece_bytes)
+        return pack_pieces(header, segments, piece_bytes, shared)
 
     def _clocked(self, codec: int, coder: Callable[..., _Coded], *args: Any) -> _Coded:
         """Run a coder and note how long it took: raw, the first, moves nothing and takes none."""
@@ -164,13 +170,13 @@ def _array(description: Any, segment: memoryview) -> np.ndarray:
     return array if len(shape) == 1 else array.reshape(shape)
 
 
-def _check_table(name: str, table: Any, width: int) -> int:
-    """Check a table of small numbers; return the sum of the pairs that it speaks of."""
+def _check_spans(table: Any) -> int:
+    """Check the spans of a reply; return the sum of the pairs that they speak of."""
     total = 0
     for row in table:
-        if len(row) != width or not all(type(n) is int and 0 <= n < 1 << 31 for n in row):
-            raise WireError(f"{name}: bad entry {row!r}")
-        total += row[2] if width == 3 else row[1]
+        if len(row) != 4 or not all(type(n) is int and 0 <= n < 1 << 31 for n in row):
+            raise WireError(f"spans: bad entry {row!r}")
+        total += row[1]
     return total
 
 
@@ -187,24 +193,32 @@ def _check_path(path: int, codecs: int) -> None:
 def _check_dispatch(m: Dispatch, codecs: int) -> None:
     _check_sent(m)
     _check_path(m.path, codecs)
-    pairs = _check_table("lots", m.lots, 3)
-    if m.row_of_pair is None:
-        if len(m.rows) != pairs:
-            raise WireError(f"dispatch: {len(m.rows)} rows for {pairs} pairs")
-    elif m.row_of_pair.shape != (pairs,) or (
-        pairs and not 0 <= m.row_of_pair.min() <= m.row_of_pair.max() < len(m.rows)
-    ):
-        raise WireError("dispatch: row indices out of range")
+    lots = m.lots
+    if lots.ndim != 2 or lots.shape[1] != 3 or lots.dtype != np.int32 or not len(lots):
+        raise WireError(f"dispatch: lots {lots.dtype}{list(lots.shape)}, each [module, expert, pairs]")
+    if lots.min() < 0 or not lots[:, 2].all():
+        raise WireError("dispatch: a lot of nothing, or of less")
+    _check_index(m, int(lots[:, 2].sum(dtype=np.int64)))
 
 
 def _check_reply(m: Reply, codecs: int) -> None:
     _check_sent(m)
-    pairs = _check_table("spans", m.spans, 4)
+    pairs = _check_spans(m.spans)
     for span in m.spans:
         _check_path(span[2], codecs)
         _check_path(span[3], codecs)
-    if len(m.rows) != pairs:
-        raise WireError(f"reply: {len(m.rows)} rows for {pairs} pairs")
+    _check_index(m, pairs)
+
+
+def _check_index(m: Dispatch | Reply, pairs: int) -> None:
+    index = m.row_of_pair
+    if index is None:
+        if len(m.rows) != pairs:
+            raise WireError(f"{type(m).__name__}: {len(m.rows)} rows for {pairs} pairs")
+    elif index.shape != (pairs,) or index.dtype != np.int32:
+        raise WireError(f"{type(m).__name__}: row_of_pair {index.dtype}{list(index.shape)} for {pairs} pairs")
+    elif pairs and not 0 <= index.min() <= index.max() < len(m.rows):
+        raise WireError(f"{type(m).__name__}: row indices out of range")
 
 
 _CHECKS: dict[type, Callable[[Any, int], None]] = {Dispatch: _check_dispatch, Reply: _check_reply}

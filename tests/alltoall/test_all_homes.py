@@ -102,7 +102,7 @@ def test_the_parcels_are_those_that_each_home_plans(exchange: Flat | Hierarchica
             real = plan_parcels(mine, hops, modules[mine], experts[mine], chunk)
             assert len(real) == len(found)
             for parcel, (hop, lots, pairs, rows, parts) in zip(real, found, strict=True):
-                assert (hop, [list(lot) for lot in lots]) == (parcel.hop, parcel.lots)
+                assert (hop, [list(lot) for lot in lots]) == (parcel.hop, parcel.lots.tolist())
                 assert pairs == len(parcel.pairs)
                 assert rows == len(set((parcel.pairs // top_k).tolist()))
                 low = 0

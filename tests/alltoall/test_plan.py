@@ -46,9 +46,9 @@ def test_parcels_carry_every_pair_once(n: int, modules: int, experts: int, chunk
     found = {}
     for parcel in parcels:
         assert 0 < len(parcel.pairs) <= chunk
-        assert sum(lot[2] for lot in parcel.lots) == len(parcel.pairs)
+        assert parcel.lots[:, 2].sum() == len(parcel.pairs)
         at = 0
-        for m, e, rows in parcel.lots:
+        for m, e, rows in parcel.lots.tolist():
             assert rows > 0 and (parcel.modules[at : at + rows] == m).all()
             for pair in parcel.pairs[at : at + rows].tolist():
                 assert pair not in found
@@ -65,7 +65,7 @@ def test_parcels_by_hand() -> None:
     hops = np.array([1, 0, 1, 1, 0, 1])  # module 2 is reached through 1
     small, big = plan_parcels(pairs, hops, module, expert, 100)
     assert (big.hop, big.pairs.tolist()) == (1, [2, 0, 5, 3])
-    assert big.lots == [[1, 3, 1], [1, 5, 2], [2, 6, 1]]
+    assert big.lots.tolist() == [[1, 3, 1], [1, 5, 2], [2, 6, 1]]
     assert (small.hop, small.pairs.tolist()) == (0, [1, 4])
 
 

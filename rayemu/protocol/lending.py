@@ -1,0 +1,63 @@
+"""Rows that travel as they lie: all of a unit's or a job's, and which of them each pair has.
+
+Where sender and receiver share memory, nobody need pick out the rows that a message is about: it refers to
+the array that has them, with an index, and whoever computes with them takes them from there. Whatever leaves
+the machine, or goes through a codec, brings only rows that it is about (`gather`). All sizes that are counted
+are those of the rows that a message is about, however it travels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rayemu.protocol.memory import NewRows, rows_at
+from rayemu.protocol.messages import Dispatch, Reply
+
+_SOME = 256  # rows that are copied through the cache at once
+
+
+def carried(m: Dispatch | Reply) -> int:
+    """How many rows a message is about: the distinct ones of a dispatch, one per pair of a reply."""
+    if m.row_of_pair is None:
+        return len(m.rows)
+    if isinstance(m, Reply):
+        return len(m.row_of_pair)
+    return int(np.count_nonzero(np.bincount(m.row_of_pair)))
+
+
+def carried_bytes(m: Dispatch | Reply) -> int:
+    """Bytes of these rows."""
+    return carried(m) * m.rows.shape[1] * 4
+
+
+def frame_bytes(m: Dispatch | Reply, size: int) -> int:
+    """Bytes of the frame of a message whose rows are raw, had they been gathered; `size` is what it has."""
+    if m.row_of_pair is None:
+        return size
+    count = carried(m)
+    index = m.row_of_pair.nbytes if isinstance(m, Reply) or count == len(m.row_of_pair) else 0
+    return size - m.rows.nbytes + count * m.rows.shape[1] * 4 - index
+
+
+def gather(m: Dispatch | Reply, new_rows: NewRows) -> None:
+    """Leave a message only the rows that it is about, each once."""
+    index = m.row_of_pair
+    if index is None:
+        return
+    if isinstance(m, Dispatch) and (used := np.bincount(index, minlength=len(m.rows)) > 0).sum() < len(index):
+        if used.all():
+            return
+        m.rows = rows_at(m.rows, np.flatnonzero(used), new_rows)
+        m.row_of_pair = (np.cumsum(used) - 1)[index].astype(np.int32)
+    else:
+        m.rows, m.row_of_pair = rows_at(m.rows, index, new_rows), None
+
+
+def copy_rows(rows: np.ndarray, index: np.ndarray | None, to: np.ndarray, places: np.ndarray) -> None:
+    """Copy rows [n, D], or those at `index` [n] of `rows`, to `places` [n] of another array."""
+    if index is None:
+        to[places] = rows
+        return
+    for low in range(0, len(index), _SOME):
+        high = low + _SOME
+        to[places[low:high]] = rows[index[low:high]]
