@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
+
+LEAST_ROWS = 64  # of a slice, unless it is said otherwise
+HOME_BYTES = 1 << 20  # see `count_slices`
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +68,25 @@ def plan_parcels(
     ]
 
 
-def cut_slices(tokens: int, modules: int, min_rows: int) -> list[tuple[int, int]]:
-    """Cut T tokens into at most `modules` even slices of at least `min_rows` rows (one if T is small)."""
-    slices = max(1, min(modules, tokens // max(min_rows, 1)))
+def count_slices(tokens: int, modules: int, min_rows: int | None, pairs_bytes: float) -> int:
+    """How many slices T tokens are cut into: up to `modules`, of at least `min_rows` rows (or one).
+
+    Without `min_rows` it is as many as the work at homes is worth. `pairs_bytes` are those of the rows that
+    come back to all homes together, one for each choice. The fewer homes, the longer each takes to combine;
+    the more, the more frames each module has to answer. With w seconds of combining in all and f for a frame
+    both ways, w / homes + f * homes is least at sqrt(w / f), and w / f was found to be near a home per MiB.
+    """
+    if min_rows is None:
+        worth = max(1, round(sqrt(pairs_bytes / HOME_BYTES)))
+        return max(1, min(modules, tokens // LEAST_ROWS, worth))
+    return max(1, min(modules, tokens // max(min_rows, 1)))
+
+
+def cut_slices(
+    tokens: int, modules: int, min_rows: int | None, pairs_bytes: float = 0.0
+) -> list[tuple[int, int]]:
+    """Cut T tokens into even slices, see `count_slices`."""
+    slices = count_slices(tokens, modules, min_rows, pairs_bytes)
     edges = [tokens * i // slices for i in range(slices + 1)]
     return list(itertools.pairwise(edges))
 

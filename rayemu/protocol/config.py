@@ -31,7 +31,7 @@ class ProtocolConfig:
     micro_batches: int = 1
     chunk_bytes: int = 4 << 20
     window_bytes: int = 32 << 20
-    min_slice_rows: int = 64
+    min_slice_rows: int | None = None  # by default as many slices as their work is worth
     linger: float = 0.1
     modules_per_core: float = 1.0  # a module that waits leaves its core to this many others
     retry_after: float = 0.25

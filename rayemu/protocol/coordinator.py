@@ -58,7 +58,7 @@ class CoordinatorMachine:
     ) -> None:
         self.config = config
         self.model = model
-        self.ledger = Ledger(config.min_slice_rows, config.retry_after)
+        self.ledger = Ledger(config.min_slice_rows, config.retry_after, model.spec.top_k)
         self.membership = Membership(
             module_to_node,
             placement,

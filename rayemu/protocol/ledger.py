@@ -33,8 +33,8 @@ class _Batch:
 class Ledger:
     """Keeps every batch until all of its slices are acknowledged; re-issues those of dead homes."""
 
-    def __init__(self, min_slice_rows: int, retry_after: float) -> None:
-        self.min_slice_rows = min_slice_rows
+    def __init__(self, min_slice_rows: int | None, retry_after: float, choices: int = 1) -> None:
+        self.min_slice_rows, self.choices = min_slice_rows, choices
         self.nudge_after = NUDGE * retry_after
         self.batches: dict[int, _Batch] = {}
         self.complete_below = 0  # all batches below are complete
@@ -46,7 +46,8 @@ class Ledger:
         if number in self.batches or number in self.completed or number < self.complete_below:
             return []
         live = np.flatnonzero(view.state == ALIVE)
-        cuts = cut_slices(len(rows), max(1, len(live)), self.min_slice_rows)
+        returned = rows.nbytes * self.choices
+        cuts = cut_slices(len(rows), max(1, len(live)), self.min_slice_rows, returned)
         batch = self.batches[number] = _Batch(rows, len(cuts))
         for index, (low, high) in enumerate(cuts):
             batch.open[index] = _Entry(index, low, high, -1, 0, now)

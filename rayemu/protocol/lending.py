@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rayemu.numerics import scratch
 from rayemu.protocol.memory import NewRows, rows_at
 from rayemu.protocol.messages import Dispatch, Reply
 
@@ -58,6 +59,7 @@ def copy_rows(rows: np.ndarray, index: np.ndarray | None, to: np.ndarray, places
     if index is None:
         to[places] = rows
         return
+    through = scratch("copied", min(_SOME, len(index)), rows.shape[1])
     for low in range(0, len(index), _SOME):
-        high = low + _SOME
-        to[places[low:high]] = rows[index[low:high]]
+        some = index[low : low + _SOME]
+        to[places[low : low + _SOME]] = np.take(rows, some, axis=0, out=through[: len(some)], mode="clip")

@@ -77,6 +77,7 @@ class _Group:
     expected: int  # units of its batch: as many may send something
     works: list[Work] = field(default_factory=list)
     units: set[tuple[int, int, int]] = field(default_factory=set)  # that have sent something
+    experts: set[int] = field(default_factory=set)  # that are wanted
     rows: int = 0
 
 
@@ -97,7 +98,8 @@ class ExpertServer:
         self.new_rows = new_rows  # makes what is sent
         stream_time = model.spec.expert_bytes() / WEIGHT_BYTES_PER_S
         others = max(0.0, config.modules_per_core - 1)  # they have the core meanwhile
-        self.linger = min(config.linger, stream_time * (1 + OTHERS_WORK * others))
+        self.linger = stream_time * (1 + OTHERS_WORK * others)  # for each expert that is waited with
+        self.most_linger = config.linger
         self.job_rows = max(JOB_ROWS, int(JOB_FLOPS / model.spec.flops_per_row()))
         self.groups: dict[int, _Group] = {}  # by layer
         self.own: list[tuple[int, Own]] = []  # by layer, oldest first
@@ -114,7 +116,8 @@ class ExpertServer:
         key = (d.home, d.request, d.start)
         if key in self.works:
             return []
-        lacking = [expert for expert in d.lots[:, 1].tolist() if (layer, expert) not in self.holdings]
+        wanted = d.lots[:, 1].tolist()
+        lacking = [expert for expert in wanted if (layer, expert) not in self.holdings]
         if lacking:
             refusal = Refusal(d.home, d.request, d.start, self.me, lacking)
             return [Send(d.via if d.via >= 0 else d.home, refusal)]
@@ -124,6 +127,7 @@ class ExpertServer:
             group = self.groups[layer] = _Group(now, d.slices)
         group.works.append(work)
         group.units.add((d.batch, d.slice, d.micro))
+        group.experts.update(wanted)
         group.rows += work.pairs
         return []
 
@@ -217,7 +221,7 @@ class ExpertServer:
     def _ready_at(self, group: _Group) -> float:
         if len(group.units) >= group.expected or group.rows >= self.job_rows:
             return group.first
-        return group.first + self.linger
+        return group.first + min(self.most_linger, self.linger * len(group.experts))
 
 
 def run_job(model: Model, job: Job, new_rows: NewRows = fresh_rows) -> None:

@@ -348,7 +348,7 @@ class Exchange(Strategy):
     micro_batches: Few = 1
     chunk: Bytes = 4 << 20
     window: Bytes = 32 << 20
-    min_slice_rows: Positive = 64
+    min_slice_rows: Positive | None = None
     linger: Seconds = 0.1
     codec: Codecs = Codecs()
 

@@ -116,7 +116,8 @@ class Stage:
     def _homes(self, batch: int, tokens: int) -> npt.NDArray[np.int16]:
         """The home of each token [T] as the ledger deals slices out while all modules live."""
         modules = self.scenario.cluster.modules
-        cuts = cut_slices(tokens, modules, self.scenario.exchange.min_slice_rows)
+        returned = tokens * self.scenario.spec.top_k * self.scenario.spec.d_model * 4
+        cuts = cut_slices(tokens, modules, self.scenario.exchange.min_slice_rows, returned)
         homes = (batch + np.arange(len(cuts)) * max(1, modules // len(cuts))) % modules
         return np.repeat(homes, [high - low for low, high in cuts]).astype(np.int16)
 
