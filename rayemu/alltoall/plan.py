@@ -13,7 +13,7 @@ from math import sqrt
 import numpy as np
 
 LEAST_ROWS = 64  # of a slice, unless it is said otherwise
-HOME_BYTES = 1 << 20  # see `count_slices`
+HOME_BYTES = 4 << 20  # see `count_slices`
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,20 +196,26 @@ def combine(weights: F32, rows: F32, shared: F32 | None = None, out: F32 | None 
     weights [T, K], rows [T, K, D], shared [T, D] or None -> [T, D]. Products and sums are rounded to float32
     one by one. The row of a dropped choice must be zeros.
     """
-    tokens, choices, width = rows.shape
     if out is None:
-        out = np.empty((tokens, width), np.float32)
-    step = max(1, _CHUNK_ELEMENTS // max(width, 1))
+        out = np.empty((len(rows), rows.shape[2]), np.float32)
+    return combine_from(lambda low, high: rows[low:high], weights, shared, out)
+
+
+def combine_from(rows_of: Callable[[int, int], F32], weights: F32, shared: F32 | None, out: F32) -> F32:
+    """The same where `rows_of(low, high)` gives the rows [high - low, K, D], for use before its next call."""
+    tokens, width = out.shape
+    choices = weights.shape[1]
+    step = max(1, _CHUNK_ELEMENTS // max(width, 1), _CHUNK_ELEMENTS * 4 // max(width * choices, 1))
     term = np.empty((min(step, tokens), width), np.float32)
     for start in range(0, tokens, step):
-        part = slice(start, start + step)
-        y, t = out[part], term[: min(step, tokens - start)]
+        part = slice(start, min(start + step, tokens))
+        y, t, rows = out[part], term[: part.stop - start], rows_of(start, part.stop)
         if choices:
-            np.multiply(rows[part, 0], weights[part, :1], out=y)
+            np.multiply(rows[:, 0], weights[part, :1], out=y)
         else:
             y[...] = 0.0
         for k in range(1, choices):
-            np.multiply(rows[part, k], weights[part, k : k + 1], out=t)
+            np.multiply(rows[:, k], weights[part, k : k + 1], out=t)
             np.add(y, t, out=y)
         if shared is not None:
             np.add(y, shared[part], out=y)

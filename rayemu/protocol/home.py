@@ -13,15 +13,16 @@ from rayemu.alltoall import Parcel, View, plan_parcels
 from rayemu.compression import WireError
 from rayemu.model.model import Model
 from rayemu.model.reference import (
-    combine,
+    combine_from,
     drop_choices,
     expert_input,
     finish,
     prepare,
 )
+from rayemu.protocol.answers import Answers
 from rayemu.protocol.choosing import Choices, Chooser, Chosen
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.lending import carried_bytes, copy_rows
+from rayemu.protocol.lending import carried_bytes
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -43,7 +44,6 @@ from rayemu.protocol.server import ExpertServer
 from rayemu.protocol.slices import COMBINED, HeldSlice, Unit, Work, dispatch_of, hold, widened
 from rayemu.protocol.wire import Clock, no_clock
 
-SPARE = 4  # buffers of finished units that are kept
 PROBES = 3  # unanswered ones before the rows go elsewhere
 
 
@@ -71,7 +71,6 @@ class Home:
         self.parking = ParkingLot(config.retry_after)
         self.complete_below = 0
         self.out: list[Send] = []
-        self._spare: list[np.ndarray] = []
         self.requests = Requests(incarnation, config)
         self.worked: list[Work] = []
         self.chooser = Chooser(me, config, model, self.requests, clock, self.worked)
@@ -164,12 +163,10 @@ class Home:
         if layer.norm is None or layer.spec.weigh_input:
             unit.x = self._ours(unit.x)
         unit.experts = experts
-        if unit.rows is None or unit.rows.shape[0] != pairs:
-            unit.rows = self._buffer(pairs, unit.h.shape[1])
+        unit.answers = Answers(pairs, experts.shape[1], unit.h.shape[1])
         chosen = np.arange(pairs)
         if nowhere.any():
             chosen = chosen[~nowhere]
-            unit.rows[nowhere] = 0.0
         unit.have = nowhere
         unit.left = len(chosen)
         counts = np.bincount(experts.ravel()[chosen], minlength=self.view.experts)
@@ -184,14 +181,6 @@ class Home:
         ours = self.new_rows(*rows.shape)
         ours[...] = rows
         return ours
-
-    def _buffer(self, pairs: int, width: int) -> np.ndarray:
-        """Memory for the rows of a unit, from a finished one where the shape fits."""
-        for number, spare in enumerate(self._spare):
-            if spare.shape == (pairs, width):
-                return self._spare.pop(number)
-        del self._spare[:-SPARE]
-        return np.empty((pairs, width), np.float32)
 
     def _plan(self, unit: Unit, pairs: np.ndarray, now: float, direct: bool = False) -> None:
         """Choose replicas for the pairs and send them; `direct` skips relays (when asking again)."""
@@ -250,12 +239,13 @@ class Home:
 
         Each pair is settled once: whatever comes for it later, as late replies do, changes nothing.
         """
-        assert unit.rows is not None and unit.have is not None
+        assert unit.answers is not None and unit.have is not None
         had = unit.have[pairs]
         if had.any():
             new = np.flatnonzero(~had)
             pairs, index = pairs[new], new if index is None else index[new]
-        copy_rows(rows, index, unit.rows, pairs)
+        if len(pairs):
+            unit.answers.take(pairs, rows, index)
         unit.have[pairs] = True
         unit.left -= len(pairs)
         if dispatch_path or combine_path:
@@ -310,28 +300,26 @@ class Home:
         began_s = self.clock()
         outputs = len(unit.h)  # of a dense FFN
         if unit.experts is not None:
-            assert unit.weights is not None and unit.rows is not None
+            assert unit.weights is not None and unit.answers is not None
             weights, outputs = unit.weights, int(np.count_nonzero(unit.experts >= 0))
             if held.dispatch_paths is not None and self.config.drop_lost_experts:
                 choices = weights.shape[1]  # more than were noted of other layers, it may be
                 paths = widened(held.dispatch_paths[:, unit.low : unit.high], choices)
                 weights = drop_choices(weights, paths[unit.layer, :, :choices] != DROPPED)
-            y = combine(weights, unit.rows.reshape(*unit.experts.shape, -1), unit.shared, out=out)
+            y = np.empty_like(unit.h) if out is None else out
+            combine_from(unit.answers.rows, weights, unit.shared, y)
         else:
             assert unit.shared is not None
             y = unit.shared
         unit.h = finish(layer, unit.h, y, out=out)
         self.worked.append((COMBINED, unit, unit.layer, outputs, began_s, self.clock()))
-        unit.experts = unit.weights = unit.x = None
+        unit.experts = unit.weights = unit.x = unit.answers = None
         unit.layer += 1
         if not last:
             self._begin_layer(unit, now)
             return
         if unit.h is not out:
             held.y[unit.low : unit.high] = unit.h
-        if unit.rows is not None:
-            self._spare.append(unit.rows)  # fresh memory costs as much as filling it
-            unit.rows = None
         held.units_left -= 1
         if not held.units_left:
             held.result = held.finished(self.me, self.view.epoch)

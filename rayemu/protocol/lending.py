@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rayemu.numerics import scratch
 from rayemu.protocol.memory import NewRows, rows_at
 from rayemu.protocol.messages import Dispatch, Reply
-
-_SOME = 256  # rows that are copied through the cache at once
 
 
 def carried(m: Dispatch | Reply) -> int:
@@ -52,14 +49,3 @@ def gather(m: Dispatch | Reply, new_rows: NewRows) -> None:
         m.row_of_pair = (np.cumsum(used) - 1)[index].astype(np.int32)
     else:
         m.rows, m.row_of_pair = rows_at(m.rows, index, new_rows), None
-
-
-def copy_rows(rows: np.ndarray, index: np.ndarray | None, to: np.ndarray, places: np.ndarray) -> None:
-    """Copy rows [n, D], or those at `index` [n] of `rows`, to `places` [n] of another array."""
-    if index is None:
-        to[places] = rows
-        return
-    through = scratch("copied", min(_SOME, len(index)), rows.shape[1])
-    for low in range(0, len(index), _SOME):
-        some = index[low : low + _SOME]
-        to[places[low : low + _SOME]] = np.take(rows, some, axis=0, out=through[: len(some)], mode="clip")

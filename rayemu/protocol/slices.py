@@ -8,6 +8,7 @@ import numpy as np
 
 from rayemu.alltoall import Parcel, cut_micro_batches
 from rayemu.model.model import Model
+from rayemu.protocol.answers import Answers
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Decisions, Part
 from rayemu.protocol.memory import NewRows
@@ -31,7 +32,7 @@ class Unit:
     x: np.ndarray | None = None  # [t, D] normed input of the layer, then what its experts are given
     experts: np.ndarray | None = None  # [t, K]
     weights: np.ndarray | None = None  # [t, K]
-    rows: np.ndarray | None = None  # [t * K, D] expert outputs, one per pair
+    answers: Answers | None = None  # expert outputs, one per pair
     have: np.ndarray | None = None  # [t * K] bool
     left: int = 0  # pairs without an output
     awaits_shared: bool = False
