@@ -9,16 +9,12 @@ from rich.table import Table
 from .compare import Result
 from .measure import pooled, summary
 from .output import pair, show_ratio, show_time
+from .processor import ROLES
 from .workload import Size
 
-# What the project set out to reach: size, against what, least, aim. Speeds relative to the other's.
-GOALS = [
-    ("large", "gemms", "the bare GEMMs", 0.85, 0.95),
-    ("large", "torch", "the transformers block", 0.8, 1.0),
-    ("small", "ray", "plain Ray", 3.0, 8.0),
-]
 OURS = ("hierarchical", "flat")
 Ratios = dict[str, dict[str, dict[str, float | None]]]
+ProcessorRatios = dict[str, dict[str, float | None]]
 
 
 def times_table(size: Size, results: dict[str, Result]) -> Table:
@@ -54,8 +50,9 @@ def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
         "processes": "by processes",
         "ray": "plain Ray",
         "torch": "torch",
+        "fewest": "fewest modules",
     }
-    columns = [name for name in headings if name in results and not results[name].unavailable]
+    columns = [name for name in headings if any(r.get(name) for r in ratios.values())]
     for name in columns:
         table.add_column(headings[name], justify="right", no_wrap=True)
     for name, result in results.items():
@@ -76,21 +73,26 @@ def show_output(result: Result) -> str:
     return "exact" if result.exact else f"off {result.difference:.0e}"
 
 
-def goal_lines(size: str, ratios: Ratios) -> list[str]:
-    """One line per goal of the size: what was reached, what must be, what is aimed at."""
-    lines = []
-    for goal_size, other, title, must, aim in GOALS:
-        if goal_size != size:
+def processor_table(size: Size, results: dict[str, Result], ratios: ProcessorRatios) -> Table:
+    """Processor time of a batch, in all and by what used it in a stream."""
+    table = Table(title=f"Processor time of a batch, all processes. {size.title}", title_justify="left")
+    table.add_column("contender", no_wrap=True)
+    for heading in ("alone", "ratio", "stream", "cpu\nratio", *(f"in {role}" for role in ROLES)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, result in results.items():
+        if result.unavailable or not result.processor:
             continue
-        for ours in OURS:
-            both = ratios.get(ours, {}).get(other)
-            if both is None or both["latency"] is None:
-                continue
-            lines.append(
-                f"{size}, {ours}: {show_ratio(both['latency'])} times as fast as {title} one at a time, "
-                f"{show_ratio(both['stream'])} in a stream (must {must:g}, aim {aim:g})"
-            )
-    return lines
+        alone, stream = (result.processor.get(what, {}) for what in ("latency", "stream"))
+        by_role = [summary(pooled(stream.get(role, []))).get("median_s") for role in ROLES]
+        table.add_row(
+            result.contender.title,
+            show_time(summary(pooled(alone.get("all", []))).get("median_s")),
+            show_ratio(ratios[name]["latency"]),
+            show_time(summary(pooled(stream.get("all", []))).get("median_s")),
+            show_ratio(ratios[name]["stream"]),
+            *map(show_time, by_role),
+        )
+    return table
 
 
 def scaling_table(
