@@ -203,12 +203,12 @@ def entrants(names: Iterable[str], workload: Workload, modules: Sequence[int]) -
             found.append(contender)
             continue
         for count in modules:
-            usual = count == workload.size.modules
+            usual, title = count == workload.size.modules, contender.title.removeprefix("rayemu ")
             found.append(
                 replace(
                     contender,
                     name=contender.name if usual else f"{contender.name}-{count}",
-                    title=contender.title if len(modules) == 1 and usual else f"{contender.title}, {count}",
+                    title=contender.title if len(modules) == 1 and usual else f"{title}, {count}",
                     open=partial(contender.open, modules=count),
                     kind=contender.name,
                     modules=count,

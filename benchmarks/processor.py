@@ -11,7 +11,6 @@ from pathlib import Path
 
 AVAILABLE = sys.platform == "linux"
 UNAVAILABLE = "processor time of other processes is told on Linux alone"
-ROLES = ("modules", "coordinator", "driver", "ray")  # what a process of a cluster is
 
 
 def process_seconds(pid: int) -> float:
@@ -41,7 +40,7 @@ def descendants(root: int) -> set[int]:
 
 
 def role(pid: int) -> str:
-    """What a process that this one started is, by the name that Ray gives the processes of its actors."""
+    """What a process of a cluster is: "modules", "coordinator" or "ray"; by the name that Ray gives it."""
     try:
         title = Path("/proc", str(pid), "cmdline").read_bytes()
     except OSError:

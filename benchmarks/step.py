@@ -24,7 +24,14 @@ from .output import busy_share, machine, noise_warning, results_file, write
 from .overhead import overhead, overhead_ratios
 from .processor import AVAILABLE, UNAVAILABLE
 from .scaling import growth, scaling
-from .tables import overhead_table, processor_table, scaling_table, speeds_table, times_table
+from .tables import (
+    modules_table,
+    overhead_table,
+    processor_table,
+    scaling_table,
+    speeds_table,
+    times_table,
+)
 from .workload import SIZES, Workload
 
 DESCRIPTION = (
@@ -63,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parts.add_argument("--overhead", action="store_true", help="cost of the fault machinery without faults")
     parts.add_argument("--recording", action="store_true", help="cost of the record")
-    p.add_argument("--only", metavar="NAMES", help=f"contenders, by comma: {', '.join(CONTENDERS)}")
+    p.add_argument(
+        "--only",
+        metavar="NAMES",
+        help=f"contenders, by comma: {', '.join(CONTENDERS)}; default: all, ray-one-home for large and small",
+    )
     p.add_argument("--rounds", type=int, metavar="N", help="rounds of every part")
     p.add_argument("--seed", type=int, default=0, help="of weights and inputs; default: 0")
     p.add_argument("--transport", choices=["zmq", "ray", "memory"], default="zmq", help="of the emulator")
@@ -132,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             part["processor_relative_to_processes"] = processor_ratios(results)
             console.print(times_table(workload.size, results))
             console.print(speeds_table(results, part["speed_relative_to"]))
+            if by_modules := modules_table(workload.size, results, part["speed_relative_to"]):
+                console.print(by_modules)
             console.print(processor_table(workload.size, results, part["processor_relative_to_processes"]))
             part["goals"] = goal_lines(name, results, workload.place)
             for line in part["goals"]:

@@ -9,7 +9,6 @@ from rich.table import Table
 from .compare import Result
 from .measure import pooled, summary
 from .output import pair, show_ratio, show_time
-from .processor import ROLES
 from .workload import Size
 
 OURS = ("hierarchical", "flat")
@@ -47,12 +46,11 @@ def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
     table.add_column("contender", no_wrap=True)
     headings = {
         "gemms": "bare GEMMs",
-        "processes": "by processes",
+        "processes": "processes",
         "ray": "plain Ray",
         "torch": "torch",
-        "fewest": "fewest modules",
     }
-    columns = [name for name in headings if any(r.get(name) for r in ratios.values())]
+    columns = [name for name in headings if name in results and not results[name].unavailable]
     for name in columns:
         table.add_column(headings[name], justify="right", no_wrap=True)
     for name, result in results.items():
@@ -73,25 +71,38 @@ def show_output(result: Result) -> str:
     return "exact" if result.exact else f"off {result.difference:.0e}"
 
 
-def processor_table(size: Size, results: dict[str, Result], ratios: ProcessorRatios) -> Table:
-    """Processor time of a batch, in all and by what used it in a stream."""
-    table = Table(title=f"Processor time of a batch, all processes. {size.title}", title_justify="left")
+def modules_table(size: Size, results: dict[str, Result], ratios: Ratios) -> Table | None:
+    """Throughput on more modules relative to that on the fewest; None where there is one number of modules."""
+    title = f"Throughput relative to that on the fewest modules. {size.title.rsplit(', ', 1)[0]}"
+    table = Table(title=title, title_justify="left")
     table.add_column("contender", no_wrap=True)
-    for heading in ("alone", "ratio", "stream", "cpu\nratio", *(f"in {role}" for role in ROLES)):
+    for heading in ("alone", "stream"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, result in results.items():
+        if both := ratios.get(name, {}).get("fewest"):
+            cells = [show_ratio(both[what]) for what in ("latency", "stream")]
+            table.add_row(result.contender.title, *cells)
+    return table if table.row_count else None
+
+
+def processor_table(size: Size, results: dict[str, Result], ratios: ProcessorRatios) -> Table:
+    """Processor time of a batch, of all processes and of the serial part: alone/in a stream."""
+    title = f"Processor time of a batch, alone/in a stream. {size.title}"
+    caption = "cpu ratio: to the GEMMs by processes"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("contender", no_wrap=True)
+    for heading in ("all processes", "cpu ratio", "coordinator + driver"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, result in results.items():
         if result.unavailable or not result.processor:
             continue
-        alone, stream = (result.processor.get(what, {}) for what in ("latency", "stream"))
-        by_role = [summary(pooled(stream.get(role, []))).get("median_s") for role in ROLES]
-        table.add_row(
-            result.contender.title,
-            show_time(summary(pooled(alone.get("all", []))).get("median_s")),
-            show_ratio(ratios[name]["latency"]),
-            show_time(summary(pooled(stream.get("all", []))).get("median_s")),
-            show_ratio(ratios[name]["stream"]),
-            *map(show_time, by_role),
+        used = [result.processor.get(what, {}) for what in ("latency", "stream")]
+        every, serial = (
+            pair(*(show_time(summary(pooled(roles.get(what, []))).get("median_s")) for roles in used))
+            for what in ("all", "serial")
         )
+        relative = pair(*(show_ratio(ratios[name][what]) for what in ("latency", "stream")))
+        table.add_row(result.contender.title, every, relative, serial)
     return table
 
 
