@@ -72,7 +72,7 @@ def show_output(result: Result) -> str:
 
 
 def modules_table(size: Size, results: dict[str, Result], ratios: Ratios) -> Table | None:
-    """Throughput on more modules relative to that on the fewest; None where there is one number of modules."""
+    """Throughput on more modules relative to that on the fewest; None where there is one number."""
     title = f"Throughput relative to that on the fewest modules. {size.title.rsplit(', ', 1)[0]}"
     table = Table(title=title, title_justify="left")
     table.add_column("contender", no_wrap=True)
