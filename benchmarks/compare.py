@@ -53,6 +53,7 @@ class Result:
     stream: list[Run] = field(default_factory=list)  # seconds per batch
     # processor seconds per batch, of "latency" and "stream", in "all" and by role; see `add_used`
     processor: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
+    unmeasured: int = 0  # windows of processor time without a figure, see `Meter`
     exact: bool | None = None  # None: it computes no outputs
     difference: float = 0.0
     unavailable: str = ""
@@ -67,6 +68,7 @@ class Result:
     def add_used(self, what: str, position: float, used: dict[str, float] | None, batches: int) -> None:
         """Take processor seconds by role: "all" is their sum, "serial" coordinator and driver together."""
         if used is None:
+            self.unmeasured += 1
             return
         sums = {**used, "all": sum(used.values())}
         if "coordinator" in used:
@@ -91,6 +93,7 @@ class Result:
                 for what, roles in self.processor.items()
             }
             or None,
+            "processor_windows_without_figure": self.unmeasured,
         }
 
 

@@ -124,7 +124,9 @@ def test_processor_time_is_shown_relative_to_the_products() -> None:
     assert data["modules"] == 8
     assert data["processor_per_batch"]["stream"]["serial"]["median_s"] == pytest.approx(0.012)
     results["flat"].add_used("stream", 1, None, 10)  # a process ended meanwhile: no figure
-    assert results["flat"].as_dict()["processor_per_batch"]["stream"]["all"]["count"] == 1
+    data = results["flat"].as_dict()
+    assert data["processor_per_batch"]["stream"]["all"]["count"] == 1
+    assert data["processor_windows_without_figure"] == 1
 
 
 def test_goals_of_fine_grained_experts() -> None:
