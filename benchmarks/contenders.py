@@ -5,9 +5,9 @@ are clusters, started for each of their turns, so that nothing else runs while o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from rayemu.emulator import Emulator
 from rayemu.machine import cores
 from rayemu.model.reference import reference_forward
 
-from .gemms import Gemms, gemm_processes
+from .gemms import GemmProcesses, Gemms, gemm_processes
 from .plain_ray import plain_ray
 from .torch_block import torch_process
 from .workload import F32, Workload
@@ -28,8 +28,12 @@ class Light(Protocol):
 
     detail: str
 
-    def timed(self, index: int) -> tuple[float, F32 | None]:
-        """One step: seconds, and the output; None where the result is no output of the block."""
+    @property
+    def pids(self) -> Sequence[int]:
+        """Its processes beside this one."""
+
+    def timed(self, index: int) -> tuple[float, float, F32 | None]:
+        """One step: seconds, processor seconds, and the output; None where what it makes is none."""
 
 
 class Subject(Protocol):
@@ -51,41 +55,59 @@ class Contender:
     name: str
     title: str
     light: bool
-    open: Callable[[Workload], AbstractContextManager[Any]]  # of a Light or a Subject
+    open: Callable[..., AbstractContextManager[Any]]  # of a Light, or with modules=M of a Subject
+    kind: str = ""  # name without the number of modules
+    modules: int = 0
 
 
 class Calls:
     """A light contender that is a function."""
 
+    pids: Sequence[int] = ()
+
     def __init__(self, call: Callable[[int], F32 | None], detail: str) -> None:
         self.call, self.detail = call, detail
 
-    def timed(self, index: int) -> tuple[float, F32 | None]:
-        """Call it and look at the clock."""
-        began = time.perf_counter()
+    def timed(self, index: int) -> tuple[float, float, F32 | None]:
+        """Call it and look at the clocks."""
+        began, used = time.perf_counter(), time.process_time()
         y = self.call(index)
-        return time.perf_counter() - began, y
+        return time.perf_counter() - began, time.process_time() - used, y
+
+
+class Pool:
+    """The bare products by processes."""
+
+    def __init__(self, processes: GemmProcesses, detail: str) -> None:
+        self.processes, self.detail = processes, detail
+        self.pids: list[int] = [process.pid for process in processes.processes]
+
+    def timed(self, index: int) -> tuple[float, float, None]:
+        """Run a batch's products; the processor time is that of the processes."""
+        began = time.perf_counter()
+        used = self.processes.run(index)
+        return time.perf_counter() - began, used, None
 
 
 @contextmanager
 def _gemms(workload: Workload) -> Iterator[Light]:
-    gemms = Gemms(workload.model, range(workload.size.experts), workload.expert_rows)
+    gemms = Gemms(workload.model, workload.ffn_rows)
 
     def call(index: int) -> None:
         gemms.run(index)
 
     with threadpool_limits(cores()):
-        yield Calls(call, f"{cores()} BLAS threads")
+        yield Calls(call, f"{cores()} BLAS threads{_shared(workload)}")
 
 
 @contextmanager
 def _processes(workload: Workload) -> Iterator[Light]:
-    with gemm_processes(workload.spec, workload.expert_rows, cores()) as pool:
+    with gemm_processes(workload.spec, workload.ffn_rows, cores()) as pool:
+        yield Pool(pool, f"{cores()} processes, one BLAS thread and as many rows each{_shared(workload)}")
 
-        def call(index: int) -> None:
-            pool.run(index)
 
-        yield Calls(call, f"{cores()} processes, one BLAS thread each")
+def _shared(workload: Workload) -> str:
+    return ", the shared expert's products too" if workload.size.shared_d_ff else ""
 
 
 @contextmanager
@@ -119,9 +141,14 @@ class Emulated:
 @contextmanager
 def emulated(workload: Workload, exchange: str, **scenario: Any) -> Iterator[Subject]:
     """Start an emulator for the workload; `scenario` goes to `Size.scenario`."""
-    given = {"seed": workload.seed, "transport": workload.transport, **scenario}
+    given = {
+        "seed": workload.seed,
+        "transport": workload.transport,
+        "place": workload.place,
+        **scenario,
+    }
     with Emulator(workload.size.scenario(exchange, **given)) as emulator:
-        yield Emulated(workload, emulator, f"{exchange}, {given['transport']}")
+        yield Emulated(workload, emulator, f"{exchange}, {given['transport']}, routed at {given['place']}")
 
 
 class PlainSteps:
@@ -146,7 +173,7 @@ def plain(workload: Workload, modules: int | None = None, homes: int | None = No
     modules = workload.size.modules if modules is None else modules
     homes = modules if homes is None else homes
     threads = max(1, cores() // modules)
-    with plain_ray(workload.spec, modules, homes, threads) as baseline:
+    with plain_ray(workload.spec, modules, homes, threads, workload.size.tokens) as baseline:
         yield PlainSteps(workload, baseline, f"{modules} actors, {homes} homes")
 
 
@@ -156,10 +183,35 @@ CONTENDERS = {
         Contender("gemms", "bare GEMMs", True, _gemms),
         Contender("processes", "GEMMs by processes", True, _processes),
         Contender("reference", "reference", True, _reference),
-        Contender("torch", "transformers Mixtral", True, _torch),
+        Contender("torch", "transformers block", True, _torch),
         Contender("hierarchical", "rayemu hierarchical", False, partial(emulated, exchange="hierarchical")),
         Contender("flat", "rayemu flat", False, partial(emulated, exchange="flat")),
         Contender("ray", "plain Ray", False, plain),
         Contender("ray-one-home", "plain Ray, one home", False, partial(plain, homes=1)),
     )
 }
+
+
+def entrants(names: Iterable[str], workload: Workload, modules: Sequence[int]) -> list[Contender]:
+    """The contenders of these names; each cluster once for every number of modules.
+
+    Those on as many modules as the size has keep their name, others get their number behind it.
+    """
+    found = []
+    for contender in (CONTENDERS[name] for name in names):
+        if contender.light:
+            found.append(contender)
+            continue
+        for count in modules:
+            usual, title = count == workload.size.modules, contender.title.removeprefix("rayemu ")
+            found.append(
+                replace(
+                    contender,
+                    name=contender.name if usual else f"{contender.name}-{count}",
+                    title=contender.title if len(modules) == 1 and usual else f"{title}, {count}",
+                    open=partial(contender.open, modules=count),
+                    kind=contender.name,
+                    modules=count,
+                )
+            )
+    return found

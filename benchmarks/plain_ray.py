@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from rayemu.model.expert import expert_forward
 from rayemu.model.model import Model
-from rayemu.model.reference import combine, prepare, route
+from rayemu.model.reference import combine, prepare, route, shared_forward
 from rayemu.model.spec import ModelSpec
 
 from .workload import F32
@@ -42,7 +42,8 @@ class PlainModule:
         self.expert_to_module = np.arange(spec.experts) * modules // spec.experts  # [E]
         for expert in np.flatnonzero(self.expert_to_module == module).tolist():
             self.layer.experts[expert]  # made now, not in the first step
-        self.open: dict[int, tuple[F32, np.ndarray]] = {}
+        shared_forward(self.layer, np.zeros((1, spec.d_model), np.float32))  # every home has the shared one
+        self.open: dict[int, tuple[F32, F32, np.ndarray]] = {}
 
     def split(self, step: int, x: F32, low: int, high: int) -> tuple[Part, ...] | Part:
         """Route the rows low..high of x [T, D] and cut them by destination: one part per module."""
@@ -52,7 +53,7 @@ class PlainModule:
         destination = self.expert_to_module[flat]  # [n*K]
         order = np.argsort(destination, kind="stable")
         edges = np.searchsorted(destination[order], np.arange(self.modules + 1))
-        self.open[step] = weights, order
+        self.open[step] = rows, weights, order
         parts = []
         for module in range(self.modules):
             chosen = order[edges[module] : edges[module + 1]]
@@ -73,11 +74,11 @@ class PlainModule:
         return tuple(replies) if len(parts) > 1 else replies[0]
 
     def combine(self, step: int, *replies: F32) -> F32:
-        """Put the replies back in the rows' order and sum them up: the slice's output."""
-        weights, order = self.open.pop(step)
+        """Put the replies back in the rows' order and sum them up, the shared expert's too: the output."""
+        x, weights, order = self.open.pop(step)
         rows = np.empty((order.size, replies[0].shape[1]), np.float32)
         rows[order] = np.concatenate(replies)
-        return combine(weights, rows.reshape(*weights.shape, -1))
+        return combine(weights, rows.reshape(*weights.shape, -1), shared_forward(self.layer, x))
 
 
 class PlainRay:
@@ -134,8 +135,14 @@ def _several(references: Any) -> list[Any]:
 
 
 @contextmanager
-def plain_ray(spec: ModelSpec, modules: int, homes: int, blas_threads: int) -> Iterator[PlainRay]:
-    """Start a local Ray with M actors, and stop it at the end. Workers run unniced, as the emulator's do."""
+def plain_ray(
+    spec: ModelSpec, modules: int, homes: int, blas_threads: int, tokens: int
+) -> Iterator[PlainRay]:
+    """Start a local Ray with M actors, and stop it at the end. Workers run unniced, as the emulator's do.
+
+    Its object store takes what several batches of `tokens` rows have under way, so that nothing is spilled.
+    """
+    batch = 4 * tokens * spec.d_model * 2 * (spec.top_k + 1)  # bytes: rows there and back, input and output
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -148,7 +155,7 @@ def plain_ray(spec: ModelSpec, modules: int, homes: int, blas_threads: int) -> I
             address="local",
             num_cpus=modules,
             include_dashboard=False,
-            object_store_memory=1 << 30,
+            object_store_memory=max(1 << 30, 8 * batch),
             log_to_driver=False,
             logging_level="CRITICAL",
             _temp_dir=directory,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 from .compare import Effort, Result, measure
-from .contenders import Contender, emulated, plain
+from .contenders import entrants
 from .measure import speed
 from .workload import Workload
 
@@ -19,8 +17,7 @@ def scaling(
 ) -> dict[str, dict[int, Result]]:
     """Measure each kind (hierarchical, flat, ray) on 2, 4, 8 and 16 modules, in rounds.
 
-    The emulator's experts have one copy each up to as many modules as experts, and then as many copies as
-    leave no module empty.
+    The emulator's experts have as many copies as `Size.scenario` gives them.
     """
     results: dict[str, dict[int, Result]] = {kind: {} for kind in kinds}
     position = 0
@@ -28,7 +25,7 @@ def scaling(
         order = MODULES if number % 2 == 0 else MODULES[::-1]
         for modules in order:
             for kind in kinds:
-                contender = _contender(kind, modules, workload.size.experts)
+                (contender,) = entrants([kind], workload, [modules])
                 say(f"scaling: round {number + 1} of {effort.rounds}, {contender.title}")
                 result = results[kind].setdefault(modules, Result(contender))
                 with contender.open(workload) as subject:
@@ -49,13 +46,3 @@ def growth(results: dict[int, Result]) -> dict[int, dict[str, float | None]]:
         }
         for modules, result in results.items()
     }
-
-
-def _contender(kind: str, modules: int, experts: int) -> Contender:
-    title = f"{kind} on {modules} modules"
-    open_: Any
-    if kind == "ray":
-        open_ = partial(plain, modules=modules)
-    else:
-        open_ = partial(emulated, exchange=kind, modules=modules, copies=max(1, modules // experts))
-    return Contender(kind, title, False, open_)

@@ -11,14 +11,9 @@ from .measure import pooled, summary
 from .output import pair, show_ratio, show_time
 from .workload import Size
 
-# What the project set out to reach: size, against what, least, aim. Speeds relative to the other's.
-GOALS = [
-    ("large", "gemms", "the bare GEMMs", 0.85, 0.95),
-    ("large", "torch", "the transformers block", 0.8, 1.0),
-    ("small", "ray", "plain Ray", 3.0, 8.0),
-]
 OURS = ("hierarchical", "flat")
 Ratios = dict[str, dict[str, dict[str, float | None]]]
+ProcessorRatios = dict[str, dict[str, float | None]]
 
 
 def times_table(size: Size, results: dict[str, Result]) -> Table:
@@ -51,7 +46,7 @@ def speeds_table(results: dict[str, Result], ratios: Ratios) -> Table:
     table.add_column("contender", no_wrap=True)
     headings = {
         "gemms": "bare GEMMs",
-        "processes": "by processes",
+        "processes": "processes",
         "ray": "plain Ray",
         "torch": "torch",
     }
@@ -76,21 +71,39 @@ def show_output(result: Result) -> str:
     return "exact" if result.exact else f"off {result.difference:.0e}"
 
 
-def goal_lines(size: str, ratios: Ratios) -> list[str]:
-    """One line per goal of the size: what was reached, what must be, what is aimed at."""
-    lines = []
-    for goal_size, other, title, must, aim in GOALS:
-        if goal_size != size:
+def modules_table(size: Size, results: dict[str, Result], ratios: Ratios) -> Table | None:
+    """Throughput on more modules relative to that on the fewest; None where there is one number."""
+    title = f"Throughput relative to that on the fewest modules. {size.title.rsplit(', ', 1)[0]}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("contender", no_wrap=True)
+    for heading in ("alone", "stream"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, result in results.items():
+        if both := ratios.get(name, {}).get("fewest"):
+            cells = [show_ratio(both[what]) for what in ("latency", "stream")]
+            table.add_row(result.contender.title, *cells)
+    return table if table.row_count else None
+
+
+def processor_table(size: Size, results: dict[str, Result], ratios: ProcessorRatios) -> Table:
+    """Processor time of a batch, of all processes and of the serial part: alone/in a stream."""
+    title = f"Processor time of a batch, alone/in a stream. {size.title}"
+    caption = "cpu ratio: to the GEMMs by processes"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("contender", no_wrap=True)
+    for heading in ("all processes", "cpu ratio", "coordinator + driver"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, result in results.items():
+        if result.unavailable or not result.processor:
             continue
-        for ours in OURS:
-            both = ratios.get(ours, {}).get(other)
-            if both is None or both["latency"] is None:
-                continue
-            lines.append(
-                f"{size}, {ours}: {show_ratio(both['latency'])} times as fast as {title} one at a time, "
-                f"{show_ratio(both['stream'])} in a stream (must {must:g}, aim {aim:g})"
-            )
-    return lines
+        used = [result.processor.get(what, {}) for what in ("latency", "stream")]
+        every, serial = (
+            pair(*(show_time(summary(pooled(roles.get(what, []))).get("median_s")) for roles in used))
+            for what in ("all", "serial")
+        )
+        relative = pair(*(show_ratio(ratios[name][what]) for what in ("latency", "stream")))
+        table.add_row(result.contender.title, every, relative, serial)
+    return table
 
 
 def scaling_table(

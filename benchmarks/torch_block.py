@@ -1,4 +1,4 @@
-"""The transformers Mixtral block on torch with the same weights, where both are installed.
+"""The transformers block of the size's family on torch with the same weights, where both are installed.
 
 It runs in a process of its own, so that torch's threads and NumPy's BLAS threads cannot get in each other's
 way, and times itself, so that the way there and back costs it nothing.
@@ -6,15 +6,62 @@ way, and times itself, so that the way there and back costs it nothing.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from rayemu.model.spec import ModelSpec
+
 from .workload import F32, Size, Workload
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where transformers has a family's block, and what its configuration calls the numbers of experts."""
+
+    package: str
+    name: str  # what its classes' names begin with
+    block: str
+    width: str
+    experts: str
+
+    def settings(self, spec: ModelSpec) -> dict[str, Any]:
+        """The configuration of a block like the model's."""
+        params = spec.router_params
+        settings = {
+            "hidden_size": spec.d_model,
+            self.width: spec.d_ff,
+            self.experts: spec.experts,
+            "num_experts_per_tok": spec.top_k,
+            "hidden_act": "silu",
+            "norm_topk_prob": params.get("renormalise", True),
+        }
+        if spec.shared_d_ff:
+            settings["n_shared_experts"] = spec.shared_d_ff // spec.d_ff
+        if spec.router == "sigmoid_group_topk":
+            settings["n_group"] = params.get("groups", 1)
+            settings["topk_group"] = params.get("top_groups", 1)
+            settings["routed_scaling_factor"] = params.get("scaling", 1.0)
+        return settings
+
+
+FAMILIES = {
+    "mixtral-8x7b": Family(
+        "mixtral", "Mixtral", "MixtralSparseMoeBlock", "intermediate_size", "num_local_experts"
+    ),
+    "qwen3-30b-a3b": Family(
+        "qwen3_moe", "Qwen3Moe", "Qwen3MoeSparseMoeBlock", "moe_intermediate_size", "num_experts"
+    ),
+    "deepseek-v3": Family(
+        "deepseek_v3", "DeepseekV3", "DeepseekV3MoE", "moe_intermediate_size", "n_routed_experts"
+    ),
+}
 
 
 class TorchUnavailable(RuntimeError):
@@ -39,8 +86,13 @@ class TorchProcess:
             self.close()
             raise TorchUnavailable(self.detail)
 
-    def timed(self, index: int) -> tuple[float, F32]:
-        """One step on the workload's input `index`: seconds, and y [T, D]."""
+    @property
+    def pids(self) -> list[int]:
+        """Its process."""
+        return [] if self.process.pid is None else [self.process.pid]
+
+    def timed(self, index: int) -> tuple[float, float, F32]:
+        """One step on the workload's input `index`: seconds, processor seconds, and y [T, D]."""
         self.pipe.send(index)
         return self.pipe.recv()  # type: ignore[no-any-return]
 
@@ -62,7 +114,7 @@ def torch_process(workload: Workload, threads: int) -> Iterator[TorchProcess]:
 
 def _serve(pipe: Any, size: Size, seed: int, batches: int, threads: int) -> None:
     try:
-        block = _Block(Workload(size, seed, batches), threads)
+        block = Block(Workload(size, seed, batches), threads)
     except TorchUnavailable as error:
         pipe.send((False, str(error)))
         return
@@ -70,15 +122,15 @@ def _serve(pipe: Any, size: Size, seed: int, batches: int, threads: int) -> None
     try:
         while True:
             x = block.workload.batch(pipe.recv())
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             y = block.forward(x)
-            pipe.send((time.perf_counter() - began, y))
+            pipe.send((time.perf_counter() - began, time.process_time() - used, y))
     except (EOFError, OSError, KeyboardInterrupt):
         return
 
 
-class _Block:
-    """`MixtralSparseMoeBlock` in float32 and eval mode.
+class Block:
+    """The family's block in float32 and eval mode.
 
     Where transformers offers several ways to compute the experts, the fastest here is taken and named in
     `detail`.
@@ -87,25 +139,21 @@ class _Block:
     def __init__(self, workload: Workload, threads: int) -> None:
         try:
             import torch
-            from transformers import MixtralConfig
-            from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+            family = FAMILIES[workload.size.family]
+            folder = f"transformers.models.{family.package}"
+            configuration = importlib.import_module(f"{folder}.configuration_{family.package}")
+            modeling = importlib.import_module(f"{folder}.modeling_{family.package}")
         except ImportError as error:
             name = getattr(error, "name", None) or "torch"
             raise TorchUnavailable(f"{name.split('.')[0]} not installed") from error
         torch.set_num_threads(threads)
         self.torch, self.workload = torch, workload
-        size = workload.size
-        self.config = MixtralConfig(
-            hidden_size=size.d_model,
-            intermediate_size=size.d_ff,
-            num_local_experts=size.experts,
-            num_experts_per_tok=size.top_k,
-            hidden_act="silu",
-        )
+        self.config = getattr(configuration, f"{family.name}Config")(**family.settings(workload.spec))
         with torch.no_grad():
-            self.block = MixtralSparseMoeBlock(self.config).eval()
+            self.block = getattr(modeling, family.block)(self.config).eval()
             _load(self.block, workload)
-        self.detail = f"torch {torch.__version__}, {threads} threads, {self._fastest()}"
+        self.detail = f"{family.block}, torch {torch.__version__}, {threads} threads, {self._fastest()}"
 
     def forward(self, x: F32) -> F32:
         """One step on x [T, D]."""
@@ -127,14 +175,20 @@ class _Block:
             except Exception:  # this version or this processor does not have it
                 times.pop(name, None)
         if not times:
-            raise TorchUnavailable("the Mixtral block of this transformers version does not run here")
+            raise TorchUnavailable("the block of this transformers version does not run here")
         best = min(times, key=lambda name: times[name])
         self.config._experts_implementation = best
         return best
 
 
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
 def _load(block: Any, workload: Workload) -> None:
-    """Copy the workload's weights: torch keeps [out, in], we keep [in, out] with gate and up side by side."""
+    """Copy the workload's weights: torch keeps [out, in], we keep [in, out] with gate and up side by side.
+
+    Ours are forgotten as they are copied: a second set of them may not fit.
+    """
     import torch
 
     def transposed(w: F32) -> Any:
@@ -143,12 +197,22 @@ def _load(block: Any, workload: Workload) -> None:
     layer = workload.model.layers[0]
     assert layer.gate is not None
     block.gate.weight.copy_(transposed(layer.gate.weight))
-    for number, expert in enumerate(layer.experts):
+    if layer.gate.selection_bias is not None:
+        block.gate.e_score_correction_bias.copy_(torch.from_numpy(layer.gate.selection_bias))
+    if layer.shared is not None:
+        half = layer.shared.up.shape[1] // 2
+        weights = (layer.shared.up[:, :half], layer.shared.up[:, half:], layer.shared.down)
+        for part, weight in zip(_PROJECTIONS, weights, strict=True):
+            getattr(block.shared_experts, part).weight.copy_(transposed(weight))
+    for number in range(len(layer.experts)):
+        expert = layer.experts[number]
+        layer.experts.release(number)
         half = expert.up.shape[1] // 2
         if hasattr(block.experts, "gate_up_proj"):
             block.experts.gate_up_proj[number].copy_(transposed(expert.up))
             block.experts.down_proj[number].copy_(transposed(expert.down))
         else:
-            block.experts[number].w1.weight.copy_(transposed(expert.up[:, :half]))
-            block.experts[number].w3.weight.copy_(transposed(expert.up[:, half:]))
-            block.experts[number].w2.weight.copy_(transposed(expert.down))
+            parts = ("w1", "w3", "w2") if hasattr(block.experts[number], "w1") else _PROJECTIONS
+            weights = (expert.up[:, :half], expert.up[:, half:], expert.down)
+            for part, weight in zip(parts, weights, strict=True):
+                getattr(block.experts[number], part).weight.copy_(transposed(weight))

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from rayemu.benchmarks.compare import Result, ratios
+from rayemu.benchmarks.compare import Result, processor_ratios, ratios
 from rayemu.benchmarks.contenders import CONTENDERS
+from rayemu.benchmarks.goals import goal_lines
 from rayemu.benchmarks.measure import Run
 from rayemu.benchmarks.output import busy_share, noise_warning, pair, show_ratio, show_time, write
 from rayemu.benchmarks.overhead import overhead_ratios
 from rayemu.benchmarks.scaling import growth
-from rayemu.benchmarks.tables import goal_lines, overhead_table, scaling_table, speeds_table, times_table
+from rayemu.benchmarks.tables import (
+    modules_table,
+    overhead_table,
+    processor_table,
+    scaling_table,
+    speeds_table,
+    times_table,
+)
 from rayemu.benchmarks.workload import SIZES
 
 
@@ -81,8 +90,63 @@ def test_a_comparison_as_tables() -> None:
     assert "torch not" in times and "exact" in times and "8,192" in times
     speeds = text(speeds_table(results, table))
     assert "0.800/1.60" in speeds and "2.00/8.00" in speeds and "torch" not in speeds
-    (line,) = goal_lines("large", table)
+    (line,) = goal_lines("large", results, "coordinator")
     assert "0.800 times as fast as the bare GEMMs" in line and "must 0.85" in line
+
+
+def fine() -> dict[str, Result]:
+    """Products that take 0.1 s, and twice as long on the processor; flat on 8 and 32 modules."""
+    found = {"processes": result("processes", 0.1, exact=None)}
+    found["processes"].processor = {"latency": {"all": [Run(0, (0.2,))]}}
+    for modules, seconds, used in ((8, 0.125, 0.25), (32, 0.15625, 0.35)):
+        one = Result(
+            replace(CONTENDERS["flat"], kind="flat", modules=modules),
+            latency=[Run(0, (0.16,))],
+            stream=[Run(0, (seconds,))],
+            exact=True,
+        )
+        for what, batches in (("latency", 1), ("stream", 10)):
+            by_role = {"driver": 0.004, "coordinator": 0.008, "ray": 0.0, "modules": used - 0.012}
+            one.add_used(what, 0, {r: batches * s for r, s in by_role.items()}, batches)
+        found["flat" if modules == 8 else "flat-32"] = one
+    return found
+
+
+def test_processor_time_is_shown_relative_to_the_products() -> None:
+    results = fine()
+    used = processor_ratios(results)
+    assert used["flat"] == {"latency": pytest.approx(1.25), "stream": pytest.approx(1.25)}
+    assert used["flat-32"]["stream"] == pytest.approx(1.75)
+    assert used["processes"] == {"latency": pytest.approx(1.0), "stream": None}
+    shown = text(processor_table(SIZES["fine"], results, used))
+    assert "250 ms/250 ms" in shown and "1.75/1.75" in shown and "12 ms/12 ms" in shown
+    data = results["flat"].as_dict()
+    assert data["modules"] == 8
+    assert data["processor_per_batch"]["stream"]["serial"]["median_s"] == pytest.approx(0.012)
+    results["flat"].add_used("stream", 1, None, 10)  # a process ended meanwhile: no figure
+    data = results["flat"].as_dict()
+    assert data["processor_per_batch"]["stream"]["all"]["count"] == 1
+    assert data["processor_windows_without_figure"] == 1
+
+
+def test_goals_of_fine_grained_experts() -> None:
+    results = fine()
+    both = ratios(results)["flat-32"]["fewest"]
+    assert both == {"latency": pytest.approx(1.0), "stream": pytest.approx(0.8)}
+    assert "fewest" not in ratios(results)["flat"]
+    table = modules_table(SIZES["fine"], results, ratios(results))
+    assert table is not None and "0.800" in text(table)
+    assert modules_table(SIZES["fine"], {"flat": results["flat"]}, ratios(results)) is None
+    lines = goal_lines("fine", results, "modules")
+    assert [line.split(":")[0] for line in lines] == ["fine, flat"] * 3 + ["fine, flat-32"] * 3
+    speed, used, serial, share, used_32, _ = lines
+    assert "0.625 times as fast as the GEMMs by processes one at a time (must 0.6, aim 0.85)" in speed
+    assert "0.800 in a stream (must 0.7, aim 0.9)" in speed
+    assert "1.25 times the processor time" in used and "must 1.45, aim 1.15" in used
+    assert "12 ms of processor time per batch and layer, routed at modules (must 10 ms" in serial
+    assert "0.800 of the throughput" in share and "must 0.8" in share
+    assert "1.75 times" in used_32 and "must 1.7, aim 1.3" in used_32
+    assert "must 20 ms" in goal_lines("fine", results, "coordinator")[2]
 
 
 def test_growth_is_relative_to_the_fewest_modules() -> None:
