@@ -9,7 +9,7 @@ Shapes: h, x, y [T, D] float32: the stack's rows, the normalised rows, a block's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,8 @@ from rayemu.model.model import Layer, Model
 from rayemu.numerics import F32, denormals_kept
 from rayemu.routing import Context, Gate, Routing
 
-_CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step: stays in the cache
+_CHUNK_ELEMENTS = 1 << 16  # elements (256 KiB) of output per combining step, or ...
+_GATHERED_ELEMENTS = 1 << 18  # ... 1 MiB of replies: stays in the second-level cache
 
 
 class Replay(Protocol):
@@ -198,25 +199,26 @@ def combine(weights: F32, rows: F32, shared: F32 | None = None, out: F32 | None 
     """
     if out is None:
         out = np.empty((len(rows), rows.shape[2]), np.float32)
-    return combine_from(lambda low, high: rows[low:high], weights, shared, out)
+    return combine_from(lambda low, high: rows[low:high].swapaxes(0, 1), weights, shared, out)
 
 
-def combine_from(rows_of: Callable[[int, int], F32], weights: F32, shared: F32 | None, out: F32) -> F32:
-    """The same where `rows_of(low, high)` gives the rows [high - low, K, D], for use before its next call."""
+def combine_from(
+    terms_of: Callable[[int, int], Iterable[F32]], weights: F32, shared: F32 | None, out: F32
+) -> F32:
+    """The same where `terms_of(low, high)` gives the replies of each choice in turn, [high - low, D] each."""
     tokens, width = out.shape
     choices = weights.shape[1]
-    step = max(1, _CHUNK_ELEMENTS // max(width, 1), _CHUNK_ELEMENTS * 4 // max(width * choices, 1))
-    term = np.empty((min(step, tokens), width), np.float32)
+    step = max(1, _CHUNK_ELEMENTS // max(width, 1), _GATHERED_ELEMENTS // max(width * choices, 1))
+    product = np.empty((min(step, tokens), width), np.float32)
     for start in range(0, tokens, step):
         part = slice(start, min(start + step, tokens))
-        y, t, rows = out[part], term[: part.stop - start], rows_of(start, part.stop)
-        if choices:
-            np.multiply(rows[:, 0], weights[part, :1], out=y)
-        else:
+        y, t = out[part], product[: part.stop - start]
+        if not choices:
             y[...] = 0.0
-        for k in range(1, choices):
-            np.multiply(rows[:, k], weights[part, k : k + 1], out=t)
-            np.add(y, t, out=y)
+        for k, term in enumerate(terms_of(start, part.stop)):
+            np.multiply(term, weights[part, k : k + 1], out=t if k else y)
+            if k:
+                np.add(y, t, out=y)
         if shared is not None:
             np.add(y, shared[part], out=y)
     return out

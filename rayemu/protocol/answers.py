@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 
 from rayemu.numerics import scratch
@@ -22,18 +25,21 @@ class Answers:
         self._at[pairs] = np.arange(len(pairs)) if index is None else index
         self._arrays.append(rows)
 
-    def rows(self, low: int, high: int) -> np.ndarray:
-        """The outputs [t, K, D] of tokens [low, high), in this thread's scratch memory."""
+    def terms(self, low: int, high: int) -> Iterator[np.ndarray]:
+        """The outputs of each choice in turn, [t, D] of tokens [low, high), in this thread's scratch memory.
+
+        Rows are fetched array after array, and then put in order in the cache.
+        """
         part = slice(low * self.choices, high * self.choices)
-        of, at = self._of[part], self._at[part]
+        order = np.argsort(self._of[part], kind="stable")
+        of, at = self._of[part][order], self._at[part][order]
+        place = np.empty(len(order), np.intp)  # of each pair among the fetched
+        place[order] = np.arange(len(order))
         width = self._arrays[0].shape[1]
-        whole = scratch("answers", len(of), width)
-        order = np.argsort(of, kind="stable")  # positions, array after array
-        ends = np.cumsum(np.bincount(of, minlength=len(self._arrays)))
-        begin = 0
-        for number in np.flatnonzero(np.diff(ends, prepend=0)).tolist():
-            end = int(ends[number])
-            places = order[begin:end]
-            whole[places] = np.take(self._arrays[number], at[places], axis=0, mode="clip")
-            begin = end
-        return whole.reshape(high - low, self.choices, width)
+        fetched, term = scratch("fetched", len(of), width), scratch("term", high - low, width)
+        begins = np.flatnonzero(np.diff(of, prepend=-1)).tolist()
+        for begin, end in pairwise([*begins, len(of)]):
+            rows = self._arrays[of[begin]]
+            np.take(rows, at[begin:end], axis=0, out=fetched[begin:end], mode="clip")
+        for choice in np.ascontiguousarray(place.reshape(-1, self.choices).T):
+            yield np.take(fetched, choice, axis=0, out=term, mode="clip")

@@ -307,7 +307,7 @@ class Home:
                 paths = widened(held.dispatch_paths[:, unit.low : unit.high], choices)
                 weights = drop_choices(weights, paths[unit.layer, :, :choices] != DROPPED)
             y = np.empty_like(unit.h) if out is None else out
-            combine_from(unit.answers.rows, weights, unit.shared, y)
+            combine_from(unit.answers.terms, weights, unit.shared, y)
         else:
             assert unit.shared is not None
             y = unit.shared

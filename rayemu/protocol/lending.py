@@ -16,16 +16,19 @@ from rayemu.protocol.messages import Dispatch, Reply
 
 def carried(m: Dispatch | Reply) -> int:
     """How many rows a message is about: the distinct ones of a dispatch, one per pair of a reply."""
-    if m.row_of_pair is None:
-        return len(m.rows)
-    if isinstance(m, Reply):
-        return len(m.row_of_pair)
-    return int(np.count_nonzero(np.bincount(m.row_of_pair)))
+    if isinstance(m, Dispatch):
+        return len(m.rows) if m.distinct < 0 else m.distinct
+    return len(m.rows) if m.row_of_pair is None else len(m.row_of_pair)
 
 
 def carried_bytes(m: Dispatch | Reply) -> int:
     """Bytes of these rows."""
     return carried(m) * m.rows.shape[1] * 4
+
+
+def distinct(index: np.ndarray) -> int:
+    """How many rows an index [n] names."""
+    return int(np.count_nonzero(np.bincount(index)))
 
 
 def frame_bytes(m: Dispatch | Reply, size: int) -> int:
@@ -42,10 +45,12 @@ def gather(m: Dispatch | Reply, new_rows: NewRows) -> None:
     index = m.row_of_pair
     if index is None:
         return
-    if isinstance(m, Dispatch) and (used := np.bincount(index, minlength=len(m.rows)) > 0).sum() < len(index):
-        if used.all():
+    if isinstance(m, Dispatch):
+        several, m.distinct = m.distinct != len(index), -1
+        if several:  # pairs for a row
+            used = np.bincount(index, minlength=len(m.rows)) > 0
+            if not used.all():
+                m.rows = rows_at(m.rows, np.flatnonzero(used), new_rows)
+                m.row_of_pair = (np.cumsum(used) - 1)[index].astype(np.int32)
             return
-        m.rows = rows_at(m.rows, np.flatnonzero(used), new_rows)
-        m.row_of_pair = (np.cumsum(used) - 1)[index].astype(np.int32)
-    else:
-        m.rows, m.row_of_pair = rows_at(m.rows, index, new_rows), None
+    m.rows, m.row_of_pair = rows_at(m.rows, index, new_rows), None

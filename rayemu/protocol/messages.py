@@ -183,6 +183,7 @@ class Dispatch:
     rows: np.ndarray  # [r, D]
     row_of_pair: np.ndarray | None  # [n] int32; None: pair i uses row i
     lots: np.ndarray  # [m, 3] int32: module, expert, pairs of each lot, in the order of the pairs
+    distinct: int = -1  # rows that its pairs use; -1: all that there are
     sent_at: float = 0.0  # when it left this sender, by the wall's clock; 0 if nobody wants to know
 
 

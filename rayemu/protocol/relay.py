@@ -12,6 +12,7 @@ import numpy as np
 
 from rayemu.alltoall import DEAD, View
 from rayemu.compression import WireError
+from rayemu.protocol.lending import distinct
 from rayemu.protocol.memory import Lends, NewRows, fresh_rows, lends_nothing
 from rayemu.protocol.messages import Dispatch, Probe, Refusal, Reply, Rows, Send
 
@@ -59,6 +60,7 @@ class Relay:
                 start=low,
                 rows=dispatch.rows[low:high] if index is None else rows,
                 row_of_pair=None if index is None else index[low:high],
+                distinct=-1 if index is None else distinct(index[low:high]),
                 lots=lots,
             )
             gather.parts[low], gather.waiting[low] = high - low, module

@@ -11,6 +11,7 @@ from rayemu.model.model import Model
 from rayemu.protocol.answers import Answers
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.decisions import Decisions, Part
+from rayemu.protocol.lending import distinct
 from rayemu.protocol.memory import NewRows
 from rayemu.protocol.messages import Dispatch, Result, Slice
 from rayemu.routing import Offer, Routing
@@ -120,6 +121,7 @@ def dispatch_of(unit: Unit, parcel: Parcel, home: int, request: int, epoch: int)
     """A request for the pairs of a parcel; its rows are the unit's."""
     assert unit.x is not None and unit.experts is not None
     held = unit.slice
+    row_of_pair = (parcel.pairs // unit.experts.shape[1]).astype(np.int32)
     return Dispatch(
         home=home,
         request=request,
@@ -133,6 +135,7 @@ def dispatch_of(unit: Unit, parcel: Parcel, home: int, request: int, epoch: int)
         slices=held.slices * len(held.units),
         path=0,
         rows=unit.x,
-        row_of_pair=(parcel.pairs // unit.experts.shape[1]).astype(np.int32),
+        row_of_pair=row_of_pair,
         lots=parcel.lots,
+        distinct=distinct(row_of_pair),
     )
