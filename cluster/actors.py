@@ -80,6 +80,7 @@ class ModuleActor:
         agree(setup.arithmetic)
         self.link = open_link(setup, module_name(module, incarnation))
         self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)
+        setup.sampler(module_name(module, incarnation), f"module {module}")
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until stopped."""
@@ -109,6 +110,7 @@ class CoordinatorActor:
         self.client = ""
         self.outbox: list[Any] = []
         self.outbox_filled = threading.Condition()
+        setup.sampler(COORDINATOR_NAME, "coordinator")
 
     def begin(self, client: str, modules: list[Any]) -> str:
         """Put the modules to work and watch them; return the coordinator's endpoint."""

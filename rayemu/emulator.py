@@ -29,7 +29,10 @@ from rayemu.scenario import Fault, Scenario
 from rayemu.units import format_bytes
 
 if TYPE_CHECKING:
+    from rayemu.cluster.session import Session
     from rayemu.drivers.backend import Backend
+    from rayemu.profiling.processes import Used
+    from rayemu.profiling.sampler import Samples
 
 F32 = npt.NDArray[np.float32]
 
@@ -85,10 +88,11 @@ class Emulator:
     Several threads may call `forward` and `stream` at once, also one inside the other: each gets the results
     of its own batches. `model` holds the weights (made when touched) for
     `reference_forward(emulator.model, x)`.
+    With `profile_every_s` each process samples its threads about that often, see `processor_times`.
     Raises ClusterError or RayUnavailable (RuntimeErrors) where the cluster cannot start.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, profile_every_s: float | None = None) -> None:
         if notice := denormals_notice():
             warnings.warn(notice, RuntimeWarning, stacklevel=2)
         self.scenario = scenario
@@ -100,6 +104,7 @@ class Emulator:
         self._most_tokens = most_tokens(self.spec)
         self._process = os.getpid()  # a forked child has but a copy
         self._running: Backend
+        self._profiled: Session | None = None
         if cluster.transport == "memory":
             from rayemu.drivers.serial import SerialSimulator
             from rayemu.drivers.simulator import Simulator
@@ -135,7 +140,9 @@ class Emulator:
                 },
                 blas_threads=cluster.blas_threads,
                 record=scenario.run.record,
+                profile_every_s=profile_every_s,
             )
+            self._profiled = self._running if profile_every_s is not None else None
 
         self._rebalancing: Rebalancing | None = None
         if scenario.rebalance is not None:
@@ -320,6 +327,14 @@ class Emulator:
     def record(self) -> np.ndarray:
         """Return the record so far: RECORD rows, of the `memory` transport VIRTUAL_RECORD. Before `close`."""
         return self._backend.record()
+
+    def processor_times(self) -> list[Used]:
+        """Return what each process has used so far, of an emulator that is profiled; else nothing."""
+        return [] if self._profiled is None else self._profiled.processor_times()
+
+    def samples(self) -> list[Samples]:
+        """Return what the threads of each process were seen to run, of an emulator that is profiled."""
+        return [] if self._profiled is None else self._profiled.samples()
 
     def close(self) -> None:
         """Stop everything that was started."""
