@@ -74,13 +74,13 @@ class ModuleActor:
 
     def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch) -> None:
         setup = setup.fitted(module)
+        setup.meters(module_name(module, incarnation), f"module {module}")
         if keep_denormals():  # BLAS's own threads may be in the mode that this one was in
             setup = replace(setup, blas_threads=1)
         set_blas_threads(setup.blas_threads or 1)
         agree(setup.arithmetic)
         self.link = open_link(setup, module_name(module, incarnation))
         self.runtime = ModuleRuntime(setup, module, incarnation, epoch, self.link)
-        setup.sampler(module_name(module, incarnation), f"module {module}")
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
         """Run until stopped."""
@@ -100,6 +100,7 @@ class CoordinatorActor:
     """
 
     def __init__(self, setup: Setup, group: Any) -> None:
+        setup.meters(COORDINATOR_NAME, "coordinator")
         if keep_denormals():
             setup = replace(setup, blas_threads=1)
         agree(setup.arithmetic)
@@ -110,7 +111,6 @@ class CoordinatorActor:
         self.client = ""
         self.outbox: list[Any] = []
         self.outbox_filled = threading.Condition()
-        setup.sampler(COORDINATOR_NAME, "coordinator")
 
     def begin(self, client: str, modules: list[Any]) -> str:
         """Put the modules to work and watch them; return the coordinator's endpoint."""

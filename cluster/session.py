@@ -33,8 +33,8 @@ from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
 from rayemu.placement import Placement
+from rayemu.profiling.meters import WRITE_EVERY_S, Metered, Meters, read_meters
 from rayemu.profiling.processes import Used, processor_times
-from rayemu.profiling.sampler import WRITE_EVERY_S, Sampler, Samples, read_samples
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.epochs import endpoints_of, slots_of
@@ -50,9 +50,9 @@ def _read_scratch(directory: str) -> tuple[str, np.ndarray, list[str]]:
     return own_host(), read_records(files), [file.name for file in files if is_cut(file)]
 
 
-def _samples(directory: str) -> tuple[str, list[Samples]]:
-    """What samplers saw on this machine."""
-    return own_host(), read_samples(directory)
+def _meters(directory: str) -> tuple[str, list[Metered]]:
+    """What the meters of this machine's processes have read."""
+    return own_host(), read_meters(directory)
 
 
 def _times(directory: str) -> tuple[str, list[Used]]:
@@ -89,7 +89,7 @@ class Session:
         links: dict[int, float] | None = None,
         blas_threads: int | None = None,
         record: bool = True,
-        profile_every_s: float | None = None,
+        profile: bool = False,
         start_timeout_s: float = 120.0,
     ) -> None:
         self.config, self.spec = config, spec
@@ -99,7 +99,7 @@ class Session:
         self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
         self._waiting: list[threading.Thread] = []  # in Ray
-        self._sampler: Sampler | None = None
+        self._meters: Meters | None = None
         self._client: ClientRuntime  # from the moment that there are modules on
         self.directory = new_directory()
         self._ray = local_ray.Connection(self.directory)
@@ -132,10 +132,10 @@ class Session:
                 directory=str(self.directory),
                 arithmetic=own_arithmetic(),
                 record=record,
-                profile_every_s=profile_every_s,
+                profile=profile,
                 coretype=None if self._ray.ours else self._common_kernels(),
             )
-            self._sampler = self.setup.sampler("driver", "driver")
+            self._meters = self.setup.meters("driver", "driver")
             self._start(start_timeout_s)
         except BaseException:
             self.close()
@@ -273,8 +273,8 @@ class Session:
             return
         self._closed = True
         with interrupts_held():
-            if self._sampler is not None:
-                self._sampler.stop()
+            if self._meters is not None:
+                self._meters.stop()
             if hasattr(self, "_client"):
                 self._client.close()
             local_ray.stop(self._coordinator, self._modules, self._group)
@@ -319,10 +319,11 @@ class Session:
         """Return what the processes of a profiled run have used so far."""
         return [replace(used, machine=host) for host, found in self._everywhere(_times) for used in found]
 
-    def samples(self) -> list[Samples]:
-        """Return what the threads of a profiled run were seen to run, up to now."""
+    def meters(self) -> list[Metered]:
+        """Return what the meters of a profiled run have read, up to now."""
         time.sleep(2 * WRITE_EVERY_S)
-        return [replace(seen, machine=host) for host, found in self._everywhere(_samples) for seen in found]
+        everywhere = self._everywhere(_meters)
+        return [replace(metered, machine=host) for host, found in everywhere for metered in found]
 
     def _everywhere(self, function: Callable[[str], tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Call a function with the run's directory on each machine; it gives the machine's name, too."""

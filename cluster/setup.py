@@ -12,7 +12,7 @@ from rayemu.machine import cores
 from rayemu.model.agreement import Arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
-from rayemu.profiling.sampler import Sampler
+from rayemu.profiling.meters import Meters
 from rayemu.protocol.config import ProtocolConfig
 
 # What a seeded generator is for (see `run` for others): which frames faults hit, and which are timed.
@@ -38,7 +38,7 @@ class Setup:
     directory: str  # scratch of the run on each machine: sockets and record files
     arithmetic: Arithmetic  # the driver's, like which all must compute
     record: bool = True
-    profile_every_s: float | None = None  # between two looks at what threads run; None: nobody looks
+    profile: bool = False  # functions are metered
     coretype: str | None = None  # the BLAS kernels to give to processes that would choose their own
 
     @property
@@ -53,13 +53,9 @@ class Setup:
         config = replace(self.config, modules_per_core=neighbours / own)
         return replace(self, config=config, blas_threads=self.blas_threads or max(1, own // neighbours))
 
-    def sampler(self, name: str, process: str) -> Sampler | None:
-        """Look at the threads of this process from now on, where the run is profiled."""
-        if self.profile_every_s is None:
-            return None
-        sampler = Sampler(self.scratch(), name, process, self.profile_every_s)
-        sampler.start()
-        return sampler
+    def meters(self, name: str, process: str) -> Meters | None:
+        """Meter this process from now on, where the run is profiled: before anything holds a function."""
+        return Meters(self.scratch(), name, process) if self.profile else None
 
     def scratch(self) -> str:
         """Make sure that the scratch directory exists on this machine, and return it."""

@@ -31,8 +31,8 @@ from rayemu.units import format_bytes
 if TYPE_CHECKING:
     from rayemu.cluster.session import Session
     from rayemu.drivers.backend import Backend
+    from rayemu.profiling.meters import Metered
     from rayemu.profiling.processes import Used
-    from rayemu.profiling.sampler import Samples
 
 F32 = npt.NDArray[np.float32]
 
@@ -88,11 +88,11 @@ class Emulator:
     Several threads may call `forward` and `stream` at once, also one inside the other: each gets the results
     of its own batches. `model` holds the weights (made when touched) for
     `reference_forward(emulator.model, x)`.
-    With `profile_every_s` each process samples its threads about that often, see `processor_times`.
+    With `profile` each process meters its functions, see `processor_times` and `meters`.
     Raises ClusterError or RayUnavailable (RuntimeErrors) where the cluster cannot start.
     """
 
-    def __init__(self, scenario: Scenario, profile_every_s: float | None = None) -> None:
+    def __init__(self, scenario: Scenario, profile: bool = False) -> None:
         if notice := denormals_notice():
             warnings.warn(notice, RuntimeWarning, stacklevel=2)
         self.scenario = scenario
@@ -140,9 +140,9 @@ class Emulator:
                 },
                 blas_threads=cluster.blas_threads,
                 record=scenario.run.record,
-                profile_every_s=profile_every_s,
+                profile=profile,
             )
-            self._profiled = self._running if profile_every_s is not None else None
+            self._profiled = self._running if profile else None
 
         self._rebalancing: Rebalancing | None = None
         if scenario.rebalance is not None:
@@ -332,9 +332,9 @@ class Emulator:
         """Return what each process has used so far, of an emulator that is profiled; else nothing."""
         return [] if self._profiled is None else self._profiled.processor_times()
 
-    def samples(self) -> list[Samples]:
-        """Return what the threads of each process were seen to run, of an emulator that is profiled."""
-        return [] if self._profiled is None else self._profiled.samples()
+    def meters(self) -> list[Metered]:
+        """Return what the functions of each process took so far, of an emulator that is profiled."""
+        return [] if self._profiled is None else self._profiled.meters()
 
     def close(self) -> None:
         """Stop everything that was started."""

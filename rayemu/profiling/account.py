@@ -1,21 +1,22 @@
-"""What a run's processes used, put together from samples and from what the kernel counted.
+"""What a run's processes used, put together from meters and from what the kernel counted.
 
-Processor seconds throughout, the profiler's own left out. Of processes that were not there at both ends (a module
-that died or came) what the kernel says of them counts from nothing, or is not known.
+Processor seconds throughout, without the thread that writes what the meters read. A process that was not
+there at the window's begin counts from nothing; of one that is gone at its end nothing is known.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayemu.profiling.phases import OTHER, PRODUCTS, phase_finder
+from rayemu.profiling.meters import NAME, Calls, Metered, Route, paths
+from rayemu.profiling.phases import OTHER, PRODUCTS, THREADS, phase_of
 from rayemu.profiling.processes import RAY, Thread, Used
-from rayemu.profiling.sampler import NAME, Samples
 
-SHOWN_OTHERS = 8
+SHOWN = 8  # of lists that go on and on
 _ROLES = {"coordinator": "coordinator", "driver": "driver", RAY: RAY}
 MAIN = "loop"
 BLAS, ZEROMQ, RAYS_OWN = "BLAS", "ZeroMQ", "Ray's own"
@@ -31,79 +32,120 @@ class Window:
     layers: int
 
 
+def stacks(
+    times: tuple[Sequence[Used], Sequence[Used]], meters: tuple[Sequence[Metered], Sequence[Metered]]
+) -> Iterator[tuple[str, str, Route, float]]:
+    """Process, thread, path of calls and processor seconds; what is in no call of the table is `OTHER`."""
+    left: dict[tuple[str, str], float] = {}
+    names = {(m.machine, m.pid): m for m in meters[1]}
+    then = {(used.machine, used.pid): used for used in times[0]}
+    for used in times[1]:
+        key = used.machine, used.pid
+        for thread, seconds in _threads(used, then.get(key), names.get(key))[0].items():
+            left[used.process, thread] = left.get((used.process, thread), 0.0) + seconds
+    for process, thread, path, _, own_s, _ in _work(*meters):
+        left[process, thread] = left.get((process, thread), 0.0) - own_s
+        yield process, thread, path, own_s
+    for (process, thread), seconds in left.items():
+        yield process, thread, (f"{thread}: {OTHER}",), seconds
+
+
 def role_of(process: str) -> str:
     """What kind of process it is: modules, coordinator, driver or Ray."""
     return _ROLES.get(process, "modules")
 
 
 def account(
-    before: Sequence[Used], after: Sequence[Used], samples: Sequence[Samples], window: Window
+    times: tuple[Sequence[Used], Sequence[Used]],
+    meters: tuple[Sequence[Metered], Sequence[Metered]],
+    window: Window,
 ) -> dict[str, Any]:
-    """All figures of processor time, as plain data."""
-    by_pid = {(s.machine, s.pid): s for s in samples}
-    processes: dict[str, dict[str, Any]] = {}
-    groups: dict[str, Counter[str]] = defaultdict(Counter)  # role -> thread -> seconds
-    ready: dict[str, Counter[str]] = defaultdict(Counter)
-    native: Counter[str] = Counter()  # process -> seconds of threads that run no Python
-    profiler_s = 0.0
+    """All figures of processor time, as plain data, from what was known at the window's begin and end."""
+    before, after = times
+    names = {(m.machine, m.pid): m for m in meters[1]}
     then = {(used.machine, used.pid): used for used in before}
+    processes: dict[str, dict[str, Any]] = {}
+    threads: dict[str, Counter[str]] = defaultdict(Counter)  # role -> thread -> seconds
+    ready: dict[str, Counter[str]] = defaultdict(Counter)
     for used in after:
-        was = then.get((used.machine, used.pid))
-        threads, waits = _threads(used, was, by_pid.get((used.machine, used.pid)))
-        own = threads.pop(NAME, 0.0)
-        waits.pop(NAME, None)
-        profiler_s += own
-        total = used.processor_s - (was.processor_s if was is not None else 0.0) - own
+        key = used.machine, used.pid
+        work, waits = _threads(used, then.get(key), names.get(key))
+        was_s = then[key].processor_s if key in then else 0.0
         entry = processes.setdefault(used.process, {"processor_s": 0.0, "threads": Counter()})
-        entry["processor_s"] += total
-        entry["threads"].update(threads)
-        groups[role_of(used.process)].update(threads)
+        entry["processor_s"] += used.processor_s - was_s - work[NAME]
+        entry["threads"].update(work)
+        threads[role_of(used.process)].update(work)
         ready[role_of(used.process)].update(waits)
-        native[used.process] += sum(s for name, s in threads.items() if name in (BLAS, ZEROMQ, RAYS_OWN))
-    seen = _sampled(samples, window)
+    phases: dict[str, Counter[str]] = defaultdict(Counter)
+    off: Counter[str] = Counter()
+    functions: dict[tuple[str, str], list[float]] = {}
+    metered: dict[str, Counter[str]] = defaultdict(Counter)  # role -> thread -> seconds
+    calls_s, call_s = 0.0, {m.process: m.call_s for m in meters[1]}
+    for process, thread, path, calls, own_s, wall_s in _work(*meters):
+        role, phase = role_of(process), phase_of(path)
+        phases[role][phase] += own_s
+        metered[role][thread] += own_s
+        off[f"{role}: {thread} in {path[-1]}"] += max(0.0, wall_s - own_s)
+        own = functions.setdefault((path[-1], phase), [0, 0.0])
+        own[0] += calls
+        own[1] += own_s
+        calls_s += calls * call_s[process]
+    other: Counter[str] = Counter()
+    for role, of in threads.items():
+        for thread, seconds in of.items():
+            if thread in (NAME, RAYS_OWN, ZEROMQ):
+                continue
+            phase = PRODUCTS if thread == BLAS else THREADS.get(thread, OTHER)
+            rest = max(0.0, seconds - metered[role][thread])
+            phases[role][phase] += rest
+            if phase == OTHER:
+                other[f"{role}: {thread}"] += rest
+    for role, of in threads.items():
+        for thread in (ZEROMQ, RAYS_OWN):
+            if of[thread]:
+                phases[role][thread] += of[thread]
+    phases["all"] = sum(phases.values(), Counter())
     total_s = sum(entry["processor_s"] for entry in processes.values())
-    phases = seen["phases"]
-    blas_s = sum(threads[BLAS] for threads in groups.values())
-    products_s = phases["all"][PRODUCTS] + blas_s
-    python_s = sum(e["processor_s"] - native[name] for name, e in processes.items() if name != RAY)
-    sampled_s = sum(phases["all"].values())
+    products_s = phases["all"][PRODUCTS]
     for entry in processes.values():
         entry["threads"] = _ordered(entry["threads"])
     return {
         "window_wall_s": window.end_s - window.begin_s,
         "batches": window.batches,
         "layers": window.layers,
-        "weights": "wall" if any(s.weights == "wall" for s in samples) else "processor",
         "processor_s": total_s,
-        "products_s": products_s,
         "processor_to_products": total_s / products_s if products_s and total_s else None,
-        "sampled_to_counted": sampled_s / python_s if python_s else None,
-        "profiler_s": profiler_s,
-        "looks": seen["looks"],
+        "phases_to_processes": sum(phases["all"].values()) / total_s if total_s else None,
+        "meters_s": calls_s,
+        "profiler_thread_s": sum(of[NAME] for of in threads.values()),
         "processes": processes,
         "threads": {
             role: {
                 name: {"processor_s": s, "ready_wall_s": ready[role][name]}
                 for name, s in _ordered(of).items()
             }
-            for role, of in groups.items()
+            for role, of in threads.items()
         },
         "phases": {role: _ordered(of) for role, of in phases.items()},
-        "blas_threads_s": blas_s,
-        "waiting_wall_s": seen["waiting"],
-        "other": seen["other"],
+        "off_processor_wall_s": dict(off.most_common(SHOWN)),
+        "other": _ordered(other),
+        "functions": [
+            {"function": name, "phase": phase, "calls": calls, "own_processor_s": own_s}
+            for (name, phase), (calls, own_s) in sorted(functions.items(), key=lambda item: -item[1][1])
+        ],
     }
 
 
 def _ordered(counts: Counter[str]) -> dict[str, float]:
-    return dict(counts.most_common())
+    """From the largest; what took nothing is left out."""
+    return {name: seconds for name, seconds in counts.most_common() if seconds > 0}
 
 
-def _threads(used: Used, was: Used | None, samples: Samples | None) -> tuple[Counter[str], Counter[str]]:
+def _threads(used: Used, was: Used | None, metered: Metered | None) -> tuple[Counter[str], Counter[str]]:
     """Seconds at work, and ready without a core, of a process's threads by their names."""
     work: Counter[str] = Counter()
     ready: Counter[str] = Counter()
-    python = {} if samples is None else {tid: name for name, tid in samples.threads.values()}
+    python = {} if metered is None else {tid: name for name, tid, _ in metered.threads}
     main = used.threads.get(used.pid)
     for tid, thread in used.threads.items():
         name = RAYS_OWN if used.process == RAY else _name(tid, thread, used.pid, python, main)
@@ -118,56 +160,37 @@ def _name(tid: int, thread: Thread, pid: int, python: dict[int, str], main: Thre
     if tid == pid:
         return MAIN
     if tid in python:
-        return _without_number(python[tid])
-    if thread.name == NAME:
-        return NAME
+        return _plain(python[tid])
     if thread.name.startswith("ZMQ"):
         return ZEROMQ
     nameless = thread.name.startswith(("ray::", "python")) or (main is not None and thread.name == main.name)
     return BLAS if nameless else RAYS_OWN
 
 
-def _without_number(name: str) -> str:
-    """Threads of a pool, and those that watch modules, are one kind each."""
-    return name.rstrip("0123456789.-_ ") or name if name[-1:].isdigit() else name
+def _plain(name: str) -> str:
+    """The kind of a Python thread by its name: those of a pool, say, differ in a number."""
+    if name == "MainThread":
+        return MAIN
+    if name.startswith(("PythonGCThread", "ray")) and not name.startswith("rayemu"):
+        return RAYS_OWN
+    target = re.fullmatch(r"Thread-\d+ \(_*(.*)\)", name)
+    return target[1] if target else re.sub(r"[-_.\d]+$", "", name) or name
 
 
-def _sampled(samples: Iterable[Samples], window: Window) -> dict[str, Any]:
-    """What the samplers saw in the window: phases by role, waits by thread, and what has no phase."""
-    find = phase_finder()
-    phases: dict[str, Counter[str]] = defaultdict(Counter)
-    waiting: Counter[str] = Counter()
-    other: Counter[str] = Counter()
-    looks = 0
-    for of in samples:
-        role = role_of(of.process)
-        named = [find(of.frames[frame] for frame in stack) for stack in of.stacks]
-        words = [_in_words(of, stack) for stack in of.stacks]
-        times = set()
-        for at, thread, stack, used_s, passed_s in of.rows:
-            if not window.begin_s <= at <= window.end_s:
-                continue
-            times.add(at)
-            phases[role][named[stack]] += used_s
-            if named[stack] == OTHER:
-                other[words[stack]] += used_s
-            if not used_s:
-                name = of.threads.get(thread, ("", 0))[0]
-                name = MAIN if name == "MainThread" else _without_number(name)
-                waiting[f"{role}: {name} in {words[stack]}"] += passed_s
-        looks += len(times)
-    phases["all"] = sum(phases.values(), Counter())
-    return {
-        "phases": phases,
-        "waiting": dict(waiting.most_common(SHOWN_OTHERS)),
-        "other": dict(other.most_common(SHOWN_OTHERS)),
-        "looks": looks,
-    }
+def _work(
+    before: Sequence[Metered], after: Sequence[Metered]
+) -> Iterator[tuple[str, str, Route, int, float, float]]:
+    """What was done in between: process, thread, path of calls, calls, own processor and wall seconds."""
+    then = {(m.machine, m.pid): {number: dict(_told(top)) for _, number, top in m.threads} for m in before}
+    for m in after:
+        was = then.get((m.machine, m.pid), {})
+        for name, number, top in m.threads:
+            old = was.get(number, {})
+            for path, (calls, own_s, wall_s) in _told(top):
+                calls0, own0_s, wall0_s = old.get(path, (0, 0.0, 0.0))
+                if calls > calls0:
+                    yield m.process, _plain(name), path, calls - calls0, own_s - own0_s, wall_s - wall0_s
 
 
-def _in_words(samples: Samples, stack: Sequence[int]) -> str:
-    """The innermost function of ours on a stack, and what it was in; else the innermost of all."""
-    frames = [samples.frames[frame] for frame in stack]
-    ours = next((i for i, frame in enumerate(frames) if frame[0].startswith("rayemu")), 0)
-    name = ":".join(frames[ours][:2])
-    return name if not ours or frames[0][0].startswith("rayemu") else f"{name} ({frames[0][1]})"
+def _told(top: Calls) -> Iterator[tuple[Route, tuple[int, float, float]]]:
+    return ((path, figures) for path, *figures in paths(top))  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """Which functions are which phase of a batch: one table, to be mended where functions get other names.
 
-A stack belongs to the first row of the table that has one of its functions, so what is told apart within
-something else stands above it: a router's product is routing. A name is a module, a colon and a function, or a
-package, for all that is in it. A test sees to it that every name exists.
+A path of calls belongs to the first row of the table that has one of its functions, so what is told apart
+within something else stands above it: a router's product is routing. A name is a module, a colon and a
+function, which is no generator. A test sees to it that every name exists.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from types import CodeType
 from typing import Any
 
-from rayemu.profiling.sampler import GARBAGE, Frame
-
-PRODUCTS, GARBAGE_PHASE, OTHER = "products", "garbage", "other"
+PRODUCTS, GARBAGE, OTHER = "products", "garbage", "other"
 
 _NOTES = "rayemu.drivers.notes"
 _HOME = "rayemu.protocol.home:Home"
@@ -26,7 +23,10 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
         "record",
         (
             *(f"{_NOTES}:ActorRecord.{name}" for name in ("frame", "control", "routed")),
-            *(f"{_NOTES}:ModuleRecord.{name}" for name in ("worked", "encoded", "decoded", "sent", "computed")),
+            *(
+                f"{_NOTES}:ModuleRecord.{name}"
+                for name in ("worked", "encoded", "decoded", "sent", "computed")
+            ),
         ),
     ),
     (
@@ -39,7 +39,6 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
             "rayemu.protocol.coordinator:CoordinatorMachine._with_routing",
             "rayemu.protocol.coordinator:CoordinatorMachine._route",
             "rayemu.protocol.coordinator:CoordinatorMachine._on_scores",
-            "rayemu.routing",
         ),
     ),
     ("activation", ("rayemu.model.expert:activated",)),
@@ -61,6 +60,7 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
             "rayemu.cluster.port:Port.send",
             "rayemu.cluster.port:Port.release",
             "rayemu.cluster.link:ZmqLink.send",
+            "rayemu.cluster.link:ZmqLink.wake",
             "rayemu.cluster.link:QueueLink.send",
         ),
     ),
@@ -108,7 +108,6 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "life",
         (
-            "rayemu.cluster.module_runtime:ModuleRuntime._beat",
             "rayemu.cluster.module_runtime:ModuleRuntime._gauge_load",
             "rayemu.cluster.coordinator_runtime:CoordinatorRuntime._feel_pulses",
             "rayemu.cluster.coordinator_runtime:CoordinatorRuntime._report",
@@ -116,7 +115,7 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
             "rayemu.protocol.module:ModuleMachine.tick",
         ),
     ),
-    ("stream", ("rayemu.streams",)),
+    ("stream", ("rayemu.running.profile:_taken",)),
     # What leads to all that, where it is not in any of it just now.
     (
         "send",
@@ -130,7 +129,12 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
         "receive",
         ("rayemu.drivers.pump:ModulePump.on_frame", "rayemu.drivers.pump:CoordinatorPump.on_frame"),
     ),
+    ("queue", ("rayemu.drivers.pump:ModulePump.work", "rayemu.drivers.pump:ModulePump.finished")),
+    ("life", ("rayemu.drivers.pump:ModulePump.tick", "rayemu.drivers.pump:CoordinatorPump.tick")),
 )
+THREADS: Mapping[str, str] = {
+    "heartbeat": "life"
+}  # of which all that is in no function of the table is one phase
 MEANS: Mapping[str, str] = {
     PRODUCTS: "matrix products of experts, shared experts and dense FFNs, with their padding",
     "activation": "SwiGLU and the like",
@@ -147,47 +151,30 @@ MEANS: Mapping[str, str] = {
     "batches": "the ledger, and batches copied in and results taken by the driver",
     "life": "heartbeats, membership, totals, ticks",
     "stream": "making the batches",
-    GARBAGE_PHASE: "Python's garbage collector",
-    OTHER: "no function of the table",
+    GARBAGE: "Python's garbage collector",
+    OTHER: "in no function of the table",
 }
 
 
-def code_of(name: str) -> CodeType | None:
-    """The code of a function of the table; None for a package. Raises where there is no such name."""
+def found(name: str) -> tuple[Any, str, Callable[..., Any]]:
+    """Whose attribute a function of the table is, its name there, and the function itself.
+
+    Raises ImportError, AttributeError or TypeError where there is no such function.
+    """
     module, _, path = name.partition(":")
-    found: Any = importlib.import_module(module)
-    if not path:
-        return None
-    for part in path.split("."):
-        found = inspect.getattr_static(found, part)
-    code: CodeType = inspect.unwrap(found).__code__
-    return code
+    owner: Any = importlib.import_module(module)
+    *above, last = path.split(".")
+    for part in above:
+        owner = getattr(owner, part)
+    function = inspect.getattr_static(owner, last)
+    if not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{name} is no plain function")
+    return owner, last, function
 
 
-def phase_finder() -> Callable[[Iterable[Frame]], str]:
-    """What tells the phase of a stack."""
-    exact: dict[tuple[str, str, int], int] = {}  # (module, function, first line) -> row of the table
-    packages: dict[str, int] = {}
-    for row, (_, names) in enumerate(TABLE):
-        for name in names:
-            code = code_of(name)
-            if code is None:
-                packages[name] = row
-            else:
-                exact[name.partition(":")[0], code.co_name, code.co_firstlineno] = row
-
-    def find(stack: Iterable[Frame]) -> str:
-        first = len(TABLE)
-        for frame in stack:
-            if frame == GARBAGE:
-                return GARBAGE_PHASE
-            module, function, _, line = frame
-            first = min(first, exact.get((module, function.rpartition(".")[2], line), first))
-            first = min(first, *(row for package, row in packages.items() if _within(module, package)), first)
-        return TABLE[first][0] if first < len(TABLE) else OTHER
-
-    return find
-
-
-def _within(module: str, package: str) -> bool:
-    return module == package or module.startswith(f"{package}.")
+def phase_of(path: Iterable[str]) -> str:
+    """The phase of a path of calls."""
+    names = set(path)
+    if GARBAGE in names:
+        return GARBAGE
+    return next((phase for phase, functions in TABLE if not names.isdisjoint(functions)), OTHER)

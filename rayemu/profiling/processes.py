@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rayemu.profiling.sampler import PREFIX
+from rayemu.profiling.meters import PREFIX
 
 RAY = "Ray"  # all processes that are Ray's own
 
@@ -25,7 +25,7 @@ class Thread:
 
 @dataclass(frozen=True)
 class Used:
-    """What one process has used so far; `process` is a sampler's name for it, or `RAY`."""
+    """What one process has used so far; `process` is the meters' name for it, or `RAY`."""
 
     process: str
     pid: int
@@ -35,7 +35,7 @@ class Used:
 
 
 def processor_times(directory: str | Path) -> list[Used]:
-    """What the run in this directory has used so far on this machine: sampled processes, and Ray's own.
+    """What the run in this directory has used so far on this machine: metered processes, and Ray's own.
 
     Ray's are those that the driver started, directly or not, and the one on this machine that started the
     actors (which may serve others, too).
@@ -43,7 +43,7 @@ def processor_times(directory: str | Path) -> list[Used]:
     ours = {}
     for path in sorted(Path(directory).glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-            header = json.loads(file.readline())
+            header = json.load(file)
             ours[int(header["pid"])] = str(header["process"])
     parents = _parents()
     rays = {parents[pid] for pid, name in ours.items() if name != "driver" and parents.get(pid, 0) > 1}

@@ -1,9 +1,9 @@
 """What batches waited for, from a run's record: wall time along each batch's path of last causes.
 
-Between a row of the record and the one that it waited for last (its `cause`) lie three spans: from the end of
-the cause until the row could begin (a frame on its way, or something done that nobody looked at yet), until it
-began (a queue), and until it ended. Going back from a batch's last result to its submission, they fill the
-batch's time without gap or overlap.
+Between a row of the record and the one that it waited for last (its `cause`) lie three spans: from the end
+of the cause until the row could begin (a frame on its way, or something done that nobody looked at yet),
+until it began (a queue), and until it ended. Going back from a batch's last result to its submission, they
+fill the batch's time without gap or overlap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rayemu.drivers.record import (
 _WORK = (GEMM, COMBINE, ROUTE, OFFER)  # what is no frame
 _ASIDE = (ENCODE, DECODE, CONTROL)
 _NAMES = {
-    "dispatch waits": "dispatch waits to be sent (window)",
+    "dispatch waits": "dispatch waits for its window",
     "gemm waits": "in the expert server's queue",
     "gemm": "in its job",
     "gemm is done": "job done, its reply not begun",
@@ -41,7 +41,7 @@ _NAMES = {
     "route is done": "choices made, what follows not begun",
     "combine is done": "combined, what follows not begun",
     "combine waits": "all is in, combine not begun",
-    "submit is on its way": "batch on its way to the coordinator",
+    "submit is on its way": "batch on its way",
     "slice waits": "slice waits to be sent",
     "result is on its way": "result on its way, and taken",
 }
@@ -49,7 +49,7 @@ UNKNOWN = "not known"
 
 
 def queue_times(record: np.ndarray, finished: Mapping[int, float]) -> dict[str, Any]:
-    """Seconds that batches spent in each span; `finished` has the batches, and when each was (record's clock).
+    """Seconds that batches spent in each span; `finished`: when each batch was, on the record's clock.
 
     Of a span: its `share` of the time of batches, `batch_p50_s` and `batch_p95_s` of what one batch spent
     there on its path, `per_batch` times on average; and of all rows, on a path or not, `each_p50_s`,
