@@ -10,7 +10,18 @@ import typer
 from rayemu.cli.options import HardwareNames, Json, expanded
 from rayemu.cli_errors import FAILED, plain_errors, refuse
 
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams", "planning")
+BENCHMARKS = (
+    "step",
+    "recovery",
+    "hang",
+    "codecs",
+    "products",
+    "planner",
+    "rebalance",
+    "streams",
+    "planning",
+    "profile",
+)
 
 
 def run(

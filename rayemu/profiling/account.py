@@ -7,8 +7,8 @@ there at the window's begin counts from nothing; of one that is gone at its end 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from rayemu.profiling.processes import RAY, Thread, Used
 
 SHOWN = 8  # of lists that go on and on
 _ROLES = {"coordinator": "coordinator", "driver": "driver", RAY: RAY}
+Seconds = defaultdict[str, float]
 MAIN = "loop"
 BLAS, ZEROMQ, RAYS_OWN = "BLAS", "ZeroMQ", "Ray's own"
 
@@ -65,21 +66,21 @@ def account(
     names = {(m.machine, m.pid): m for m in meters[1]}
     then = {(used.machine, used.pid): used for used in before}
     processes: dict[str, dict[str, Any]] = {}
-    threads: dict[str, Counter[str]] = defaultdict(Counter)  # role -> thread -> seconds
-    ready: dict[str, Counter[str]] = defaultdict(Counter)
+    threads: dict[str, Seconds] = defaultdict(_none)  # role -> thread -> seconds
+    ready: dict[str, Seconds] = defaultdict(_none)
     for used in after:
         key = used.machine, used.pid
         work, waits = _threads(used, then.get(key), names.get(key))
         was_s = then[key].processor_s if key in then else 0.0
-        entry = processes.setdefault(used.process, {"processor_s": 0.0, "threads": Counter()})
+        entry = processes.setdefault(used.process, {"processor_s": 0.0, "threads": _none()})
         entry["processor_s"] += used.processor_s - was_s - work[NAME]
-        entry["threads"].update(work)
-        threads[role_of(used.process)].update(work)
-        ready[role_of(used.process)].update(waits)
-    phases: dict[str, Counter[str]] = defaultdict(Counter)
-    off: Counter[str] = Counter()
+        _add(entry["threads"], work)
+        _add(threads[role_of(used.process)], work)
+        _add(ready[role_of(used.process)], waits)
+    phases: dict[str, Seconds] = defaultdict(_none)
+    off = _none()
     functions: dict[tuple[str, str], list[float]] = {}
-    metered: dict[str, Counter[str]] = defaultdict(Counter)  # role -> thread -> seconds
+    metered: dict[str, Seconds] = defaultdict(_none)  # role -> thread -> seconds
     calls_s, call_s = 0.0, {m.process: m.call_s for m in meters[1]}
     for process, thread, path, calls, own_s, wall_s in _work(*meters):
         role, phase = role_of(process), phase_of(path)
@@ -90,7 +91,7 @@ def account(
         own[0] += calls
         own[1] += own_s
         calls_s += calls * call_s[process]
-    other: Counter[str] = Counter()
+    other = _none()
     for role, of in threads.items():
         for thread, seconds in of.items():
             if thread in (NAME, RAYS_OWN, ZEROMQ):
@@ -104,7 +105,8 @@ def account(
         for thread in (ZEROMQ, RAYS_OWN):
             if of[thread]:
                 phases[role][thread] += of[thread]
-    phases["all"] = sum(phases.values(), Counter())
+    for of in list(phases.values()):
+        _add(phases["all"], of)
     total_s = sum(entry["processor_s"] for entry in processes.values())
     products_s = phases["all"][PRODUCTS]
     for entry in processes.values():
@@ -127,7 +129,7 @@ def account(
             for role, of in threads.items()
         },
         "phases": {role: _ordered(of) for role, of in phases.items()},
-        "off_processor_wall_s": dict(off.most_common(SHOWN)),
+        "off_processor_wall_s": dict(list(_ordered(off).items())[:SHOWN]),
         "other": _ordered(other),
         "functions": [
             {"function": name, "phase": phase, "calls": calls, "own_processor_s": own_s}
@@ -136,15 +138,24 @@ def account(
     }
 
 
-def _ordered(counts: Counter[str]) -> dict[str, float]:
+def _none() -> Seconds:
+    return defaultdict(float)
+
+
+def _add(to: Seconds, more: Mapping[str, float]) -> None:
+    for name, seconds in more.items():
+        to[name] += seconds
+
+
+def _ordered(counts: Mapping[str, float]) -> dict[str, float]:
     """From the largest; what took nothing is left out."""
-    return {name: seconds for name, seconds in counts.most_common() if seconds > 0}
+    return {name: s for name, s in sorted(counts.items(), key=lambda item: -item[1]) if s > 0}
 
 
-def _threads(used: Used, was: Used | None, metered: Metered | None) -> tuple[Counter[str], Counter[str]]:
+def _threads(used: Used, was: Used | None, metered: Metered | None) -> tuple[Seconds, Seconds]:
     """Seconds at work, and ready without a core, of a process's threads by their names."""
-    work: Counter[str] = Counter()
-    ready: Counter[str] = Counter()
+    work = _none()
+    ready = _none()
     python = {} if metered is None else {tid: name for name, tid, _ in metered.threads}
     main = used.threads.get(used.pid)
     for tid, thread in used.threads.items():

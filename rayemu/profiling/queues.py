@@ -8,7 +8,7 @@ fill the batch's time without gap or overlap.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,12 +62,10 @@ def queue_times(record: np.ndarray, finished: Mapping[int, float]) -> dict[str, 
     mine = np.isin(record["batch"], list(finished)) & ~np.isin(record["kind"], _ASIDE)
     each = spans.each(np.flatnonzero(mine))
     whole = [sum(seconds.values()) for seconds, _ in paths]
-    names = Counter[str]()
-    for seconds, _ in paths:
-        names.update(seconds)
-    found = {}
-    for name, total in names.most_common():
-        took = [seconds[name] for seconds, _ in paths]
+    found: dict[str, dict[str, Any]] = {}
+    for name in {name: None for seconds, _ in paths for name in seconds}:
+        took = [seconds.get(name, 0.0) for seconds, _ in paths]
+        total = sum(took)
         all_rows = each.get(name, np.zeros(0))
         found[name] = {
             "share": total / sum(whole) if sum(whole) else 0.0,
@@ -75,7 +73,8 @@ def queue_times(record: np.ndarray, finished: Mapping[int, float]) -> dict[str, 
             "per_batch": sum(times[name] for _, times in paths) / len(paths),
             **_spread("each", all_rows),
         }
-    return {"batches": len(paths), **_spread("batch", np.array(whole)), "spans": found}
+    ordered = dict(sorted(found.items(), key=lambda item: -item[1]["share"]))
+    return {"batches": len(paths), **_spread("batch", np.array(whole)), "spans": ordered}
 
 
 def _spread(what: str, seconds: np.ndarray) -> dict[str, float | None]:
@@ -99,7 +98,7 @@ class _Spans:
             np.maximum.at(high, number, self.end[jobs])
             self.begin[jobs], self.end[jobs] = low[number], high[number]
 
-    def path(self, batch: int, finished_s: float) -> tuple[Counter[str], Counter[str]] | None:
+    def path(self, batch: int, finished_s: float) -> tuple[dict[str, float], Counter[str]] | None:
         """Seconds by span on a batch's path, and how often each was on it; None without its result."""
         mine = self.record["batch"] == batch
         results = np.flatnonzero(mine & (self.kind == RESULT))
@@ -107,7 +106,8 @@ class _Spans:
         if not len(results) or not len(submits):
             return None
         began_s = float(self.begin[submits[0]])
-        seconds, times = Counter[str](), Counter[str]()
+        seconds: dict[str, float] = defaultdict(float)
+        times: Counter[str] = Counter()
         at = finished_s
 
         def back_to(then: float, name: str) -> None:

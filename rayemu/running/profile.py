@@ -49,9 +49,15 @@ def profile_scenario(
             f"run.batches is {scenario.run.batches}, of which the first {warm_up} only warm up: nothing is "
             "left to measure; raise run.batches or lower --warm-up"
         )
+    wanted = (out or Path("runs") / f"{scenario.name}-profile").expanduser()
+    if (wanted / REPORT).exists() and not overwrite:
+        raise RunError(
+            f"the folder {wanted} holds a profile; choose another with --out DIR, or replace it with "
+            "--overwrite"
+        )
     changed = scenario.with_overrides(["run.check=none", "run.record=true"])
     refuse_too_large(changed)
-    with claimed_folder(out or Path("runs") / f"{scenario.name}-profile", overwrite) as (folder, _):
+    with claimed_folder(wanted, overwrite) as (folder, _):
         (folder / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         for name in (REPORT, FLAMES):
             (folder / name).unlink(missing_ok=True)  # what an earlier one left
