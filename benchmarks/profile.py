@@ -20,7 +20,7 @@ from rayemu.running.profile import WARM_UP, profile_scenario
 from .output import machine, results_file, write
 from .workload import SIZES
 
-BATCHES = 20
+BATCHES, ROWS = 20, 40960  # that are measured at least
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     p.add_argument("--size", metavar="NAMES", default=",".join(SIZES), help=f"by comma: {', '.join(SIZES)}")
     p.add_argument("--modules", metavar="NUMBERS", help="by comma, like 8,32; default: the size's own")
-    p.add_argument("--batches", type=int, metavar="N", default=BATCHES, help=f"measured; default: {BATCHES}")
+    p.add_argument("--batches", type=int, metavar="N", help="measured; default: some seconds' worth")
     p.add_argument("--place", metavar="PLACE", help="routing.place; default: the scenario's")
     p.add_argument("--verbose", action="store_true", help="also the tables of each size, on standard error")
     p.add_argument(
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         if name not in SIZES:
             p.error(f"--size: {name!r} is not a size; known: {', '.join(SIZES)}")
-    if args.batches < 1:
+    if args.batches is not None and args.batches < 1:
         p.error(f"--batches: {args.batches} is not allowed; at least 1")
     counts: list[int | None] = [None]
     if args.modules:
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         for modules in counts:
-            changes = [f"run.batches={args.batches + WARM_UP}"]
+            batches = args.batches or max(BATCHES, ROWS // SIZES[name].tokens)
+            changes = [f"run.batches={batches + WARM_UP}"]
             if args.place:
                 changes.append(f"routing.place={args.place}")
             scenario = SIZES[name].scenario(modules=modules).with_overrides(changes)
