@@ -96,7 +96,8 @@ def account(
         for thread, seconds in of.items():
             if thread in (NAME, RAYS_OWN, ZEROMQ):
                 continue
-            phase = PRODUCTS if thread == BLAS else THREADS.get(thread, OTHER)
+            multiplies = thread == BLAS and role == "modules"
+            phase = PRODUCTS if multiplies else THREADS.get(thread, OTHER)
             rest = max(0.0, seconds - metered[role][thread])
             phases[role][phase] += rest
             if phase == OTHER:

@@ -92,6 +92,13 @@ def test_functions_are_without_what_they_call(figures: dict[str, Any]) -> None:
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
+def test_threads_without_a_name_multiply_in_modules_only() -> None:
+    after = [Used("coordinator", 20, 3.0, {21: Thread("ray::Coord", 3.0, 0.0)})]
+    found = account(([], after), ([], []), Window(0.0, 1.0, 1, 1))
+    assert found["phases"]["all"] == found["phases"]["coordinator"] == {"other": 3.0}
+    assert found["other"] == {"coordinator: BLAS": 3.0} and found["processor_to_products"] is None
+
+
 def test_a_module_that_came_in_between_counts_from_nothing() -> None:
     before, after = used(1.0), used(3.0)
     found = account((before[1:], after), (metered(1.0)[1:], metered(3.0)), Window(0.0, 1.0, 1, 1))
