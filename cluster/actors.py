@@ -74,6 +74,7 @@ class ModuleActor:
 
     def __init__(self, setup: Setup, module: int, incarnation: int, epoch: Epoch) -> None:
         setup = setup.fitted(module)
+        setup.meters(module_name(module, incarnation), f"module {module}")
         if keep_denormals():  # BLAS's own threads may be in the mode that this one was in
             setup = replace(setup, blas_threads=1)
         set_blas_threads(setup.blas_threads or 1)
@@ -99,6 +100,7 @@ class CoordinatorActor:
     """
 
     def __init__(self, setup: Setup, group: Any) -> None:
+        setup.meters(COORDINATOR_NAME, "coordinator")
         if keep_denormals():
             setup = replace(setup, blas_threads=1)
         agree(setup.arithmetic)

@@ -33,6 +33,8 @@ from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
 from rayemu.placement import Placement
+from rayemu.profiling.meters import WRITE_EVERY_S, Metered, Meters, read_meters
+from rayemu.profiling.processes import Used, processor_times
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.epochs import endpoints_of, slots_of
@@ -46,6 +48,16 @@ def _read_scratch(directory: str) -> tuple[str, np.ndarray, list[str]]:
     """Read what the modules of this machine recorded; name those whose records end early."""
     files = sorted(Path(directory).glob("record-*"))
     return own_host(), read_records(files), [file.name for file in files if is_cut(file)]
+
+
+def _meters(directory: str) -> tuple[str, list[Metered]]:
+    """What the meters of this machine's processes have read."""
+    return own_host(), read_meters(directory)
+
+
+def _times(directory: str) -> tuple[str, list[Used]]:
+    """What processes of this machine have used."""
+    return own_host(), processor_times(directory)
 
 
 def _machine_kernels() -> tuple[str, set[str]]:
@@ -77,6 +89,7 @@ class Session:
         links: dict[int, float] | None = None,
         blas_threads: int | None = None,
         record: bool = True,
+        profile: bool = False,
         start_timeout_s: float = 120.0,
     ) -> None:
         self.config, self.spec = config, spec
@@ -86,6 +99,7 @@ class Session:
         self._elsewhere: list[str] = []  # Ray's names of the other machines of this run
         self._modules: list[Any] = []
         self._waiting: list[threading.Thread] = []  # in Ray
+        self._meters: Meters | None = None
         self._client: ClientRuntime  # from the moment that there are modules on
         self.directory = new_directory()
         self._ray = local_ray.Connection(self.directory)
@@ -118,8 +132,10 @@ class Session:
                 directory=str(self.directory),
                 arithmetic=own_arithmetic(),
                 record=record,
+                profile=profile,
                 coretype=None if self._ray.ours else self._common_kernels(),
             )
+            self._meters = self.setup.meters("driver", "driver")
             self._start(start_timeout_s)
         except BaseException:
             self.close()
@@ -257,6 +273,8 @@ class Session:
             return
         self._closed = True
         with interrupts_held():
+            if self._meters is not None:
+                self._meters.stop()
             if hasattr(self, "_client"):
                 self._client.close()
             local_ray.stop(self._coordinator, self._modules, self._group)
@@ -296,6 +314,23 @@ class Session:
             with self._client.changed:
                 self._client.machine.notices.append(Notice("record_cut", self.now, {"what": what}))
         return collected(np.concatenate(list({host: rows for host, rows, _ in found}.values())))
+
+    def processor_times(self) -> list[Used]:
+        """Return what the processes of a profiled run have used so far."""
+        return [replace(used, machine=host) for host, found in self._everywhere(_times) for used in found]
+
+    def meters(self) -> list[Metered]:
+        """Return what the meters of a profiled run have read, up to now."""
+        time.sleep(2 * WRITE_EVERY_S)
+        everywhere = self._everywhere(_meters)
+        return [replace(metered, machine=host) for host, found in everywhere for metered in found]
+
+    def _everywhere(self, function: Callable[[str], tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Call a function with the run's directory on each machine; it gives the machine's name, too."""
+        self._refuse_if_closed()
+        directory = str(self.directory)
+        found = [*local_ray.call_on(self._elsewhere, function, directory), function(directory)]
+        return list({host: (host, given) for host, given in found}.values())
 
     # -- batches ----------------------------------------------------------------------------------------
     def new_rows(self, rows: int, width: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from rayemu.machine import cores
 from rayemu.model.agreement import Arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import Placement
+from rayemu.profiling.meters import Meters
 from rayemu.protocol.config import ProtocolConfig
 
 # What a seeded generator is for (see `run` for others): which frames faults hit, and which are timed.
@@ -37,6 +38,7 @@ class Setup:
     directory: str  # scratch of the run on each machine: sockets and record files
     arithmetic: Arithmetic  # the driver's, like which all must compute
     record: bool = True
+    profile: bool = False  # functions are metered
     coretype: str | None = None  # the BLAS kernels to give to processes that would choose their own
 
     @property
@@ -50,6 +52,10 @@ class Setup:
         neighbours = int((self.machine_of == self.machine_of[module]).sum())
         config = replace(self.config, modules_per_core=neighbours / own)
         return replace(self, config=config, blas_threads=self.blas_threads or max(1, own // neighbours))
+
+    def meters(self, name: str, process: str) -> Meters | None:
+        """Meter this process from now on, where the run is profiled: before anything holds a function."""
+        return Meters(self.scratch(), name, process) if self.profile else None
 
     def scratch(self) -> str:
         """Make sure that the scratch directory exists on this machine, and return it."""

@@ -29,7 +29,10 @@ from rayemu.scenario import Fault, Scenario
 from rayemu.units import format_bytes
 
 if TYPE_CHECKING:
+    from rayemu.cluster.session import Session
     from rayemu.drivers.backend import Backend
+    from rayemu.profiling.meters import Metered
+    from rayemu.profiling.processes import Used
 
 F32 = npt.NDArray[np.float32]
 
@@ -85,10 +88,11 @@ class Emulator:
     Several threads may call `forward` and `stream` at once, also one inside the other: each gets the results
     of its own batches. `model` holds the weights (made when touched) for
     `reference_forward(emulator.model, x)`.
+    With `profile` each process meters its functions, see `processor_times` and `meters`.
     Raises ClusterError or RayUnavailable (RuntimeErrors) where the cluster cannot start.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, profile: bool = False) -> None:
         if notice := denormals_notice():
             warnings.warn(notice, RuntimeWarning, stacklevel=2)
         self.scenario = scenario
@@ -100,6 +104,7 @@ class Emulator:
         self._most_tokens = most_tokens(self.spec)
         self._process = os.getpid()  # a forked child has but a copy
         self._running: Backend
+        self._profiled: Session | None = None
         if cluster.transport == "memory":
             from rayemu.drivers.serial import SerialSimulator
             from rayemu.drivers.simulator import Simulator
@@ -135,7 +140,9 @@ class Emulator:
                 },
                 blas_threads=cluster.blas_threads,
                 record=scenario.run.record,
+                profile=profile,
             )
+            self._profiled = self._running if profile else None
 
         self._rebalancing: Rebalancing | None = None
         if scenario.rebalance is not None:
@@ -320,6 +327,14 @@ class Emulator:
     def record(self) -> np.ndarray:
         """Return the record so far: RECORD rows, of the `memory` transport VIRTUAL_RECORD. Before `close`."""
         return self._backend.record()
+
+    def processor_times(self) -> list[Used]:
+        """Return what each process has used so far, of an emulator that is profiled; else nothing."""
+        return [] if self._profiled is None else self._profiled.processor_times()
+
+    def meters(self) -> list[Metered]:
+        """Return what the functions of each process took so far, of an emulator that is profiled."""
+        return [] if self._profiled is None else self._profiled.meters()
 
     def close(self) -> None:
         """Stop everything that was started."""

@@ -41,6 +41,7 @@ ROOMS = (
     "hardware",
     "drivers",
     "pricing",
+    "profiling",
     "report",
     "study",
     "cluster",

@@ -42,6 +42,7 @@ def _top(
 
 # In the order in which --help lists them.
 app.command()(running.run)
+app.command()(running.profile)
 app.command("list")(running.list_strategies)
 app.command()(running.doctor)
 app.command()(models.codecs)

@@ -7,10 +7,21 @@ from typing import Annotated
 
 import typer
 
-from rayemu.cli.options import HardwareNames, expanded
+from rayemu.cli.options import HardwareNames, Json, expanded
 from rayemu.cli_errors import FAILED, plain_errors, refuse
 
-BENCHMARKS = ("step", "recovery", "hang", "codecs", "products", "planner", "rebalance", "streams", "planning")
+BENCHMARKS = (
+    "step",
+    "recovery",
+    "hang",
+    "codecs",
+    "products",
+    "planner",
+    "rebalance",
+    "streams",
+    "planning",
+    "profile",
+)
 
 
 def run(
@@ -64,6 +75,47 @@ def run(
             print_summary(summary, folder, console)
     if not summary["passed"]:
         raise typer.Exit(FAILED)
+
+
+def profile(
+    scenario: Annotated[
+        str,
+        typer.Argument(help="A YAML file, - for standard input, or the name of a scenario of rayemu's own."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value, like run.batches=20; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", callback=expanded, help="Else runs/NAME-profile.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier profile.")] = False,
+    warm_up: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many of the scenario's batches are not measured.")
+    ] = 3,
+    json: Json = False,
+) -> None:
+    """Run a scenario to see where its batches' time goes: processor time, queues, a flame graph.
+
+    Processor time by process, thread, phase and function; wall time by what batches waited for. Writes
+    profile.json and profile.speedscope.json (for speedscope.app). Faults and arrival times are left out.
+    """
+    with plain_errors():
+        from json import dumps
+
+        from rayemu.report.live import ViewConsole, make_view
+        from rayemu.report.profiled import print_profile
+        from rayemu.running.profile import profile_scenario
+        from rayemu.scenario import Scenario
+
+        chosen = Scenario.load(scenario).with_overrides(list(settings or []))
+        console = ViewConsole()
+        with make_view(chosen, console, quiet=json) as view:
+            figures = profile_scenario(chosen, out, view, overwrite, warm_up)
+        if json:
+            typer.echo(dumps(figures, indent=1))
+        else:
+            print_profile(figures, console)
 
 
 def list_strategies(

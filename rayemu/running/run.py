@@ -158,7 +158,7 @@ def _run(
     if slow := slow_routers(scenario):
         journal.write("slow_routers", what=slow)
     report(Progress("start", 0, scenario.run.batches, events=journal.take_new()))
-    inputs = _inputs(scenario)
+    inputs = batches_of(scenario)
     with Emulator(scenario) as emulator:
         measured = _measure(emulator, inputs(), journal, report)
     for result, took, median in slow_batches(measured.results):
@@ -265,7 +265,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
     return measured
 
 
-def _inputs(scenario: Scenario) -> Callable[[], Iterator[np.ndarray]]:
+def batches_of(scenario: Scenario) -> Callable[[], Iterator[np.ndarray]]:
     """What gives the batches of a run x [T, D]; the same ones at each call. RunError where it cannot aim."""
     run, spec = scenario.run, scenario.spec
     try:
