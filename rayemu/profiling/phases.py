@@ -46,13 +46,13 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "gather",
         (
-            f"{_SERVER}:_gathered",
+            f"{_SERVER}:_run_experts",
             f"{_SERVER}:run_job",
             "rayemu.protocol.slices:dispatch_of",
-            "rayemu.protocol.relay:Relay._rows_for",
+            "rayemu.protocol.lending:gather",
         ),
     ),
-    ("combine", ("rayemu.model.reference:combine", "rayemu.model.reference:finish")),
+    ("combine", ("rayemu.model.reference:combine_from", "rayemu.model.reference:finish")),
     (
         "send",
         (
