@@ -13,7 +13,7 @@ from math import sqrt
 import numpy as np
 
 LEAST_ROWS = 64  # of a slice, unless it is said otherwise
-HOME_BYTES = 4 << 20  # see `count_slices`
+FRAMES_BYTES = 1 << 19  # whose combining takes as long as a frame there and back, some 0.2 ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,12 @@ def count_slices(tokens: int, modules: int, min_rows: int | None, pairs_bytes: f
     """How many slices T tokens are cut into: up to `modules`, of at least `min_rows` rows (or one).
 
     Without `min_rows` it is as many as the work at homes is worth. `pairs_bytes` are those of the rows that
-    come back to all homes together, one for each choice. The fewer homes, the longer each takes to combine;
-    the more, the more frames each module has to answer. With w seconds of combining in all and f for a frame
-    both ways, w / homes + f * homes is least at sqrt(w / f), and w / f was found to be near a home per MiB.
+    come back to all homes together, one for each choice. Few homes take long to sum them up; with many there
+    are more frames, one there and one back between each home and each module. If combining takes w seconds
+    in all and such a pair of frames f, w / homes + f * homes * modules is least at sqrt(w / f / modules).
     """
     if min_rows is None:
-        worth = max(1, round(sqrt(pairs_bytes / HOME_BYTES)))
+        worth = max(1, round(sqrt(pairs_bytes / FRAMES_BYTES / modules)))
         return max(1, min(modules, tokens // LEAST_ROWS, worth))
     return max(1, min(modules, tokens // max(min_rows, 1)))
 

@@ -99,8 +99,8 @@ class _Drawn:
         self.nodes = plan.module_to_node
         self.frames = Frames(plan.spec, plan.config, len(self.nodes))
         self.chunk = max(1, plan.config.chunk_bytes // (plan.spec.d_model * 4))
-        returned = plan.batch_tokens * plan.spec.top_k * plan.spec.d_model * 4
-        cuts = cut_slices(plan.batch_tokens, len(self.nodes), plan.config.min_slice_rows, returned)
+        # Each modelled module has links of its own: unless it is said otherwise, all are homes.
+        cuts = cut_slices(plan.batch_tokens, len(self.nodes), plan.config.min_slice_rows or LEAST_ROWS)
         micro = [
             (number, part, low + begin)
             for number, (low, high) in enumerate(cuts)

@@ -29,7 +29,7 @@ class ProtocolConfig:
     combine: tuple[Policy, Policy]  # for rows on their way back
     order: Any = ORDERS["largest_first"]  # of sending: a member of ORDERS
     micro_batches: int = 1
-    chunk_bytes: int = 4 << 20
+    chunk_bytes: int = 16 << 20
     window_bytes: int = 32 << 20
     min_slice_rows: int | None = None  # by default as many slices as their work is worth
     linger: float = 0.1

@@ -346,7 +346,7 @@ class Exchange(Strategy):
     kind: str = "hierarchical"
     order: Annotated[str, known_in(ORDERS, "an order of sending")] = "largest_first"
     micro_batches: Few = 1
-    chunk: Bytes = 4 << 20
+    chunk: Bytes = 16 << 20
     window: Bytes = 32 << 20
     min_slice_rows: Positive | None = None
     linger: Seconds = 0.1
