@@ -290,7 +290,7 @@ def test_lots_are_a_table_of_what_the_pairs_are_for(lots: Any, reason: str, lent
         (np.array([0, 1], np.int32), r"row_of_pair int32\[2\] for 5 pairs"),
         (np.array([], np.int32), r"row_of_pair int32\[0\] for 5 pairs"),
         (np.array([0, 1, 2, 3, 4, 4], np.int32), r"row_of_pair int32\[6\] for 5 pairs"),
-        (np.array([[0, 1, 2, 3, 4]], np.int32), r"row_of_pair int32\[1, 5\] for 5 pairs"),
+        (np.array([[0], [1], [2], [3], [4]], np.int32), r"row_of_pair int32\[5, 1\] for 5 pairs"),
         (np.array([0, 1, 2, 3, 4], np.int64), r"row_of_pair int64\[5\] for 5 pairs"),
         (np.array([0, 1, 2, 3, 4], np.float32), r"row_of_pair float32\[5\] for 5 pairs"),
         (np.array([0, 1, 1, 1, 0], bool), r"row_of_pair bool\[5\] for 5 pairs"),
