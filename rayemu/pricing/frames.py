@@ -117,7 +117,7 @@ class Frames:
         return Line(few - each, each)
 
     def _dispatch(self, lots: int) -> Dispatch:
-        table = [[self._module, self.spec.experts - 1, 8]] * lots
+        table = np.array([[self._module, self.spec.experts - 1, 8]] * lots, np.int32)
         rows, n = np.zeros((0, self.spec.d_model), np.float32), _TYPICAL
         return Dispatch(self._module, n, -1, 0, n, n, 0, 1, 1, n, 0, rows, None, table)
 
