@@ -88,6 +88,34 @@ def test_a_reply_is_about_a_row_for_each_pair(rows: int, index: np.ndarray) -> N
     assert told == len(WIRE.encode(m)) == frame_bytes(m, WIRE.encode_pieces(m))
 
 
+def lengthen(m: Dispatch | Reply, extra: int) -> None:
+    """Give a message a header that is so many bytes longer (0..63) than it can be."""
+    if isinstance(m, Reply):
+        m.spans = [[0] * 7] * (extra // 8) + [[0] * (extra % 8 - 1)] * (extra % 8 > 0)
+        return
+    numbers = {8: 1 << 32, 4: 1 << 16, 2: 1 << 8, 1: 1 << 7, 0: 0}  # by how many bytes more than 0 they take
+    for name in ("request", "via", "start", "batch", "slice", "micro", "layer", "epoch", "slices", "home"):
+        more = next(n for n in numbers if n <= extra)
+        setattr(m, name, numbers[more])
+        extra -= more
+
+
+@pytest.mark.parametrize("make", [dispatch, reply])
+@pytest.mark.parametrize("rows", [127, 128, 255, 256, 65_535, 65_536])
+def test_sizes_are_right_wherever_the_header_ends(make: type, rows: int) -> None:
+    """With headers of all lengths, a byte more or less moves the segments in one of them."""
+    m = make(rows, [0])
+    lent = m.rows
+    for pairs in (127, 128, 255, 256):
+        for distinct in {2, min(pairs, rows)}:
+            for extra in range(64):
+                m.rows, m.row_of_pair = lent, np.arange(pairs, dtype=np.int32) % distinct
+                lengthen(m, extra)
+                told = frame_bytes(m, WIRE.encode_pieces(m))
+                gather(m, fresh_rows)
+                assert told == sum(map(len, WIRE.encode_pieces(m)))
+
+
 @pytest.mark.parametrize("make", [dispatch, reply])
 def test_what_has_no_index_is_about_all_its_rows(make: type) -> None:
     m = make(6, None)
