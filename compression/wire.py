@@ -158,6 +158,19 @@ def unpack(
     return header, _segments(pieces, places)
 
 
+def header_bytes(frame: Sequence[np.ndarray]) -> int:
+    """Size of the header of a frame in pieces, as `pack_pieces` made it."""
+    return int(_PRELUDE.unpack_from(frame[0])[3])
+
+
+def frame_bytes(header: int, segments: Sequence[int]) -> int:
+    """Size of a frame with a header and segments of so many bytes."""
+    end = _PRELUDE.size + 8 * len(segments) + header
+    for size in segments:
+        end += -end % ALIGNMENT + size
+    return end
+
+
 def _most_items(header: Any) -> int:
     """The length of the longest list or dict in a header."""
     if isinstance(header, dict):

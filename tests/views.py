@@ -50,6 +50,11 @@ def everything(layers: int = 1, experts: int = 4) -> np.ndarray:
     return np.indices((layers, experts), np.uint16).reshape(2, -1)
 
 
+def lots_of(*lots: list[int]) -> np.ndarray:
+    """Lots [m, 3] as a dispatch has them: (module, expert, pairs) each."""
+    return np.array(lots, np.int32)
+
+
 def holding_all(model: Model) -> Holdings:
     """Every expert of a model."""
     holdings = Holdings(model.make_expert)

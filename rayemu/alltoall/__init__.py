@@ -3,7 +3,7 @@
 from rayemu.alltoall.exchange import RELAYS, Flat, Hierarchical
 from rayemu.alltoall.order import ORDERS
 from rayemu.alltoall.phases import Phases, permutation_phases, rotation_phases
-from rayemu.alltoall.plan import Parcel, count_slices, cut_micro_batches, cut_slices, plan_parcels
+from rayemu.alltoall.plan import LEAST_ROWS, Parcel, count_slices, cut_micro_batches, cut_slices, plan_parcels
 from rayemu.alltoall.replicas import Even, Hash, LeastLoaded, Nearest, Split
 from rayemu.alltoall.view import ALIVE, DEAD, LEAVING, LOADING, READY, SUSPECTED, Copies, View
 
@@ -14,6 +14,7 @@ __all__ = [
     "ALIVE",
     "DEAD",
     "EXCHANGES",
+    "LEAST_ROWS",
     "LEAVING",
     "LOADING",
     "ORDERS",

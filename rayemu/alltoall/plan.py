@@ -68,7 +68,7 @@ def plan_parcels(
     ]
 
 
-def count_slices(tokens: int, modules: int, min_rows: int | None, pairs_bytes: float) -> int:
+def count_slices(tokens: int, modules: int, min_rows: int | None, pairs_bytes: float = 0.0) -> int:
     """How many slices T tokens are cut into: up to `modules`, of at least `min_rows` rows (or one).
 
     Without `min_rows` it is as many as the work at homes is worth. `pairs_bytes` are those of the rows that

@@ -129,7 +129,7 @@ class ModulePump:
             self._send(to, frame, delays, now)
             size = sum(map(len, pieces))
             if isinstance(message, (Dispatch, Reply)):
-                size = size if send.codec else frame_bytes(message, size)
+                size = size if send.codec else frame_bytes(message, pieces)
                 self.record.sent(message, to, send.codec, size, start_s, began)
             else:
                 self.record.frame(message, to, size, start_s, began, self.machine.level(to))

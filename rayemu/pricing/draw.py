@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rayemu.alltoall import ALIVE, READY, View, cut_micro_batches, cut_slices
+from rayemu.alltoall import ALIVE, LEAST_ROWS, READY, View, cut_micro_batches, cut_slices
 from rayemu.alltoall.all_homes import (
     Exchange,
     Units,

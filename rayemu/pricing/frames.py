@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rayemu.compression import Codec, Policy
+from rayemu.compression.wire import ALIGNMENT
 from rayemu.model.spec import ModelSpec
 from rayemu.pricing.memory import PricingError
 from rayemu.protocol.config import LEVELS, MODULE, ProtocolConfig
@@ -21,6 +22,7 @@ from rayemu.protocol.wire import Wire
 
 Array = np.ndarray
 _FEW, _MANY = 16, 272  # rows of two samples; their difference is what a row takes
+_ALIGNED = ALIGNMENT // 4  # pairs whose index ends where the next segment may begin
 _TYPICAL = 300  # a number as headers hold them
 
 
@@ -55,6 +57,8 @@ class Frames:
             )
         }
         self._lots = self._line(lambda lots: self._dispatch(lots))
+        # An index lies before the lots: what it is told of, and its bytes up to where these begin.
+        self._index = self._size(self._dispatch(1, _ALIGNED)) - self._size(self._dispatch(1)) - 4 * _ALIGNED
         self._spans = self._line(lambda spans: self._reply(spans))
         empty = np.zeros((0, spec.d_model), np.float32)
         chosen = np.zeros((0, spec.top_k), np.int32), np.zeros((0, spec.top_k), np.float32)
@@ -89,7 +93,7 @@ class Frames:
 
     def dispatch(self, between_nodes: Array, rows: Array, pairs: Array, lots: Array) -> Array:
         """Of `rows` [n] distinct tokens for `pairs` [n] in so many lots."""
-        index = np.where(rows < pairs, 4.0 * pairs, 0.0)
+        index = np.where(rows < pairs, self._index + 4.0 * _ALIGNED * -(-pairs // _ALIGNED), 0.0)
         return self._coded(Dispatch, between_nodes, rows, self._lots.of(lots) + index)
 
     def reply(self, between_nodes: Array, pairs: Array, spans: Array) -> Array:
@@ -116,10 +120,11 @@ class Frames:
         each = (many - few) / 64
         return Line(few - each, each)
 
-    def _dispatch(self, lots: int) -> Dispatch:
-        table = [[self._module, self.spec.experts - 1, 8]] * lots
+    def _dispatch(self, lots: int, pairs: int = 0) -> Dispatch:
+        table = np.array([[self._module, self.spec.experts - 1, 8]] * lots, np.int32)
         rows, n = np.zeros((0, self.spec.d_model), np.float32), _TYPICAL
-        return Dispatch(self._module, n, -1, 0, n, n, 0, 1, 1, n, 0, rows, None, table)
+        index = np.zeros(pairs, np.int32) if pairs else None
+        return Dispatch(self._module, n, -1, 0, n, n, 0, 1, 1, n, 0, rows, index, table)
 
     def _reply(self, spans: int) -> Reply:
         rows, n = np.zeros((0, self.spec.d_model), np.float32), _TYPICAL

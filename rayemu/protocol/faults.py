@@ -43,8 +43,8 @@ class MessageFaults:
             if kind == "duplicate":
                 copies += 1
             elif kind == "corrupt":
-                number = int(self.rng.integers(len(frame)))
-                number -= number % 2 if shared else 0
+                under_way = [n for n in range(0, len(frame), 1 + shared) if len(frame[n])]
+                number = under_way[self.rng.integers(len(under_way))]
                 frame = [*frame]
                 piece = frame[number] = np.array(frame[number])
                 piece[self.rng.integers(len(piece))] ^= np.uint8(1 << self.rng.integers(8))

@@ -8,8 +8,11 @@ are those of the rows that a message is about, however it travels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from rayemu.compression import wire
 from rayemu.protocol.memory import NewRows, rows_at
 from rayemu.protocol.messages import Dispatch, Reply
 
@@ -31,13 +34,26 @@ def distinct(index: np.ndarray) -> int:
     return int(np.count_nonzero(np.bincount(index)))
 
 
-def frame_bytes(m: Dispatch | Reply, size: int) -> int:
-    """Bytes of the frame of a message whose rows are raw, had they been gathered; `size` is what it has."""
+def frame_bytes(m: Dispatch | Reply, frame: Sequence[np.ndarray]) -> int:
+    """Bytes of the frame (in pieces) of a message whose rows are raw, had they been gathered."""
     if m.row_of_pair is None:
-        return size
-    count = carried(m)
-    index = m.row_of_pair.nbytes if isinstance(m, Reply) or count == len(m.row_of_pair) else 0
-    return size - m.rows.nbytes + count * m.rows.shape[1] * 4 - index
+        return sum(map(len, frame))
+    count, pairs = carried(m), len(m.row_of_pair)
+    header = wire.header_bytes(frame) + _packed(count) - _packed(len(m.rows))
+    sizes = [count * m.rows.shape[1] * 4]
+    if isinstance(m, Dispatch) and count < pairs:
+        sizes.append(m.row_of_pair.nbytes)
+    else:  # nothing in place of what the index is: a list of two
+        header -= 1 + _packed(pairs)
+    if isinstance(m, Dispatch):
+        header += 1 - (1 if m.distinct < 0 else _packed(m.distinct))  # it is -1 then
+        sizes.append(m.lots.nbytes)
+    return wire.frame_bytes(header, sizes)
+
+
+def _packed(number: int) -> int:
+    """Bytes of a number from 0 in a header, which is msgpack."""
+    return 1 if number < 1 << 7 else 2 if number < 1 << 8 else 3 if number < 1 << 16 else 5
 
 
 def gather(m: Dispatch | Reply, new_rows: NewRows) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rayemu.alltoall import count_slices
+from rayemu.alltoall import LEAST_ROWS, count_slices
 from rayemu.hardware import Hardware, load_hardware
 from rayemu.hardware.transfers import bandwidth_needed
 from rayemu.model.model import Model, routers_of
@@ -167,8 +167,7 @@ def affordable_batches(scenario: Scenario) -> int:
 def refuse_too_large(scenario: Scenario) -> None:
     """Raise PricingError for a plan that may have too many events, or choices of one layer."""
     spec, run, modules = scenario.spec, scenario.run, scenario.cluster.modules
-    returned = run.batch_tokens * spec.top_k * spec.d_model * 4
-    slices = count_slices(run.batch_tokens, modules, scenario.exchange.min_slice_rows, returned)
+    slices = count_slices(run.batch_tokens, modules, scenario.exchange.min_slice_rows or LEAST_ROWS)
     units = slices * min(scenario.exchange.micro_batches, run.batch_tokens)
     events = most_events(spec, run.batches, run.batch_tokens, units)
     at_once = min(run.in_flight, run.batches) * run.batch_tokens * spec.top_k

@@ -4,8 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rayemu.alltoall import (
     ALIVE,
@@ -32,49 +30,6 @@ def make_view(states: list[int], nodes: int = 2, copies: int = 2, experts: int =
     placed = PLACEMENTS["linear"]().place(problem_of(np.full(experts, copies), modules))
     module_to_node = np.repeat(np.arange(nodes), modules // nodes)
     return a_view(placed, module_to_node, experts, states)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 60), st.integers(1, 6), st.integers(1, 9), st.integers(1, 20), st.integers(0, 2**32))
-def test_parcels_carry_every_pair_once(n: int, modules: int, experts: int, chunk: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    pairs = rng.permutation(1000)[:n]
-    expert = rng.integers(0, experts, n)
-    module = rng.integers(0, modules, n)
-    hop_of_module = rng.integers(0, modules, modules)
-    parcels = plan_parcels(pairs, hop_of_module[module], module, expert, chunk)
-    found = {}
-    for parcel in parcels:
-        assert 0 < len(parcel.pairs) <= chunk
-        assert parcel.lots[:, 2].sum() == len(parcel.pairs)
-        at = 0
-        for m, e, rows in parcel.lots.tolist():
-            assert rows > 0 and (parcel.modules[at : at + rows] == m).all()
-            for pair in parcel.pairs[at : at + rows].tolist():
-                assert pair not in found
-                found[pair] = (parcel.hop, m, e)
-            at += rows
-    expected = {int(p): (hop_of_module[m], m, e) for p, m, e in zip(pairs, module, expert, strict=True)}
-    assert found == expected
-
-
-def test_parcels_by_hand() -> None:
-    pairs = np.arange(6)
-    module = np.array([1, 0, 1, 2, 0, 1])
-    expert = np.array([5, 4, 3, 6, 4, 5])
-    hops = np.array([1, 0, 1, 1, 0, 1])  # module 2 is reached through 1
-    small, big = plan_parcels(pairs, hops, module, expert, 100)
-    assert (big.hop, big.pairs.tolist()) == (1, [2, 0, 5, 3])
-    assert big.lots.tolist() == [[1, 3, 1], [1, 5, 2], [2, 6, 1]]
-    assert (small.hop, small.pairs.tolist()) == (0, [1, 4])
-
-
-def test_pairs_of_a_lot_keep_token_order() -> None:
-    pairs = np.arange(500)
-    module, expert = pairs % 2, pairs // 7 % 3
-    (parcel,) = plan_parcels(pairs, np.zeros(500, int), module, expert, 500)
-    by_hand = [p for m in range(2) for e in range(3) for p in range(500) if (p % 2, p // 7 % 3) == (m, e)]
-    assert parcel.pairs.tolist() == by_hand
 
 
 def test_orders_of_sending_by_hand() -> None:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +32,9 @@ from rayemu.drivers.record import (
 )
 from rayemu.model.spec import ModelSpec
 from rayemu.protocol.messages import RouteReply, Send, Slice
-from rayemu.protocol.server import SHARED, Job, Part
+from rayemu.protocol.server import ROUTED, SHARED, Job, Own, Work
 from rayemu.protocol.slices import HeldSlice, Unit
+from tests.views import lots_of
 
 MANY = 40_000  # more than fit at first, and than fit after growing once
 
@@ -65,6 +67,26 @@ def test_memory_grows(tmp_path: Path) -> None:
     recorder = Recorder()
     fill(recorder, 1)
     check(recorder.rows())
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_several_rows_at_once_are_those_that_are_written_one_by_one(tmp_path: Path, in_file: bool) -> None:
+    single = Recorder()
+    fill(single, 1)
+    rows = single.rows().copy()
+    recorder = Recorder(tmp_path / "record" if in_file else None)
+    cuts = [0, 16_000, 16_384, 16_384, 16_385, MANY - 1]  # to the first room's end, and over the second's
+    for low, high in pairwise(cuts):
+        recorder.extend(rows[low:high])
+    recorder.append(GEMM, 3, 4, MANY - 1, 0.0, 0.0)  # one behind them, and room for more
+    assert np.array_equal(recorder.rows()[:-1], rows[:-1]) and len(recorder.rows()) == MANY
+    assert recorder.rows()["rows"][-1] == MANY - 1
+    if in_file:
+        assert np.array_equal(read_records([tmp_path / "record"])[: MANY - 1], rows[:-1])
+        assert not is_cut(tmp_path / "record")
+    off = Recorder(on=False)
+    off.extend(rows)
+    assert len(off.rows()) == 0
 
 
 def test_the_rows_of_all_files_are_put_in_order_of_time(tmp_path: Path) -> None:
@@ -153,37 +175,48 @@ def test_a_missing_or_other_file_is_refused(tmp_path: Path) -> None:
             load_columns(tmp_path / name)
 
 
-def test_a_merged_gemm_has_a_row_for_each_part() -> None:
-    """No batch is charged for another's rows: each part has the share of the time that its rows have."""
+def test_a_merged_job_has_a_row_for_each_lot_and_a_number_for_each_expert() -> None:
+    """No batch is charged for another's rows: each lot has the share of the time that its rows have."""
     recorder, rows = Recorder(), np.zeros((8, 4), np.float32)
 
-    def part(batch: int, count: int, home: int, request: int) -> Any:
-        dispatch = SimpleNamespace(
-            batch=batch, slice=10 + batch, micro=batch, home=home, request=request, start=0
+    def work(batch: int, home: int, request: int, since: float, *lots: list[int]) -> Any:
+        dispatch: Any = SimpleNamespace(
+            batch=batch, slice=10 + batch, micro=batch, home=home, request=request, lots=lots_of(*lots)
         )
-        work: Any = SimpleNamespace(dispatch=dispatch)
-        return Part(work, rows, np.arange(count), None, since=3.0 + batch)
+        return Work(dispatch, since)
 
     spec = ModelSpec("tiny", 4, 8, 2, 1)
     machine: Any = SimpleNamespace(me=2, incarnation=1, model=SimpleNamespace(spec=spec))
     record = ModuleRecord(recorder, machine, lambda: 0.0)
-    parts = [part(0, 2, 1, 7), part(5, 3, 0, 7), part(0, 1, 1, 8), part(6, 2, 2, 9)]
-    record.computed(Job(1, 3, parts, 8, 80.0), 10.0, 18.0, ahead_s=2.0)
+    works = [
+        work(0, 1, 7, 3.0, [2, 3, 2], [2, 5, 1]),
+        work(5, 0, 7, 8.0, [2, 3, 3]),
+        work(6, 2, 9, 15.0, [2, 5, 2]),  # after the first expert began, but before its own
+    ]
+    record.computed(Job(1, ROUTED, 8, 80.0, works), 10.0, 18.0, ahead_s=2.0)
     held = HeldSlice(4, 14, 0, 1, rows, np.zeros((2, 2), np.int32))
     unit = Unit(held, 1, 0, 8, rows, layer=1)
-    record.computed(Job(1, SHARED, [Part(None, rows, None, None, unit, 15.0)], 8, 80.0), 20.0, 21.0)
+    record.computed(Job(1, SHARED, 8, 80.0, own=Own(rows, unit, 15.0)), 20.0, 21.0)
     noted = recorder.rows()
     assert noted["batch"].tolist() == [0, 5, 0, 6, 4]
     assert noted["slice"].tolist() == [10, 15, 10, 16, 14]
     assert noted["micro"].tolist() == [0, 5, 0, 6, 1]
     assert noted["home"].tolist() == [1, 0, 1, 2, 2]
-    assert noted["request"].tolist() == [7, 7, 8, 9, -1]
-    assert noted["expert"].tolist() == [3, 3, 3, 3, -1]
-    assert noted["job"].tolist() == [1 << 40] * 4 + [(1 << 40) + 1]
+    assert noted["request"].tolist() == [7, 7, 7, 9, -1]
+    assert noted["expert"].tolist() == [3, 3, 5, 5, -1]
+    assert (noted["job"] - (1 << 40)).tolist() == [0, 0, 1, 1, 2]
     assert noted["incarnation"].tolist() == [1] * 5
+    for name, value in (("kind", GEMM), ("src", 2), ("dst", 2), ("layer", 1), ("epoch", -1), ("cause", -1)):
+        assert noted[name].tolist() == [value] * 5
     assert noted["rows"].tolist() == [2, 3, 1, 2, 8]
     assert noted["flops"].tolist() == [20, 30, 10, 20, 80]
-    assert noted["queued_wall_s"].tolist() == [5, 10, 5, 11, 15]  # arrived, on the record's clock
+    assert noted["queued_wall_s"].tolist() == [
+        5,
+        10,
+        5,
+        16,
+        15,
+    ]  # arrived, on the record's clock, not after its start
     assert noted["start_wall_s"].tolist() == [10, 12, 15, 16, 20]
     assert noted["end_wall_s"].tolist() == [12, 15, 16, 18, 21]
     assert noted["raw_bytes"].tolist() == [32, 48, 16, 32, 128]
@@ -236,9 +269,12 @@ from rayemu.cluster.turns import Turns
 from rayemu.drivers.record import GEMM, Recorder, is_cut, read_records
 
 disk = Path(sys.argv[1])
-recorder = Recorder(disk / "record")
+memory, recorder = Recorder(), Recorder(disk / "record")
+one_by_one = sys.argv[2] == "one by one"
 for n in range(40_000):
-    recorder.append(GEMM, 3, 4, n, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=n)
+    (recorder if one_by_one else memory).append(GEMM, 3, 4, n, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=n)
+for low in range(0, len(memory.rows()), 1000):
+    recorder.extend(memory.rows()[low : low + 1000])
 rows = read_records([disk / "record"])
 assert len(rows) == len(recorder.rows()) == 16384, len(rows)
 assert rows["rows"].tolist() == list(range(16384))
@@ -251,6 +287,7 @@ with open(disk / "filler", "wb", 0) as filler:
         pass
 late = Recorder(disk / "late")
 late.append(GEMM, 3, 4, 1, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=1)
+late.extend(memory.rows())
 assert len(late.rows()) == 0 and is_cut(disk / "late")
 for mapped in (lambda: Pulses(str(disk), 1000), lambda: Turns(disk, 2)):
     try:
@@ -260,13 +297,14 @@ for mapped in (lambda: Pulses(str(disk), 1000), lambda: Turns(disk, 2)):
 """
 
 
-def test_on_a_full_disk_records_end_early_and_nothing_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["one by one", "many"])
+def test_on_a_full_disk_records_end_early_and_nothing_is_killed(tmp_path: Path, how: str) -> None:
     """A disk of 2 MiB: the recorder's first room fits, no more."""
     unshare = ["unshare", "--map-root-user", "--mount"]
     mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}"
     if shutil.which("unshare") is None or subprocess.run([*unshare, "sh", "-c", mount]).returncode:
         pytest.skip("a disk of one's own cannot be made here")
-    run = shlex.join([sys.executable, "-c", FULL_DISK, str(tmp_path)])
+    run = shlex.join([sys.executable, "-c", FULL_DISK, str(tmp_path), how])
     done = subprocess.run(
         [*unshare, "sh", "-c", f"{mount} && exec {run}"], capture_output=True, text=True, timeout=60
     )

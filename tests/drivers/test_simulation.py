@@ -190,7 +190,7 @@ def test_homes_send_in_the_order_that_the_scenario_names(order: str, monkeypatch
     def watched(pump: ModulePump, sends: list[Send], start_s: float) -> None:
         for send in sends:
             if isinstance(m := send.message, Dispatch) and m.home == pump.machine.me:
-                sent.setdefault((m.layer, m.home), []).append((send.to, sum(lot[2] for lot in m.lots)))
+                sent.setdefault((m.layer, m.home), []).append((send.to, int(m.lots[:, 2].sum())))
         emit(pump, sends, start_s)
 
     monkeypatch.setattr(ModulePump, "emit", watched)

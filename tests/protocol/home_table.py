@@ -65,7 +65,7 @@ class Table:
         """What the module of a request's only lots says to all of it."""
         expanded = request.rows if request.row_of_pair is None else request.rows[request.row_of_pair]
         low, parts = 0, []
-        for _, expert, count in request.lots:
+        for _, expert, count in request.lots.tolist():
             experts = self.model.layers[request.layer].experts
             parts.append(expert_forward(experts[expert], expanded[low : low + count]))
             low += count
@@ -98,7 +98,7 @@ def dispatches(sends: list[Send]) -> list[Dispatch]:
 
 
 def pairs_of(requests: list[Dispatch]) -> int:
-    return sum(lot[2] for request in requests for lot in request.lots)
+    return sum(int(request.lots[:, 2].sum()) for request in requests)
 
 
 def result_of(sends: list[Send]) -> Result:

@@ -15,6 +15,8 @@ from rayemu.alltoall import ALIVE, DEAD, SUSPECTED
 from rayemu.compression import WireError
 from rayemu.model.reference import prepare, reference_forward, route
 from rayemu.protocol.home import PROBES
+from rayemu.protocol.lending import gather
+from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -38,10 +40,10 @@ def test_rows_go_to_their_experts_and_the_answers_become_the_result() -> None:
     layer = table.model.layers[0]
     experts = route(layer, prepare(layer, X)).experts
     for request, to in zip(dispatches(sends), [s.to for s in sends], strict=True):
-        ((module, expert, count),) = request.lots
+        ((module, expert, count),) = request.lots.tolist()
         tokens = np.flatnonzero((experts == expert).any(axis=1))
         assert module == expert == to and count == len(tokens)
-        assert np.array_equal(request.rows, prepare(layer, X)[tokens])
+        assert np.array_equal(request.rows[request.row_of_pair], prepare(layer, X)[tokens])
     second = table.answer_all(sends)
     assert {d.layer for d in dispatches(second)} == {1}
     result = result_of(table.answer_all(second))
@@ -54,11 +56,14 @@ def test_rows_travel_once_per_frame_however_many_experts_want_them() -> None:
 
     table = Table(exchange=EXCHANGES["hierarchical"](relay="first"))
     for request in dispatches(table.begin()):
-        pairs = sum(lot[2] for lot in request.lots)
+        wanted = request.rows[request.row_of_pair]
+        gather(request, fresh_rows)
         rows = request.rows if request.row_of_pair is None else request.rows[request.row_of_pair]
-        assert len(rows) == pairs and len(np.unique(request.rows, axis=0)) == len(request.rows)
+        assert len(rows) == pairs_of([request]) and np.array_equal(rows, wanted)
+        assert len(np.unique(request.rows, axis=0)) == len(request.rows)
     table = Table(exchange=EXCHANGES["hierarchical"](relay="first"), model={"top_k": 4})
     (far,) = [r for r in dispatches(table.begin()) if len(r.lots) == 2]  # experts 2 and 3 want every row
+    gather(far, fresh_rows)
     assert far.rows.shape == X.shape and far.row_of_pair is not None and len(far.row_of_pair) == 24
 
 
@@ -98,7 +103,7 @@ def test_choices_of_another_layer_or_number_of_rows_are_not_taken() -> None:
     for _ in range(2):  # the second changes nothing
         table.home.on_choices(RouteReply(0, 0, 0, 0, routing.experts, routing.weights), 0.0)
     sends = table.sent()
-    assert sum(len(d.rows) for d in dispatches(sends)) == routing.experts.size
+    assert pairs_of(dispatches(sends)) == routing.experts.size
     (ask,) = [s.message for s in table.answer_all(sends)]
     assert isinstance(ask, RouteRequest) and ask.layer == 1
     table.home.on_choices(RouteReply(0, 0, 0, 0, routing.experts, routing.weights), 0.0)  # of before
@@ -187,17 +192,17 @@ def test_what_a_module_does_not_know_is_sent_again_and_nothing_else() -> None:
     from rayemu.alltoall import EXCHANGES
 
     table = Table(exchange=EXCHANGES["hierarchical"](relay="first"))
-    (request,) = [d for d in dispatches(table.begin()) if {lot[0] for lot in d.lots} == {2, 3}]
+    (request,) = [d for d in dispatches(table.begin()) if {*d.lots[:, 0].tolist()} == {2, 3}]
     table.home.on_status(Status(request.request, 3, True), 0.1)
     assert table.sent() == [], "it has it: wait on"
-    of_three = sum(lot[2] for lot in request.lots if lot[0] == 3)
+    of_two, of_three = (int(request.lots[request.lots[:, 0] == module, 2].sum()) for module in (2, 3))
     table.home.on_status(Status(request.request, 3, False), 0.1)  # the relay's neighbour
     (again,) = table.sent()
     assert again.to == 3 and isinstance(again.message, Dispatch)
-    assert again.message.lots == [[3, 3, of_three]], "directly, and only what that one has to do"
+    assert again.message.lots.tolist() == [[3, 3, of_three]], "directly, and only what that one has to do"
     table.home.on_status(Status(request.request, 2, False), 0.1)  # the relay itself: all that is open
     rest = dispatches(table.sent())
-    assert [d.lots for d in rest] == [[[2, 2, sum(lot[2] for lot in request.lots) - of_three]]]
+    assert [d.lots.tolist() for d in rest] == [[[2, 2, of_two]]]
     table.home.on_status(Status(request.request, 2, False), 0.1)
     assert table.sent() == []
 
@@ -225,6 +230,6 @@ def test_shared_experts_and_dense_layers_are_the_home_s_own_work() -> None:
     for _ in range(2):
         while (job := table.server.next_job(1.0)) is not None:
             run_job(table.model, job)
-            table.home.on_shared(job.parts[0].tag, job.result, 1.0)  # type: ignore[arg-type]
+            table.home.on_shared(job.own.tag, job.result, 1.0)  # type: ignore[arg-type]
         done += table.answer_all(table.sent())
     assert np.array_equal(result_of(done + table.sent()).rows, reference_forward(table.model, X))

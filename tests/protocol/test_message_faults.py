@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from rayemu import Emulator, Scenario
+from rayemu.compression import WireError, make_codec
 from rayemu.drivers.record import GEMM
 from rayemu.model.reference import reference_forward
 from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
+from rayemu.protocol.messages import Dispatch
+from rayemu.protocol.wire import Wire
 from rayemu.scenario import Fault
+from tests.views import lots_of
 
+WIRE = Wire((make_codec("raw"),))
 FRAME = [np.zeros(8, np.uint8), np.zeros(100, np.uint8)]
 
 
@@ -33,6 +38,47 @@ def test_each_fault_does_its_own_and_leaves_the_sender_s_memory_alone() -> None:
     damaged, delays = faults({"kind": "corrupt"}).through(FRAME, 0.5)
     assert delays == [0.0] and sum(int(np.unpackbits(p).sum()) for p in damaged) == 1
     assert not any(piece.any() for piece in FRAME)
+
+
+def shared_dispatch() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """A frame of a dispatch of version 2, its rows and its index, each large enough to be lent."""
+    rows = np.random.default_rng(0).standard_normal((1024, 16), dtype=np.float32)
+    index = np.arange(16_384, dtype=np.int32) % 1024
+    lots = lots_of([0, 1, 16_000], [0, 2, 384])
+    message = Dispatch(0, 1, -1, 0, 0, 0, 0, 0, 0, 1, 0, rows, index, lots)
+    return WIRE.encode_pieces(message, shared=True), rows, index
+
+
+def test_corrupting_what_is_shared_damages_the_frame_and_never_the_rows_that_are_lent() -> None:
+    pieces, *lent = shared_dispatch()
+    assert [len(piece) >= 1 << 16 for piece in pieces] == [False, True, False, True, False]
+    assert not len(pieces[2]), "two arrays side by side have nothing between them"
+    kept = [piece.copy() for piece in pieces]
+    weather = MessageFaults(np.random.default_rng(2))
+    weather.begin({"kind": "corrupt", "for": 1.0, "rate": 1.0}, 0.0)
+    hit = set()
+    for _ in range(500):
+        damaged, _ = weather.through(pieces, 0.5, shared=True)
+        with pytest.raises(WireError):
+            WIRE.decode(damaged)
+        hit |= {n for n in range(5) if not np.array_equal(damaged[n], kept[n])}
+        assert all(np.shares_memory(damaged[n], array) for n, array in zip((1, 3), lent, strict=True))
+    assert hit == {0, 4} and all(np.array_equal(a, b) for a, b in zip(pieces, kept, strict=True))
+    assert WIRE.decode(pieces) is not None
+
+
+def test_corrupting_what_is_not_shared_may_hit_any_piece_of_a_copy() -> None:
+    message = WIRE.decode(shared_dispatch()[0])
+    pieces, hit = WIRE.encode_pieces(message), set()
+    kept = [piece.copy() for piece in pieces]
+    weather = MessageFaults(np.random.default_rng(2))
+    weather.begin({"kind": "corrupt", "for": 1.0, "rate": 1.0}, 0.0)
+    for _ in range(100):
+        damaged, _ = weather.through(pieces, 0.5)
+        with pytest.raises(WireError):
+            WIRE.decode(damaged)
+        hit |= {n for n in range(5) if not np.array_equal(damaged[n], kept[n])}
+    assert hit == {0, 1, 3, 4} and all(np.array_equal(a, b) for a, b in zip(pieces, kept, strict=True))
 
 
 def test_overlapping_faults_end_each_at_its_own_time() -> None:

@@ -12,7 +12,7 @@ from rayemu.compression import WireError
 from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.messages import Dispatch, Probe, Refusal, Reply, Send
 from rayemu.protocol.relay import Relay
-from tests.views import a_view
+from tests.views import a_view, lots_of
 
 HOME, RELAY, NEIGHBOUR = 0, 2, 3
 PLACED = PLACEMENTS["linear"]().place(problem_of(np.ones(4, int), 4))
@@ -27,7 +27,7 @@ def view(neighbour: int = ALIVE) -> View:
 def request() -> Dispatch:
     """Token rows 0, 1, 2; the relay's expert 2 wants 0 and 1, the neighbour's expert 3 wants 0 and 2."""
     index = np.array([0, 1, 0, 2], np.int32)
-    lots = [[RELAY, 2, 2], [NEIGHBOUR, 3, 2]]
+    lots = lots_of([RELAY, 2, 2], [NEIGHBOUR, 3, 2])
     return Dispatch(HOME, 5, -1, 0, 0, 0, 0, 0, 1, 1, 0, ROWS, index, lots)
 
 

@@ -14,7 +14,7 @@ from rayemu.protocol.messages import Dispatch
 from rayemu.protocol.requests import MOST_PATIENT, ReplyTime, Request, Requests
 from rayemu.protocol.slices import HeldSlice, Unit
 from rayemu.scenario import Scenario
-from tests.views import a_view
+from tests.views import a_view, lots_of
 
 MODEL = {"d_model": 4, "d_ff": 4, "experts": 4, "top_k": 1}
 CONFIG = replace(ProtocolConfig.from_scenario(Scenario.from_dict({"model": MODEL})), window_bytes=100)
@@ -46,9 +46,9 @@ class Table:
         """Ask for the first pairs of a unit; return the request's number."""
         count = sum(lot[2] for lot in lots)
         number = self.requests.number()
-        parcel = Parcel(lots[0][0] if hop is None else hop, np.arange(count), lots)
+        parcel = Parcel(lots[0][0] if hop is None else hop, np.arange(count), lots_of(*lots))
         rows = np.zeros((count, 4), np.float32)
-        message = Dispatch(0, number, -1, 0, 0, 0, 0, 0, 1, 1, 0, rows, None, lots)
+        message = Dispatch(0, number, -1, 0, 0, 0, 0, 0, 1, 1, 0, rows, None, lots_of(*lots))
         request = Request(of, parcel, view(), size, np.ones(count, bool), message)
         self.requests.add(number, request, now)
         return number
@@ -62,7 +62,7 @@ class Table:
 
     def sent(self) -> list[int]:
         numbers = [s.message.request for s in self.out if isinstance(s.message, Dispatch)]
-        assert all(s.to == s.message.lots[0][0] for s in self.out if isinstance(s.message, Dispatch))
+        assert all(s.to == s.message.lots[0, 0] for s in self.out if isinstance(s.message, Dispatch))
         self.out.clear()
         return numbers
 

@@ -7,37 +7,76 @@ from dataclasses import replace
 import numpy as np
 
 from rayemu.model.expert import expert_forward
+from rayemu.model.holdings import Holdings
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Refusal, Send
-from rayemu.protocol.server import JOB_ROWS, OTHERS_WORK, WEIGHT_BYTES_PER_S, ExpertServer, run_job
+from rayemu.protocol.server import JOB_FLOPS, JOB_ROWS, OTHERS_WORK, WEIGHT_BYTES_PER_S, ExpertServer, run_job
 from rayemu.scenario import Scenario
-from tests.views import holding_all
+from tests.views import holding_all, lots_of
 
-SCENARIO = Scenario.from_dict({"model": {"d_model": 32, "d_ff": 64, "experts": 2, "top_k": 1, "layers": 1}})
+SCENARIO = Scenario.from_dict({"model": {"d_model": 32, "d_ff": 64, "experts": 2, "top_k": 1, "layers": 2}})
 MODEL = Model(SCENARIO.spec)
 CONFIG = replace(ProtocolConfig.from_scenario(SCENARIO), linger=1.0)
 STREAM_S = SCENARIO.spec.expert_bytes() / WEIGHT_BYTES_PER_S
 
 
-def server(modules_per_core: float = 1.0) -> ExpertServer:
-    return ExpertServer(0, replace(CONFIG, modules_per_core=modules_per_core), MODEL, holding_all(MODEL))
+def server(modules_per_core: float = 1.0, job_rows: int = JOB_ROWS) -> ExpertServer:
+    made = ExpertServer(0, replace(CONFIG, modules_per_core=modules_per_core), MODEL, holding_all(MODEL))
+    made.job_rows = job_rows  # cheap as its rows are, it would take millions
+    return made
 
 
-def dispatch(request: int, rows: int, slices: int = 1, expert: int = 0) -> Dispatch:
+def dispatch(request: int, rows: int, slices: int = 1, expert: int = 0, **changes: int) -> Dispatch:
+    """Another slice of batch 0, with rows for one expert."""
     x = np.random.default_rng(request).standard_normal((rows, 32), dtype=np.float32)
-    lots = [[0, expert, rows]]
-    return Dispatch(1, request, -1, 0, 0, 0, 0, 0, 0, slices, 0, x, None, lots)
+    made = Dispatch(1, request, -1, 0, 0, request, 0, 0, 0, slices, 0, x, None, lots_of([0, expert, rows]))
+    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 def test_a_group_waits_for_all_requests_of_its_batch_and_becomes_one_job() -> None:
     s = server()
     for request in range(3):
         assert s.next_job(0.0) is None
-        s.accept(dispatch(request, 10 + request, slices=3), 0.0)
+        s.accept(dispatch(request, 10 + request, slices=3, expert=request % 2), 0.0)
     job = s.next_job(0.0)
-    assert job is not None and job.rows == 33 and len(job.parts) == 3
+    assert job is not None and job.rows == 33 and len(job.works) == 3 and sorted(job.experts) == [0, 1]
     assert s.next_job(0.0) is None
+
+
+def test_a_group_is_full_when_every_unit_of_its_batch_has_sent_something() -> None:
+    """Parcels are cut where they are long, and a request may be sent anew: neither is another unit."""
+    s = server()
+    unit = {"batch": 4, "slice": 1, "micro": 0}
+    for request in range(3):  # a unit's parcel in three chunks
+        s.accept(dispatch(request, 10, slices=3, **unit), 0.0)
+    s.accept(dispatch(2, 10, slices=3, **unit), 0.0)
+    s.accept(dispatch(0, 10, slices=3, start=10, **unit), 0.0)  # another part of what a relay handed out
+    assert s.next_job(0.0) is None
+    s.accept(dispatch(3, 10, slices=3, **{**unit, "micro": 1}), 0.0)
+    assert s.next_job(0.0) is None
+    s.accept(dispatch(4, 10, slices=3, layer=1, **{**unit, "slice": 2}), 0.0)
+    assert s.next_job(0.0) is None, "that is for another layer"
+    s.accept(dispatch(5, 10, slices=3, **{**unit, "slice": 2}), 0.0)
+    job = s.next_job(0.0)
+    assert job is not None and (job.layer, job.rows) == (0, 60)
+    assert s.next_job(0.0) is None and list(s.groups) == [1]
+
+
+def test_layers_go_by_the_age_of_their_oldest_request() -> None:
+    s = server()
+    for request, (layer, now) in enumerate([(1, 1.0), (0, 2.0), (1, 3.0)]):
+        s.accept(dispatch(request, 10, layer=layer), now)
+    jobs = [s.next_job(3.0), s.next_job(3.0)]
+    assert [(job.layer, job.rows) for job in jobs if job] == [(1, 20), (0, 10)]
+
+
+def test_a_job_has_as_much_work_as_is_worth_it_or_as_many_rows() -> None:
+    small, wide = SCENARIO.spec, replace(SCENARIO.spec, d_model=4096, d_ff=14336)
+    assert server().model.spec.flops_per_row() == 2 * 3 * 32 * 64
+    for spec, most in ((small, JOB_FLOPS / (2 * 3 * 32 * 64)), (wide, JOB_ROWS)):
+        model = Model(spec)
+        assert ExpertServer(0, CONFIG, model, Holdings(model.make_expert)).job_rows == int(most)
 
 
 def test_it_waits_no_longer_than_merging_can_save_unless_others_use_the_core() -> None:
@@ -75,13 +114,13 @@ def test_a_job_that_has_not_begun_takes_what_came_since_up_to_the_bound() -> Non
         if request == 0:
             job = s.next_job(0.0)
     assert job is not None and job.rows == third
-    s.accept(dispatch(5, third, expert=1), 0.0)  # not its expert
+    s.accept(dispatch(5, third, layer=1), 0.0)  # not its layer
     s.fill(job)
-    assert [part.work.dispatch.request for part in job.parts if part.work] == [0, 1, 2]  # 5 make two jobs
+    assert [work.dispatch.request for work in job.works] == [0, 1, 2]  # 5 make two jobs
     assert job.rows == 3 * third and job.flops == SCENARIO.spec.flops_per_row() * job.rows
     run_job(MODEL, job)
     rest = [s.next_job(0.0), s.next_job(0.0)]
-    assert sorted((j.expert, j.rows) for j in rest if j) == [(0, 2 * third), (1, third)]
+    assert sorted((j.layer, j.rows) for j in rest if j) == [(0, 2 * third), (1, third)]
     s.fill(job)  # nothing waits
     assert job.rows == 3 * third
 
@@ -123,7 +162,7 @@ def test_an_answered_request_is_known_until_its_answer_must_have_come() -> None:
 def test_a_request_for_what_is_not_held_is_refused_as_a_whole_and_leaves_nothing() -> None:
     s = server()
     s.holdings.drop((0, 1))
-    both = replace(dispatch(7, 10), lots=[[0, 0, 4], [0, 1, 6]], start=3)
+    both = replace(dispatch(7, 10), lots=lots_of([0, 0, 4], [0, 1, 6]), start=3)
     assert s.accept(both, 0.0) == [Send(1, Refusal(1, 7, 3, 0, [1]))]
     assert s.accept(replace(both, via=2), 0.0) == [Send(2, Refusal(1, 7, 3, 0, [1]))]
     assert not s.works and not s.groups and not s.knows(1, 7, 0.0)

@@ -17,11 +17,12 @@ from rayemu.protocol.epochs import endpoints_of, text_of
 from rayemu.protocol.messages import DROPPED, Dispatch, Epoch, Heartbeat, Reply, Result, Totals
 from rayemu.protocol.wire import Wire
 from rayemu.scenario import Scenario
+from tests.views import lots_of
 
 WIRE = Wire((make_codec("raw"), make_codec("fp16"), make_codec("int8+zstd")))
 RNG = np.random.default_rng(4)
 ROWS = RNG.standard_normal((5, 16), dtype=np.float32)
-LOTS = [[0, 3, 2], [1, 4, 4]]
+LOTS = lots_of([0, 3, 2], [1, 4, 4])
 DISPATCH = Dispatch(
     2, 1 << 41, -1, 0, 7, 1, 0, 1, 9, 8, 0, ROWS, np.array([0, 1, 2, 3, 4, 0], np.int32), LOTS
 )
@@ -178,22 +179,22 @@ def field(name: str, value: Any) -> Any:
         (field("path", -1), "path -1"),
         (field("path", 0x03), "path 3 of 3 codecs"),
         (field("path", 0x30), "path 48 of 3 codecs"),
-        (field("lots", [[0, 3, 1 << 40]]), "lots: bad entry"),
-        (field("lots", [[0, 3, 2]]), "row indices"),
-        (field("lots", [[0, 3]]), "lots: bad entry"),
-        (field("lots", [[0, 3, 6, 0]]), "lots: bad entry"),
-        (field("lots", [3, 4, 5]), "malformed"),
-        (field("lots", [[0, -3, 6]]), "lots: bad entry"),
-        (field("lots", [[0, True, 6]]), "lots: bad entry"),
-        (field("lots", [[0, 3, 8], [0, 3, -2]]), "lots: bad entry"),
         (put(None, 3, []), "fields of other types"),
-        (put(None, 3, [None, None]), "more segments than arrays"),
-        (put(None, 3, [None, [1, 6]]), "does not fit"),
+        (put(None, 3, [None, None, None]), "more segments than arrays"),
+        (put(None, 3, [None, [1, 6], None]), "does not fit"),
         (put(3, 0, [-1, 5, 1 << 50, 1, []]), "out of range"),
         (put(3, 0, [-1, 1 << 39, 1 << 39, 1, []]), "more than 2147483648 bytes"),
         (put(3, 0, [-1, 5, 16, 3, []]), "expected 1 segments"),
         (put(3, 0, [-1, 5, 16, 10, []]), "number 10 out of range 0..8"),
         (put(3, 0, [-1]), "malformed"),
+        (put(3, 2, None), "more segments"),
+        (put(3, 2, [1, 6]), r"lots int32\[6\], each"),
+        (put(3, 2, [1, 3, 2]), r"lots int32\[3, 2\], each"),
+        (put(3, 2, [1, 1, 2, 3]), r"lots int32\[1, 2, 3\], each"),
+        (put(3, 2, [2, 1, 3]), r"lots int64\[1, 3\], each"),
+        (put(3, 2, [0, 2, 3]), r"lots float32\[2, 3\], each"),
+        (put(3, 2, [1, 2, 2]), "does not fit"),
+        (put(3, 2, [1, 0, 3]), "does not fit"),
         (put(3, 1, [77, 6]), "number 77 out of range"),
         (put(3, 1, [1, 3]), "does not fit"),
         (put(3, 1, [1, 1 << 62, 1 << 62]), "out of range"),
@@ -208,16 +209,20 @@ def test_forged_headers_are_refused(change: Any, reason: str) -> None:
         raise AssertionError(f"accepted as {message}")
 
 
-def test_row_indices_of_one_pair_and_of_none() -> None:
-    for rows in (1, 0):
-        index, lots = np.zeros(rows, np.int32), [[0, 3, rows]]
-        small = dataclasses.replace(DISPATCH, rows=ROWS[:rows], row_of_pair=index, lots=lots)
-        back = WIRE.decode(WIRE.encode(small))
-        assert isinstance(back, Dispatch) and back.lots == lots and len(back.rows) == rows
+def test_row_indices_of_one_pair_and_a_reply_about_none() -> None:
+    one = dataclasses.replace(
+        DISPATCH, rows=ROWS[:1], row_of_pair=np.zeros(1, np.int32), lots=lots_of([0, 3, 1])
+    )
+    back = WIRE.decode(WIRE.encode(one))
+    assert isinstance(back, Dispatch) and back.lots.tolist() == [[0, 3, 1]] and len(back.rows) == 1
+    for index in (None, np.zeros(0, np.int32)):  # what a relay sends that was refused everything
+        none = dataclasses.replace(REPLY, rows=ROWS[:0], spans=[], row_of_pair=index)
+        nothing = WIRE.decode(WIRE.encode(none))
+        assert isinstance(nothing, Reply) and nothing.rows.shape == (0, 16) and nothing.spans == []
 
 
 def test_a_dispatch_without_indices_has_a_row_for_each_pair() -> None:
-    pairs = [[0, 3, 2], [1, 4, 3]]
+    pairs = lots_of([0, 3, 2], [1, 4, 3])
     fits = dataclasses.replace(DISPATCH, row_of_pair=None, lots=pairs)
     assert WIRE.decode(WIRE.encode(fits)) is not None
     with pytest.raises(WireError, match="5 rows for 6 pairs"):
@@ -244,11 +249,64 @@ def test_spans_are_those_of_the_rows_and_name_codecs_of_the_run(spans: list[list
         WIRE.decode(forge(REPLY, lambda h: h[2].__setitem__(-1, float("inf"))))
 
 
-def test_row_indices_stay_in_range() -> None:
-    for index in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, -1], [0, 1]):
-        bad = dataclasses.replace(DISPATCH, row_of_pair=np.array(index, np.int32))
-        with pytest.raises(WireError, match="row indices"):
-            WIRE.decode(WIRE.encode(bad).tobytes())
+MOST = (1 << 31) - 1  # what a lot can claim
+
+
+@pytest.mark.parametrize(
+    ("lots", "reason"),
+    [
+        (lots_of([0, 3, 2]), "for 2 pairs"),
+        (lots_of([0, 3, 2], [1, 4, 5]), "for 7 pairs"),
+        (lots_of([0, 3, 2], [1, 4, 4], [1, 5, 0]), "a lot of nothing"),
+        (lots_of([0, 3, 8], [1, 4, -2]), "a lot of nothing, or of less"),
+        (lots_of([0, -3, 6]), "a lot of nothing, or of less"),
+        (lots_of([-1, 3, 6]), "a lot of nothing, or of less"),
+        (lots_of([0, 3, MOST], [1, 4, MOST], [1, 5, 8]), f"for {2 * MOST + 8} pairs"),  # 6, if it wrapped
+        (None, "malformed"),
+        (np.zeros((0, 3), np.int32), r"lots int32\[0, 3\], each"),
+        (LOTS[:, :2], r"lots int32\[2, 2\], each"),
+        (np.pad(LOTS, [(0, 0), (0, 1)]), r"lots int32\[2, 4\], each"),
+        (LOTS.astype(np.int64), r"lots int64\[2, 3\], each"),
+        (LOTS.astype(bool), r"lots bool\[2, 3\], each"),
+    ],
+)
+@pytest.mark.parametrize("lent", [False, True])
+def test_lots_are_a_table_of_what_the_pairs_are_for(lots: Any, reason: str, lent: bool) -> None:
+    """With an index and without: the rows are as many as the pairs, so that the lots alone are wrong."""
+    index = np.arange(6, dtype=np.int32) if lent else None
+    good = dataclasses.replace(DISPATCH, rows=np.ones((6, 16), np.float32), row_of_pair=index)
+    assert WIRE.decode(WIRE.encode(good)) is not None
+    with pytest.raises(WireError, match=reason):
+        WIRE.decode(WIRE.encode(dataclasses.replace(good, lots=lots)))
+
+
+@pytest.mark.parametrize("message", [DISPATCH, REPLY], ids=["dispatch", "reply"])
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        (np.array([0, 1, 2, 3, 5], np.int32), "row indices out of range"),
+        (np.array([0, 1, 2, 3, -1], np.int32), "row indices out of range"),
+        (np.array([0, 1, 2, 3, MOST], np.int32), "row indices out of range"),
+        (np.array([0, 1], np.int32), r"row_of_pair int32\[2\] for 5 pairs"),
+        (np.array([], np.int32), r"row_of_pair int32\[0\] for 5 pairs"),
+        (np.array([0, 1, 2, 3, 4, 4], np.int32), r"row_of_pair int32\[6\] for 5 pairs"),
+        (np.array([[0], [1], [2], [3], [4]], np.int32), r"row_of_pair int32\[5, 1\] for 5 pairs"),
+        (np.array([0, 1, 2, 3, 4], np.int64), r"row_of_pair int64\[5\] for 5 pairs"),
+        (np.array([0, 1, 2, 3, 4], np.float32), r"row_of_pair float32\[5\] for 5 pairs"),
+        (np.array([0, 1, 1, 1, 0], bool), r"row_of_pair bool\[5\] for 5 pairs"),
+    ],
+)
+def test_row_indices_are_one_for_each_pair_and_in_range(message: Any, index: np.ndarray, reason: str) -> None:
+    if isinstance(message, Dispatch):
+        message = dataclasses.replace(message, lots=lots_of([0, 3, 2], [1, 4, 3]))
+    for good in ([0, 1, 2, 3, 4], [4, 4, 4, 4, 0]):  # five pairs; not all rows need be anyone's
+        fits = dataclasses.replace(message, row_of_pair=np.array(good, np.int32))
+        assert WIRE.decode(WIRE.encode(fits)).row_of_pair.tolist() == good  # type: ignore[union-attr]
+    with pytest.raises(WireError, match=reason):
+        WIRE.decode(WIRE.encode(dataclasses.replace(message, row_of_pair=index)))
+    with pytest.raises(WireError, match="row indices out of range"):  # where there are no rows at all
+        none = np.zeros(5, np.int32)
+        WIRE.decode(WIRE.encode(dataclasses.replace(message, rows=ROWS[:0], row_of_pair=none)))
 
 
 def test_more_codecs_than_a_path_can_name_are_refused() -> None:
