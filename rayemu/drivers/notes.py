@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import numpy as np
+from operator import itemgetter
+from typing import Any
 
 from rayemu.drivers.record import (
     COMBINE,
@@ -18,7 +18,6 @@ from rayemu.drivers.record import (
     OFFER,
     OFFER_REPLY,
     OFFER_REQUEST,
-    RECORD,
     REPLY,
     RESULT,
     ROUTE,
@@ -49,7 +48,7 @@ from rayemu.protocol.messages import (
 )
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.relay import INCARNATION_SHIFT
-from rayemu.protocol.server import ROUTED, Job
+from rayemu.protocol.server import Job
 from rayemu.protocol.slices import COMBINED, MERGED, OFFERED, Unit
 
 _BYTES_PER_CHOICE = 8  # expert and weight
@@ -77,7 +76,7 @@ class ActorRecord:
     def __init__(
         self, recorder: Recorder, me: int, incarnation: int, spec: ModelSpec, clock: Callable[[], float]
     ) -> None:
-        self._recorder, self._write = recorder, recorder.write
+        self._write = recorder.write
         self._clock, self._on = clock, recorder.on
         self._me, self._incarnation, self._spec = me, incarnation, spec
 
@@ -184,7 +183,7 @@ class ModuleRecord(ActorRecord):
     def __init__(self, recorder: Recorder, machine: ModuleMachine, clock: Callable[[], float]) -> None:
         super().__init__(recorder, machine.me, machine.incarnation, machine.model.spec, clock)
         self._machine = machine
-        self._jobs = machine.incarnation << INCARNATION_SHIFT  # number of the next one
+        self._jobs = machine.incarnation << INCARNATION_SHIFT  # number of the last one
         self.totals = dict.fromkeys(TOTALS, 0.0)
 
     def frame(
@@ -273,63 +272,34 @@ class ModuleRecord(ActorRecord):
         self.totals["busy_s"] += end_s - start_s
         if not self._on:
             return
-        if job.expert == ROUTED:
-            self._recorder.extend(self._parts(job, start_s, end_s, ahead_s))
-            return
-        number, me = self._jobs, self._me
-        self._jobs += 1
-        home = slice = batch = micro = -1
-        since = start_s
+        # As they were computed: expert, rows, since when, home, request, batch, slice, micro.
+        lots: list[tuple[Any, ...]] = []
         if job.own is not None:
             unit = job.own.tag
             assert isinstance(unit, Unit)
-            home, micro, since = me, unit.micro, min(job.own.since + ahead_s, start_s)
-            batch, slice = unit.slice.batch, unit.slice.slice
+            where = self._me, -1, unit.slice.batch, unit.slice.slice, unit.micro
+            lots.append((-1, job.rows, job.own.since, *where))
+        for work in job.works:
+            d = work.dispatch
+            where = d.home, d.request, d.batch, d.slice, d.micro
+            lots += [(expert, rows, work.since, *where) for _, expert, rows in d.lots.tolist()]
+        lots.sort(key=itemgetter(0))
+        me, layer, width = self._me, job.layer, self._spec.d_model * 4
+        flops, took_s = job.flops / max(1, job.rows), (end_s - start_s) / max(1, job.rows)
+        done, began_s, last = 0, start_s, None
+        for expert, rows, since, home, request, batch, slice, micro in lots:
+            self._jobs += expert != last  # all lots of an expert are one GEMM
+            last = expert
+            done += rows
+            ended_s = start_s + took_s * done if done < job.rows else end_s
             # fmt: off
             self._write((
-                GEMM, 0, 0, me, me, self._incarnation, home, job.layer, micro, batch, slice, -1, -1,
-                job.rows, -1, -1, -1, number, job.flops, job.rows * self._spec.d_model * 4, 0,
-                since, start_s, end_s,
+                GEMM, 0, 0, me, me, self._incarnation, home, layer, micro, batch, slice, -1, expert,
+                rows, -1, -1, request, self._jobs, flops * rows, rows * width, 0,
+                min(since + ahead_s, began_s), began_s, ended_s,
             ))
             # fmt: on
-
-    def _parts(self, job: Job, start_s: float, end_s: float, ahead_s: float) -> np.ndarray:
-        """A row of the record for each lot of a job, expert after expert: one GEMM each."""
-        works = job.works
-        lots = np.concatenate([work.dispatch.lots[:, 1:] for work in works])  # [n, 2] expert, pairs
-        asker = np.repeat(np.arange(len(works)), [len(work.dispatch.lots) for work in works])
-        order = np.argsort(lots[:, 0], kind="stable")
-        asker, (expert, rows) = asker[order], lots[order].T
-        number = np.cumsum(np.diff(expert, prepend=expert[0]) != 0)
-        given = [work.dispatch for work in works]
-        who = np.array([(d.home, d.request, d.batch, d.slice, d.micro) for d in given], np.int64)[asker]
-        since = np.array([work.since for work in works])[asker] + ahead_s
-        done = np.cumsum(rows)
-        edges = start_s + (end_s - start_s) * np.concatenate([[0.0], done]) / done[-1]
-        edges[-1] = end_s
-        noted = np.zeros(len(rows), RECORD)
-        for name, value in (
-            ("kind", GEMM),
-            ("src", self._me),
-            ("dst", self._me),
-            ("incarnation", self._incarnation),
-            ("layer", job.layer),
-            *zip(("home", "request", "batch", "slice", "micro"), who.T, strict=True),
-            ("epoch", -1),
-            ("expert", expert),
-            ("rows", rows),
-            ("id", -1),
-            ("cause", -1),
-            ("job", self._jobs + number),
-            ("flops", job.flops / job.rows * rows),
-            ("raw_bytes", rows.astype(np.int64) * (self._spec.d_model * 4)),
-            ("queued_wall_s", np.minimum(since, edges[:-1])),
-            ("start_wall_s", edges[:-1]),
-            ("end_wall_s", edges[1:]),
-        ):
-            noted[name] = value
-        self._jobs += int(number[-1]) + 1
-        return noted
+            began_s = ended_s
 
     def _rows(
         self,

@@ -130,17 +130,6 @@ class Recorder:
         if self._size == self._room:
             self._grow()
 
-    def extend(self, rows: np.ndarray) -> None:
-        """Write several rows [n] of type RECORD."""
-        done = 0
-        while done < len(rows) and self._size < self._room:
-            taken = min(len(rows) - done, self._room - self._size)
-            self._rows[self._size : self._size + taken] = rows[done : done + taken]
-            self._size += taken
-            done += taken
-            if self._size == self._room:
-                self._grow()
-
     def append(
         self,
         kind: int,

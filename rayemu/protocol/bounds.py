@@ -76,9 +76,8 @@ class Bounds:
                 )
         if isinstance(m, Dispatch):
             self._need(-1 <= m.via < self.modules, m, "via", m.via)
-            module, expert = m.lots[:, 0], m.lots[:, 1]  # none is negative, see `wire`
-            self._need(module.max(initial=0) < self.modules, m, "lots", module)
-            self._need(expert.max(initial=0) < self.experts, m, "lots", expert)
+            module, expert, _ = m.lots.max(axis=0).tolist()  # none is negative, see `wire`
+            self._need(module < self.modules and expert < self.experts, m, "lots", [module, expert])
         elif isinstance(m, (Slice, RouteReply)) and m.experts is not None:
             rows, choices = len(m.rows) if isinstance(m, Slice) else len(m.experts), m.experts.shape[-1]
             self._check_numbers(m, "experts", m.experts, self.experts, (rows, choices), -1)

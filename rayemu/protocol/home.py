@@ -22,7 +22,7 @@ from rayemu.model.reference import (
 from rayemu.protocol.answers import Answers
 from rayemu.protocol.choosing import Choices, Chooser, Chosen
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.lending import carried_bytes
+from rayemu.protocol.lending import LEAST_LENT, carried_bytes
 from rayemu.protocol.messages import (
     CLIENT,
     COORDINATOR,
@@ -160,7 +160,7 @@ class Home:
         assert unit.x is not None
         layer = self.model.layers[unit.layer]
         unit.x, unit.weights = expert_input(layer, unit.x, weights)
-        if layer.norm is None or layer.spec.weigh_input:
+        if (layer.norm is None or layer.spec.weigh_input) and unit.x.nbytes > LEAST_LENT:
             unit.x = self._ours(unit.x)
         unit.experts = experts
         unit.answers = Answers(pairs, experts.shape[1], unit.h.shape[1])

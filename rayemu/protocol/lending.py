@@ -16,6 +16,8 @@ from rayemu.compression import wire
 from rayemu.protocol.memory import NewRows, rows_at
 from rayemu.protocol.messages import Dispatch, Reply
 
+LEAST_LENT = 1 << 16  # bytes of rows: so few are sooner copied than lent
+
 
 def carried(m: Dispatch | Reply) -> int:
     """How many rows a message is about: the distinct ones of a dispatch, one per pair of a reply."""

@@ -19,7 +19,7 @@ from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
 from rayemu.protocol.epochs import view_of
 from rayemu.protocol.home import Home
-from rayemu.protocol.lending import gather
+from rayemu.protocol.lending import LEAST_LENT, carried_bytes, gather
 from rayemu.protocol.loader import Loader
 from rayemu.protocol.memory import Lends, NewRows, fresh_rows, lends_nothing
 from rayemu.protocol.messages import (
@@ -201,7 +201,7 @@ class ModuleMachine:
     def _handle(self, message: Message, now: float) -> None:
         home = self.home
         if isinstance(message, Dispatch):
-            if (message.lots[:, 0] == self.me).all():
+            if message.lots[0, 0] == message.lots[-1, 0] == self.me:  # they come by module
                 self._out += self.server.accept(message, now)
             else:
                 self._out += self.relay.accept(message, self.view)
@@ -264,7 +264,8 @@ class ModuleMachine:
             if isinstance(send.message, (Dispatch, Reply)):
                 level = self.level(send.to)
                 chooser, numbers = self._links[type(send.message), level]
-                if numbers != [0] or not self.lends(send.to, send.message.rows):
+                index = send.message.row_of_pair
+                if index is not None and (numbers != [0] or not self._lends(send.to, send.message)):
                     gather(send.message, self.new_rows)
                 send.codec = numbers[chooser.choose(send.message.rows)]
                 send.timed = chooser.timed
@@ -272,6 +273,10 @@ class ModuleMachine:
                 sends += [self._tell(change, send.message, level, now) for change in chooser.changes()]
             sends.append(send)
         return sends
+
+    def _lends(self, to: int, message: Dispatch | Reply) -> bool:
+        """Whether a message's rows go as they lie: where they can, unless a copy of so few costs less."""
+        return carried_bytes(message) > LEAST_LENT and self.lends(to, message.rows)
 
     def _take_sends(self) -> list[Send]:
         sends, self._out = self._out + self.home.take_sends(), []

@@ -42,7 +42,7 @@ class Relay:
         key = (dispatch.home, dispatch.request)
         if key in self.gathers:
             return []
-        total = int(dispatch.lots[:, 2].sum())
+        total = len(dispatch.rows if dispatch.row_of_pair is None else dispatch.row_of_pair)
         gather = _Gather(dispatch, self.new_rows(total, dispatch.rows.shape[1]), {}, {}, [], view)
         self.gathers[key] = gather
         starts = np.flatnonzero(np.diff(dispatch.lots[:, 0], prepend=-1)).tolist()  # each module's first lot

@@ -38,11 +38,13 @@ class Work:
 
     dispatch: Dispatch
     since: float  # when it came, by the clock of deadlines
-    row_of_pair: np.ndarray | None = None  # [n] int32 into its job's result, once that is computed
+    rows: np.ndarray | None = None  # [r, D] once it is computed: of its pairs, or those that ...
+    row_of_pair: np.ndarray | None = None  # ... this [n] int32 picks
 
     @property
     def pairs(self) -> int:
-        return int(self.dispatch.lots[:, 2].sum())
+        d = self.dispatch
+        return len(d.rows if d.row_of_pair is None else d.row_of_pair)
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +70,7 @@ class Job:
     own: Own | None = None  # of a SHARED job
     make: Callable[[int, int], Expert] | None = None  # for a job without rows: builds the expert
     made: Expert | None = None
-    result: np.ndarray | None = None  # [n, D], expert after expert
+    result: np.ndarray | None = None  # [t, D] of a SHARED job
 
 
 @dataclass(slots=True, eq=False)
@@ -201,20 +203,15 @@ class ExpertServer:
         sends = []
         while self._answered and next(iter(self._answered.values())) <= now - self.grace:
             del self._answered[next(iter(self._answered))]
-        assert job.result is not None
         for work in job.works:
-            d, index = work.dispatch, work.row_of_pair
-            assert index is not None
+            d, rows, index = work.dispatch, work.rows, work.row_of_pair
+            assert rows is not None
             if self.works.pop((d.home, d.request, d.start), None) is None:
                 continue
             self._answered.pop((d.home, d.request), None)
             self._answered[d.home, d.request] = now
-            spans = [[d.start, len(index), d.path, 0]]
-            reply = Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, job.result, spans)
-            if (np.diff(index) == 1).all():
-                reply.rows = job.result[index[0] : index[0] + len(index)]
-            else:
-                reply.row_of_pair = index
+            spans = [[d.start, len(rows if index is None else index), d.path, 0]]
+            reply = Reply(d.home, d.request, d.batch, d.micro, d.layer, self.me, rows, spans, 0.0, index)
             sends.append(Send(d.via if d.via >= 0 else d.home, reply))
         return sends
 
@@ -239,8 +236,21 @@ def run_job(model: Model, job: Job, new_rows: NewRows = fresh_rows) -> None:
         _run_experts(job, new_rows)
 
 
+def _run_one(job: Job, new_rows: NewRows) -> None:
+    """The same for a job of one lot."""
+    (work,) = job.works
+    d, (expert,) = work.dispatch, job.experts.values()
+    x = d.rows
+    if d.row_of_pair is not None:
+        x = np.take(x, d.row_of_pair, axis=0, out=scratch("gathered", job.rows, x.shape[1]), mode="clip")
+    work.rows = expert_forward(expert, x, out=new_rows(*x.shape))
+
+
 def _run_experts(job: Job, new_rows: NewRows) -> None:
-    """Compute the result [n, D] of a job, in which each expert has a multiple of `row_multiple` rows."""
+    """Compute the rows of all works of a job, expert after expert, each a multiple of `row_multiple`."""
+    if len(job.works) == 1 and len(job.works[0].dispatch.lots) == 1:
+        _run_one(job, new_rows)
+        return
     given = [work.dispatch for work in job.works]
     lots = np.concatenate([d.lots[:, 1:] for d in given])  # [m, 2] expert, pairs
     asker = np.repeat(np.arange(len(given)), [len(d.lots) for d in given])
@@ -261,7 +271,7 @@ def _run_experts(job: Job, new_rows: NewRows) -> None:
     shift = np.repeat(place - (ends - lots[:, 1]), lots[:, 1])
     index = (np.arange(len(shift)) + shift).astype(np.int32)
     width = given[0].rows.shape[1]
-    y = job.result = new_rows(int(room.sum()), width)
+    y = new_rows(int(room.sum()), width)
     x = scratch("gathered", int(room.max()), width)
     table = np.stack([asker, start, lots[:, 1]], axis=1)[order].tolist()
     for n, (low, high) in enumerate(pairwise([*begins.tolist(), len(table)])):
@@ -277,4 +287,8 @@ def _run_experts(job: Job, new_rows: NewRows) -> None:
         x[filled:whole] = 0
         expert_forward(job.experts[int(experts[n])], x[:whole], out=y[at : at + whole])
     for work, (low, high) in zip(job.works, pairwise(first.tolist()), strict=True):
-        work.row_of_pair = index[low:high]
+        mine = index[low:high]
+        if len(work.dispatch.lots) == 1:  # which lies together
+            work.rows = y[mine[0] : mine[0] + len(mine)]
+        else:
+            work.rows, work.row_of_pair = y, mine

@@ -196,9 +196,10 @@ def _check_dispatch(m: Dispatch, codecs: int) -> None:
     lots = m.lots
     if lots.ndim != 2 or lots.shape[1] != 3 or lots.dtype != np.int32 or not len(lots):
         raise WireError(f"dispatch: lots {lots.dtype}{list(lots.shape)}, each [module, expert, pairs]")
-    if lots.min() < 0 or not lots[:, 2].all():
+    counts = lots[:, 2].tolist()
+    if lots.min() < 0 or 0 in counts:
         raise WireError("dispatch: a lot of nothing, or of less")
-    _check_index(m, int(lots[:, 2].sum(dtype=np.int64)))
+    _check_index(m, sum(counts))
 
 
 def _check_reply(m: Reply, codecs: int) -> None:
