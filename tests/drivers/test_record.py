@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,26 +66,6 @@ def test_memory_grows(tmp_path: Path) -> None:
     recorder = Recorder()
     fill(recorder, 1)
     check(recorder.rows())
-
-
-@pytest.mark.parametrize("in_file", [False, True])
-def test_several_rows_at_once_are_those_that_are_written_one_by_one(tmp_path: Path, in_file: bool) -> None:
-    single = Recorder()
-    fill(single, 1)
-    rows = single.rows().copy()
-    recorder = Recorder(tmp_path / "record" if in_file else None)
-    cuts = [0, 16_000, 16_384, 16_384, 16_385, MANY - 1]  # to the first room's end, and over the second's
-    for low, high in pairwise(cuts):
-        recorder.extend(rows[low:high])
-    recorder.append(GEMM, 3, 4, MANY - 1, 0.0, 0.0)  # one behind them, and room for more
-    assert np.array_equal(recorder.rows()[:-1], rows[:-1]) and len(recorder.rows()) == MANY
-    assert recorder.rows()["rows"][-1] == MANY - 1
-    if in_file:
-        assert np.array_equal(read_records([tmp_path / "record"])[: MANY - 1], rows[:-1])
-        assert not is_cut(tmp_path / "record")
-    off = Recorder(on=False)
-    off.extend(rows)
-    assert len(off.rows()) == 0
 
 
 def test_the_rows_of_all_files_are_put_in_order_of_time(tmp_path: Path) -> None:
@@ -269,12 +248,9 @@ from rayemu.cluster.turns import Turns
 from rayemu.drivers.record import GEMM, Recorder, is_cut, read_records
 
 disk = Path(sys.argv[1])
-memory, recorder = Recorder(), Recorder(disk / "record")
-one_by_one = sys.argv[2] == "one by one"
+recorder = Recorder(disk / "record")
 for n in range(40_000):
-    (recorder if one_by_one else memory).append(GEMM, 3, 4, n, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=n)
-for low in range(0, len(memory.rows()), 1000):
-    recorder.extend(memory.rows()[low : low + 1000])
+    recorder.append(GEMM, 3, 4, n, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=n)
 rows = read_records([disk / "record"])
 assert len(rows) == len(recorder.rows()) == 16384, len(rows)
 assert rows["rows"].tolist() == list(range(16384))
@@ -287,7 +263,6 @@ with open(disk / "filler", "wb", 0) as filler:
         pass
 late = Recorder(disk / "late")
 late.append(GEMM, 3, 4, 1, 1e9, 1e9 + 0.5, layer=1, micro=2, batch=1)
-late.extend(memory.rows())
 assert len(late.rows()) == 0 and is_cut(disk / "late")
 for mapped in (lambda: Pulses(str(disk), 1000), lambda: Turns(disk, 2)):
     try:
@@ -297,14 +272,13 @@ for mapped in (lambda: Pulses(str(disk), 1000), lambda: Turns(disk, 2)):
 """
 
 
-@pytest.mark.parametrize("how", ["one by one", "many"])
-def test_on_a_full_disk_records_end_early_and_nothing_is_killed(tmp_path: Path, how: str) -> None:
+def test_on_a_full_disk_records_end_early_and_nothing_is_killed(tmp_path: Path) -> None:
     """A disk of 2 MiB: the recorder's first room fits, no more."""
     unshare = ["unshare", "--map-root-user", "--mount"]
     mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}"
     if shutil.which("unshare") is None or subprocess.run([*unshare, "sh", "-c", mount]).returncode:
         pytest.skip("a disk of one's own cannot be made here")
-    run = shlex.join([sys.executable, "-c", FULL_DISK, str(tmp_path), how])
+    run = shlex.join([sys.executable, "-c", FULL_DISK, str(tmp_path)])
     done = subprocess.run(
         [*unshare, "sh", "-c", f"{mount} && exec {run}"], capture_output=True, text=True, timeout=60
     )

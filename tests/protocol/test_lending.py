@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rayemu.compression import make_codec
-from rayemu.protocol.lending import carried, carried_bytes, copy_rows, frame_bytes, gather
+from rayemu.protocol.lending import carried, carried_bytes, frame_bytes, gather
 from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import Dispatch, Reply
 from rayemu.protocol.wire import Wire
@@ -146,18 +146,3 @@ def test_rows_are_gathered_into_the_memory_that_is_given(make: type) -> None:
     gather(m, new_rows)
     assert m.rows is made[0] and len(made) == 1
     assert np.array_equal(m.rows if m.row_of_pair is None else m.rows[m.row_of_pair], wanted)
-
-
-@pytest.mark.parametrize("pairs", [0, 1, 255, 256, 257, 1000])
-@pytest.mark.parametrize("indexed", [False, True])
-def test_rows_are_copied_to_their_places(pairs: int, indexed: bool) -> None:
-    rng = np.random.default_rng(pairs)
-    rows = rng.standard_normal((300 if indexed else pairs, D), dtype=np.float32)
-    index = rng.integers(0, 300, pairs) if indexed else None
-    places = rng.permutation(1200)[:pairs]
-    to = np.zeros((1200, D), np.float32)
-    expected = to.copy()
-    for number, place in enumerate(places.tolist()):
-        expected[place] = rows[number if index is None else index[number]]
-    copy_rows(rows, index, to, places)
-    assert np.array_equal(to, expected)
