@@ -183,7 +183,7 @@ class ModuleRecord(ActorRecord):
     def __init__(self, recorder: Recorder, machine: ModuleMachine, clock: Callable[[], float]) -> None:
         super().__init__(recorder, machine.me, machine.incarnation, machine.model.spec, clock)
         self._machine = machine
-        self._jobs = machine.incarnation << INCARNATION_SHIFT  # number of the last one
+        self._jobs = (machine.incarnation << INCARNATION_SHIFT) - 1  # number of the last one
         self.totals = dict.fromkeys(TOTALS, 0.0)
 
     def frame(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rayemu.compression import make_codec
-from rayemu.protocol.lending import carried, carried_bytes, frame_bytes, gather
+from rayemu.protocol.lending import carried, carried_bytes, distinct, frame_bytes, gather
 from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import Dispatch, Reply
 from rayemu.protocol.wire import Wire
@@ -24,7 +24,8 @@ def dispatch(rows: int, index: Index, lots: int = 1) -> Dispatch:
     given = None if index is None else np.asarray(index, np.int32)
     pairs = rows if given is None else len(given)
     table = lots_of(*([1, 2, 1] for _ in range(lots - 1)), [1, 3, pairs - lots + 1])
-    return Dispatch(2, 1 << 41, -1, 0, 300, 1, 0, 1, 9, 8, 0, x, given, table)
+    meant = -1 if given is None else distinct(given)
+    return Dispatch(2, 1 << 41, -1, 0, 300, 1, 0, 1, 9, 8, 0, x, given, table, meant)
 
 
 def reply(rows: int, index: Index) -> Reply:
@@ -107,9 +108,11 @@ def test_sizes_are_right_wherever_the_header_ends(make: type, rows: int) -> None
     m = make(rows, [0])
     lent = m.rows
     for pairs in (127, 128, 255, 256):
-        for distinct in {2, min(pairs, rows)}:
+        for different in {2, min(pairs, rows)}:
             for extra in range(64):
-                m.rows, m.row_of_pair = lent, np.arange(pairs, dtype=np.int32) % distinct
+                m.rows, m.row_of_pair = lent, np.arange(pairs, dtype=np.int32) % different
+                if isinstance(m, Dispatch):
+                    m.distinct = distinct(m.row_of_pair)
                 lengthen(m, extra)
                 told = frame_bytes(m, WIRE.encode_pieces(m))
                 gather(m, fresh_rows)
