@@ -19,7 +19,7 @@ from rayemu.model.model import Model
 from rayemu.protocol.config import LEVELS, LOCAL, MODULE, NODE, ProtocolConfig
 from rayemu.protocol.epochs import view_of
 from rayemu.protocol.home import Home
-from rayemu.protocol.lending import LEAST_LENT, carried_bytes, gather
+from rayemu.protocol.lending import LEAST_LENT, carried, carried_bytes, gather
 from rayemu.protocol.loader import Loader
 from rayemu.protocol.memory import Lends, NewRows, fresh_rows, lends_nothing
 from rayemu.protocol.messages import (
@@ -264,10 +264,11 @@ class ModuleMachine:
             if isinstance(send.message, (Dispatch, Reply)):
                 level = self.level(send.to)
                 chooser, numbers = self._links[type(send.message), level]
-                index = send.message.row_of_pair
-                if index is not None and (numbers != [0] or not self._lends(send.to, send.message)):
-                    gather(send.message, self.new_rows)
-                send.codec = numbers[chooser.choose(send.message.rows)]
+                message = send.message
+                some = message.rows[: carried(message)]  # as many as it is about, if perhaps not the same
+                send.codec = numbers[chooser.choose(some)]
+                if message.row_of_pair is not None and (send.codec or not self._lends(send.to, message)):
+                    gather(message, self.new_rows)
                 send.timed = chooser.timed
                 self._note(send, level)
                 sends += [self._tell(change, send.message, level, now) for change in chooser.changes()]
