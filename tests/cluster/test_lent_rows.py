@@ -138,11 +138,12 @@ def test_rows_of_a_killed_sender_stay_readable_until_the_reader_lets_go() -> Non
         job = server.next_job(1e9)
         assert job is not None
         run_job(MODEL, job)
-        assert job.result is not None
+        (work,) = job.works
+        assert work.rows is not None and work.row_of_pair is not None
         expected = expert_forward(MODEL.layers[0].experts[0], X[INDEX[:2]])
-        assert np.array_equal(job.result[:2], expected)
+        assert np.array_equal(work.rows[work.row_of_pair[:2]], expected)
         assert len(readers._borrowed) == 1
-        del m, job, server
+        del m, work, job, server
         assert not readers._borrowed
     finally:
         process.kill()
