@@ -12,6 +12,7 @@ from rayemu import Emulator, Scenario
 from rayemu.alltoall import ORDERS
 from rayemu.drivers.pump import ModulePump
 from rayemu.model.reference import reference_forward
+from rayemu.protocol import answers
 from rayemu.protocol import home as home_machine
 from rayemu.protocol import module as module_machine
 from rayemu.protocol.config import PLACES
@@ -43,6 +44,7 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     monkeypatch.setattr(ModuleMachine, "_lends", lends)
     monkeypatch.setattr(module_machine, "LEAST_LENT", 0)
     monkeypatch.setattr(home_machine, "LEAST_LENT", 0)
+    monkeypatch.setattr(answers, "FEW_BYTES", 2048)  # of 32 answers: more are left where they lie
     return found
 
 

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 
 from rayemu.model.reference import combine, combine_from
+from rayemu.protocol import answers as answers_of
 from rayemu.protocol.answers import Answers
 
 D = 20
 
 
+@pytest.mark.parametrize("few", [0, 1 << 20])
 @pytest.mark.parametrize("seed", range(12))
-def test_answers_come_out_by_choice_wherever_they_lay(seed: int) -> None:
+def test_answers_come_out_by_choice_wherever_they_lay(
+    seed: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_of, "FEW_BYTES", few)
     rng = np.random.default_rng(seed)
     tokens, choices = int(rng.integers(1, 90)), int(rng.integers(1, 6))
     pairs = tokens * choices
