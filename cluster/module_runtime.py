@@ -190,10 +190,11 @@ class ModuleRuntime:
                 with self.turns.one(self._in_trouble):
                     self._take_what_came(job)
                     self.done.append((job, *self._run(job)))
+            del job  # it has rows that others lend, and answers: they would stay until the next one comes
             self.link.wake()
 
     def _take_what_came(self, job: Job) -> None:
-        """Have the loop add to a job that waited for a turn: more may have come for its expert."""
+        """Have the loop add to a job that waited for a turn: more may have come for its layer."""
         self.filled.clear()
         self.unfilled = job
         self.link.wake()

@@ -108,8 +108,12 @@ class Shelf:
         return np.empty((rows, width), np.float32)
 
     def holds(self, rows: np.ndarray) -> bool:
-        """Whether rows lie on this shelf, as what `new_rows` made of them may."""
-        return rows.nbytes >= LEAST_BYTES and _SLOTS <= _address(rows) - self._address < SHELF_BYTES
+        """Whether rows lie on this shelf, as what `new_rows` made of them may, and can be lent.
+
+        Without a slot all of them would travel, also those that the message is not about.
+        """
+        lie = rows.nbytes >= LEAST_BYTES and _SLOTS <= _address(rows) - self._address < SHELF_BYTES
+        return lie and bool(self._free_slots)
 
     def message(self, frame: Sequence[Any], reader: int) -> list[Any]:
         """Turn a frame in pieces into the parts of a message for process `reader`.

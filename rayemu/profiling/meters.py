@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 from rayemu.profiling.phases import GARBAGE, TABLE, found
@@ -62,6 +63,7 @@ class Meters:
         self._local = threading.local()
         self._threads: list[tuple[str, int, Calls]] = []
         self._replaced: list[tuple[Any, str, Any]] = []
+        self._originals: dict[Callable[..., Any], Callable[..., Any]] = {}  # by meter
         self._over = threading.Event()
         self.call_s = self._cost()
         for _, names in TABLE:
@@ -81,16 +83,21 @@ class Meters:
             gc.callbacks.remove(self._on_garbage)
         for owner, name, original in self._replaced:
             setattr(owner, name, original)
+        # What was imported meanwhile took the meters for the functions.
+        for module in _ours():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, FunctionType) and value in self._originals:
+                    setattr(module, name, self._originals[value])
 
     # -- reading clocks ---------------------------------------------------------------------------------
     def _meter(self, name: str) -> None:
         """Put a meter in place of a function, wherever it was imported to."""
         owner, attribute, function = found(name)
         metered = self._metered(function, name)
+        self._originals[metered] = function
         owners = [owner]
         if inspect.ismodule(owner):
-            modules = [m for key, m in list(sys.modules.items()) if key.partition(".")[0] == "rayemu"]
-            owners = [m for m in modules if vars(m).get(attribute) is function]
+            owners = [m for m in _ours() if vars(m).get(attribute) is function]
         for each in owners:
             self._replaced.append((each, attribute, function))
             setattr(each, attribute, metered)
@@ -169,6 +176,11 @@ class Meters:
         with contextlib.suppress(OSError):  # a full disk, or the end of the run
             part.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
             part.replace(self.path)
+
+
+def _ours() -> list[ModuleType]:
+    """The project's modules that are imported."""
+    return [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "rayemu"]
 
 
 def _plain(node: Calls) -> list[Any]:

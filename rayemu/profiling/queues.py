@@ -83,20 +83,22 @@ def _spread(what: str, seconds: np.ndarray) -> dict[str, float | None]:
 
 
 class _Spans:
-    """A record's rows with their times; the parts of a merged GEMM have those of the whole job."""
+    """A record's rows with their times; the parts of GEMMs have those of the whole job that they are of."""
 
     def __init__(self, record: np.ndarray) -> None:
         self.record = record
         self.begin, self.end = starts(record).copy(), ends(record).copy()
         self.ready, self.cause, self.kind = queued(record), record["cause"], record["kind"]
         jobs = np.flatnonzero((self.kind == GEMM) & (record["job"] >= 0))
+        jobs = jobs[np.lexsort((self.begin[jobs], record["job"][jobs], record["src"][jobs]))]
         if len(jobs):
-            keys = np.stack([record["src"][jobs].astype(np.int64), record["job"][jobs]])
-            number = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
-            low, high = np.full(number.max() + 1, np.inf), np.full(number.max() + 1, -np.inf)
-            np.minimum.at(low, number, self.begin[jobs])
-            np.maximum.at(high, number, self.end[jobs])
-            self.begin[jobs], self.end[jobs] = low[number], high[number]
+            # A job has a GEMM for each expert, and a row for each part of it: one begins as the other ends.
+            src, layer = record["src"][jobs], record["layer"][jobs]
+            new = (src[1:] != src[:-1]) | (layer[1:] != layer[:-1])
+            first = np.flatnonzero([True, *(new | (self.begin[jobs][1:] != self.end[jobs][:-1]))])
+            rows = np.diff(first, append=len(jobs))
+            self.begin[jobs] = np.repeat(np.minimum.reduceat(self.begin[jobs], first), rows)
+            self.end[jobs] = np.repeat(np.maximum.reduceat(self.end[jobs], first), rows)
 
     def path(self, batch: int, finished_s: float) -> tuple[dict[str, float], Counter[str]] | None:
         """Seconds by span on a batch's path, and how often each was on it; None without its result."""

@@ -68,7 +68,7 @@ class ProtocolConfig:
             combine=(make_policy(link.module.combine), make_policy(link.node.combine)),
             order=ORDERS[exchange.order],
             micro_batches=exchange.micro_batches,
-            chunk_bytes=exchange.chunk,
+            chunk_bytes=exchange.chunk or min(cls.chunk_bytes, exchange.window),
             window_bytes=exchange.window,
             min_slice_rows=exchange.min_slice_rows,
             linger=exchange.linger,

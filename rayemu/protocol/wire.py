@@ -199,6 +199,8 @@ def _check_dispatch(m: Dispatch, codecs: int) -> None:
     counts = lots[:, 2].tolist()
     if lots.min() < 0 or 0 in counts:
         raise WireError("dispatch: a lot of nothing, or of less")
+    if not -1 <= m.distinct <= len(m.rows):
+        raise WireError(f"dispatch: {m.distinct} distinct of {len(m.rows)} rows")
     _check_index(m, sum(counts))
 
 

@@ -346,7 +346,7 @@ class Exchange(Strategy):
     kind: str = "hierarchical"
     order: Annotated[str, known_in(ORDERS, "an order of sending")] = "largest_first"
     micro_batches: Few = 1
-    chunk: Bytes = 16 << 20
+    chunk: Bytes | None = None  # by default 16 MiB, or the window where that is less
     window: Bytes = 32 << 20
     min_slice_rows: Positive | None = None
     linger: Seconds = 0.1
@@ -354,7 +354,7 @@ class Exchange(Strategy):
 
     @model_validator(mode="after")
     def _fits(self) -> Exchange:
-        if not 1 <= self.chunk <= self.window:
+        if self.chunk is not None and not 1 <= self.chunk <= self.window:
             allowed = f"1 B to {exact_bytes(self.window)}, the window"
             refuse([_not_allowed("chunk", exact_bytes(self.chunk), allowed)])
         return self

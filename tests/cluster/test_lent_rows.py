@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
+import threading
+import time
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rayemu.cluster.module_runtime import ModuleRuntime
 from rayemu.cluster.shelf import LEAST_BYTES, Readers, Shelf
 from rayemu.compression import make_codec
 from rayemu.model.expert import expert_forward
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Reply
-from rayemu.protocol.server import ExpertServer, run_job
+from rayemu.protocol.server import SHARED, ExpertServer, Job, Own, run_job
 from rayemu.protocol.wire import Wire
 from rayemu.scenario import Scenario
 from tests.views import holding_all, lots_of
@@ -109,6 +115,35 @@ def test_a_shelf_lends_what_lies_on_it_and_is_large() -> None:
     assert not shelf.holds(np.ones((ROWS, D), np.float32)) and not shelf.holds(shelf.new_rows(3, D))
 
 
+def test_rows_are_not_lent_whole_where_no_slot_is_left() -> None:
+    """They would travel by the socket, with all rows that the message is not about; a look finds slots."""
+    shelf, readers = Shelf(), Readers()
+    readers.open(shelf.token)
+    rows = shelf.new_rows(ROWS, D)
+    held = [read(readers, lend(shelf, rows, ME)) for _ in range(len(shelf._free_slots))]
+    assert not shelf.holds(rows)
+    held.clear()
+    large = [np.zeros(LEAST_BYTES, np.uint8)]  # as gathered rows are
+    assert len(shelf.message(large, ME)) == 1 and shelf.holds(rows)
+
+
+def test_a_job_that_is_done_keeps_no_rows_until_the_next_one() -> None:
+    runtime: Any = SimpleNamespace(jobs=queue.SimpleQueue(), done=[], link=SimpleNamespace(wake=lambda: None))
+    runtime.setup, runtime._run = SimpleNamespace(blas_threads=1), lambda job: (0.0, 0.0)
+    job = Job(0, SHARED, own=Own(X.copy(), None, 0.0))
+    rows = weakref.ref(job.own.rows)  # type: ignore[union-attr]
+    threading.Thread(target=ModuleRuntime._compute, args=(runtime,), daemon=True).start()
+    runtime.jobs.put(job)
+    del job
+    end = time.monotonic() + 10
+    while not runtime.done and time.monotonic() < end:
+        time.sleep(0.001)
+    runtime.done.clear()
+    while rows() is not None and time.monotonic() < end:
+        time.sleep(0.001)
+    assert rows() is None
+
+
 def _lend_and_wait(pipe: Any, reader: int) -> None:
     """A home: lend rows and keep them, until it is killed."""
     shelf = Shelf()
@@ -143,7 +178,7 @@ def test_rows_of_a_killed_sender_stay_readable_until_the_reader_lets_go() -> Non
         expected = expert_forward(MODEL.layers[0].experts[0], X[INDEX[:2]])
         assert np.array_equal(work.rows[work.row_of_pair[:2]], expected)
         assert len(readers._borrowed) == 1
-        del m, job, work, server
+        del m, work, job, server
         assert not readers._borrowed
     finally:
         process.kill()

@@ -69,8 +69,11 @@ class Outcome:
     traits: set[str]  # what else this story has that not every one has
 
 
-def run(seed: int, batches: int = 4) -> Outcome:
-    """Run a random configuration under random faults and check every promise. Raises where one breaks."""
+def run(seed: int, batches: int = 4, experts: int = 4) -> Outcome:
+    """Run a random configuration under random faults and check every promise. Raises where one breaks.
+
+    With more experts than 4 a token has 4 to 8 of them, and every second story sends its rows raw.
+    """
     rng = np.random.default_rng(seed)
     nodes = int(rng.integers(1, 4))
     modules = nodes * int(rng.integers(2 if nodes == 1 else 1, 4))
@@ -79,8 +82,8 @@ def run(seed: int, batches: int = 4) -> Outcome:
         name="tiny",
         d_model=16,
         d_ff=32,
-        experts=4,
-        top_k=int(rng.integers(1, 4)),
+        experts=experts,
+        top_k=int(rng.integers(1, 4) if experts == 4 else rng.integers(4, 9)),
         layers=layers,
         shared_d_ff=int(rng.choice([0, 16])),
         dense_layers=int(rng.choice([0, 0, rng.integers(0, layers + 1)])),
@@ -92,13 +95,14 @@ def run(seed: int, batches: int = 4) -> Outcome:
     spread = str(np.random.default_rng([seed, 3]).choice(["", "", "distributed", "hybrid"]))
     if spec.router != "softmax_topk" or spec.layer_routers:
         spread = ""
-    elif spread == "hybrid" and spec.top_k <= 2:
+    elif spread == "hybrid" and spec.top_k <= experts // 2:
         limits = {"groups": 2, "top_groups": 1}
         spec = replace(spec, router="sigmoid_group_topk", router_params=limits)
     elif spread == "hybrid":
         spread = ""
     model = Model(spec)
-    module_codec, node_codec, combine_codec = CODECS[int(rng.integers(len(CODECS)))]
+    number = int(rng.integers(len(CODECS)))
+    module_codec, node_codec, combine_codec = CODECS[number if experts == 4 or seed % 2 else 0]
     config = ProtocolConfig(
         exchange=SHAPES[int(rng.integers(len(SHAPES)))],
         replicas=REPLICAS[str(rng.choice(list(REPLICAS)))](),
@@ -115,12 +119,12 @@ def run(seed: int, batches: int = 4) -> Outcome:
     )
     fault = FAULTS[int(rng.integers(len(FAULTS)))]
     copies = int(rng.integers(1, 3))
-    table = np.full((spec.layers, 4), copies)  # [L, E]
+    table = np.full((spec.layers, experts), copies)  # [L, E]
     table[: spec.dense_layers] = 0
     kinds = ["linear", "round_robin", "random", "balanced"]  # these need to know no more than the copies
     strategy = PLACEMENTS[str(rng.choice(kinds))]()
     placement = strategy.place(problem_of(table, modules, nodes, seed=int(rng.integers(99))))
-    counts = placement.counts(spec.layers, 4)[spec.dense_layers :]
+    counts = placement.counts(spec.layers, experts)[spec.dense_layers :]
     copies = int(counts.min(initial=copies))  # some strategies choose them
     network = Network(
         loss=float(rng.choice([0, 0.02, 0.1])),

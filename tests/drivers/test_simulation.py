@@ -12,8 +12,12 @@ from rayemu import Emulator, Scenario
 from rayemu.alltoall import ORDERS
 from rayemu.drivers.pump import ModulePump
 from rayemu.model.reference import reference_forward
+from rayemu.protocol import answers
+from rayemu.protocol import home as home_machine
+from rayemu.protocol import module as module_machine
 from rayemu.protocol.config import PLACES
-from rayemu.protocol.messages import Dispatch, Send
+from rayemu.protocol.messages import Dispatch, Reply, Send
+from rayemu.protocol.module import ModuleMachine
 from rayemu.scenario import Fault
 from tests.drivers import chaos, moving
 
@@ -27,8 +31,25 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def lent(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
+    """Let rows of these tiny batches be lent, too, where the simulator lends; how often they were."""
+    found: collections.Counter[str] = collections.Counter()
+    usual = ModuleMachine._lends
+
+    def lends(self: ModuleMachine, to: int, message: Dispatch | Reply) -> bool:
+        found[type(message).__name__] += usual(self, to, message)
+        return usual(self, to, message)
+
+    monkeypatch.setattr(ModuleMachine, "_lends", lends)
+    monkeypatch.setattr(module_machine, "LEAST_LENT", 0)
+    monkeypatch.setattr(home_machine, "LEAST_LENT", 0)
+    monkeypatch.setattr(answers, "FEW_BYTES", 2048)  # of 32 answers: more are left where they lie
+    return found
+
+
 @pytest.mark.parametrize("first", range(0, 360, BLOCK))
-def test_seeds(first: int) -> None:
+def test_seeds(first: int, lent: collections.Counter[str]) -> None:
     seen: set[str] = set()
     for seed in range(first, first + BLOCK):
         try:
@@ -48,6 +69,16 @@ def test_seeds(first: int) -> None:
         *PLACES,
     }
     assert seen >= {*chaos.FAULTS, *chaos.KINDS, *traits}, "the seeds cover too little"
+    assert lent["Dispatch"] > 100, f"rows were not lent: {lent}"
+
+
+def test_seeds_with_many_experts_on_few_modules(lent: collections.Counter[str]) -> None:
+    for seed in range(30):
+        try:
+            chaos.run(seed, batches=3, experts=24)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+    assert min(lent["Dispatch"], lent["Reply"]) > 100, f"rows were not lent: {lent}"
 
 
 @pytest.mark.parametrize("seed", [1965])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +93,18 @@ def test_functions_are_put_back_wherever_they_were_imported_to(tmp_path: Path) -
     after = products.exact_matmul, rayemu.model.expert.exact_matmul, Wire.decode, rayemu.emulator.as_rows
     assert after == before and not set(during) & set(before) and as_rows is before[3]
     assert not any("Meters" in str(callback) for callback in gc.callbacks)
+
+
+def test_what_was_imported_meanwhile_gets_the_functions_back(tmp_path: Path) -> None:
+    before = products.exact_matmul
+    meters = Meters(tmp_path, "test", "driver")
+    late = types.ModuleType("rayemu.late")  # as one that says `from ... import exact_matmul`
+    late.product, sys.modules["rayemu.late"] = products.exact_matmul, late  # type: ignore[attr-defined]
+    try:
+        meters.stop()
+        assert late.product is before  # type: ignore[attr-defined]
+    finally:
+        del sys.modules["rayemu.late"]
 
 
 def test_paths_are_without_what_they_call() -> None:

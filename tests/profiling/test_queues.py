@@ -15,7 +15,7 @@ ROWS = (
     (SUBMIT, -1, 10.0, 10.0, 11.0),
     (SLICE, 0, 12.0, 12.5, 13.0),
     (DISPATCH, 1, 14.0, 16.0, 16.5),
-    (GEMM, 2, 17.0, 20.0, 22.0),  # of one job with the next: this is done when that is
+    (GEMM, 2, 17.0, 20.0, 22.0),  # of one job with the next expert's: this is done when that is
     (GEMM, 2, 17.0, 22.0, 24.0),
     (REPLY, 3, 24.5, 24.5, 25.0),
     (COMBINE, 5, 27.0, 27.0, 28.0),
@@ -30,7 +30,7 @@ def by_hand() -> np.ndarray:
     for place, name in enumerate(("queued_wall_s", "start_wall_s", "end_wall_s"), 2):
         record[name] = [row[place] for row in ROWS]
     record["batch"], record["id"] = 7, np.arange(len(ROWS))
-    record["job"] = np.where(record["kind"] == GEMM, 3, -1)
+    record["job"] = np.where(record["kind"] == GEMM, record["id"], -1)  # one for each expert
     return record
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from rayemu.alltoall import ALIVE, DEAD, SUSPECTED, Parcel, View
 from rayemu.placement import PLACEMENTS, problem_of
@@ -245,3 +246,12 @@ def test_what_is_there_already_is_no_orphan() -> None:
     assert table.requests.orphans(request, dead).tolist() == [False, True]
     table.requests.let_go(request, np.array([False, True]), 0.0)
     assert table.requests.orphans(request, dead).tolist() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "chunk"),
+    [({}, 16 << 20), ({"window": "8 MiB"}, 8 << 20), ({"window": "8 MiB", "chunk": "1 MiB"}, 1 << 20)],
+)
+def test_a_chunk_is_no_larger_than_the_window_unless_it_is_said(exchange: dict[str, str], chunk: int) -> None:
+    scenario = Scenario.from_dict({"model": MODEL, "exchange": exchange})
+    assert ProtocolConfig.from_scenario(scenario).chunk_bytes == chunk
