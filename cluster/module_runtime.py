@@ -133,6 +133,7 @@ class ModuleRuntime:
                 self._gauge_load(now)
             for frame in self.link.receive(max(0.0, wake - now)):
                 pump.on_frame(frame)
+                frame = None  # it may lie in memory that its sender wants back
             if self.unfilled is not None:
                 machine.fill(self.unfilled)
                 self.unfilled = None

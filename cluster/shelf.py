@@ -28,7 +28,7 @@ import numpy as np
 from rayemu.cluster.pulse import process_state
 from rayemu.compression.wire import ALIGNMENT
 
-SHELF_BYTES = 128 << 20  # address space; memory is only taken where pieces lie
+SHELF_BYTES = 256 << 20  # address space; memory is only taken where pieces lie
 RECLAIM_BYTES = 4 << 20  # taken before what is no longer in use is looked for
 LEAST_BYTES = 1 << 16  # smaller pieces travel themselves
 LOOK_EVERY_S = 0.25  # for dead readers of what was handed on

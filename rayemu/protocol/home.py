@@ -200,7 +200,7 @@ class Home:
         chunk = max(1, self.config.chunk_bytes // (unit.h.shape[1] * 4))
         parcels = plan_parcels(pairs, hops, modules, experts, chunk)
         for parcel in self.config.order(parcels, self.me, view.modules):
-            self._open(unit, parcel, now)
+            self._open(unit, parcel, now, direct)
 
     def _park(self, unit: Unit, expert: int, pairs: np.ndarray, now: float) -> None:
         """Ask the coordinator about an expert without copies; our view may be old."""
@@ -253,9 +253,11 @@ class Home:
         self.parking.settled(unit)
 
     # -- requests -------------------------------------------------------------------------------------
-    def _open(self, unit: Unit, parcel: Parcel, now: float) -> None:
+    def _open(self, unit: Unit, parcel: Parcel, now: float, alone: bool) -> None:
+        """Send a parcel; `alone` says that others need not be expected with it."""
         number = self.requests.number()
         message = dispatch_of(unit, parcel, self.me, number, self.view.epoch)
+        message.slices = 1 if alone else message.slices
         active = np.ones(len(parcel.pairs), bool)
         request = Request(unit, parcel, self.view, carried_bytes(message), active, message)
         self.requests.add(number, request, now)

@@ -6,7 +6,7 @@ harmless. The server decides what to compute next; whoever drives it runs the jo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -23,10 +23,10 @@ from rayemu.protocol.messages import Dispatch, Refusal, Reply, Send
 
 SHARED = -1  # pseudo expert id: the shared expert or the dense FFN of a layer, computed by the home
 ROUTED = -2  # pseudo expert id: those that requests name
-# Rows of a job, give or take half a request: twice as many would save at most 3 % of its time. Two batches of
-# some 1024 rows each fit in, though one is a little larger.
+# Rows of an expert in a job, give or take half a request: twice as many would save at most 3 % of its time.
+# Two batches of some 1024 rows each fit in, though one is a little larger.
 JOB_ROWS = 2176
-JOB_FLOPS = 48e9  # or this much work where rows are cheap: what a large expert has with so many rows
+JOB_BYTES = 32 << 20  # of a job's result, where several experts have so many rows: homes hold all of it
 WEIGHT_BYTES_PER_S = 5e9  # at which BLAS reads and packs weights, once per GEMM: what merging saves
 TURN_FLOPS = 1e9  # jobs below this, some 10 ms, do not wait for a turn at a core
 OTHERS_WORK = 3.0  # a module that shares its core computes for this many such times before it waits in turn
@@ -102,7 +102,7 @@ class ExpertServer:
         others = max(0.0, config.modules_per_core - 1)  # they have the core meanwhile
         self.linger = stream_time * (1 + OTHERS_WORK * others)  # for each expert that is waited with
         self.most_linger = config.linger
-        self.job_rows = max(JOB_ROWS, int(JOB_FLOPS / model.spec.flops_per_row()))
+        self.job_rows, self.most_rows = JOB_ROWS, JOB_BYTES // (4 * model.spec.d_model)
         self.groups: dict[int, _Group] = {}  # by layer
         self.own: list[tuple[int, Own]] = []  # by layer, oldest first
         self.works: dict[tuple[int, int, int], Work] = {}
@@ -169,13 +169,13 @@ class ExpertServer:
         return job
 
     def fill(self, job: Job) -> None:
-        """Add to a job that has not begun what waits for its layer, up to `job_rows` or so."""
+        """Add to a job that has not begun what waits for its layer, up to `_room` or so."""
         group = self.groups.get(job.layer) if job.expert == ROUTED else None
         if group is None:
             return
         # Jobs alike: a small last one would read all weights for a few rows.
         rows = job.rows + group.rows
-        share = rows / max(1, -(-rows // self.job_rows))
+        share = rows / max(1, -(-rows // self._room(group.experts.union(job.experts))))
         taken = 0
         for work in group.works:
             pairs = work.pairs
@@ -215,8 +215,12 @@ class ExpertServer:
             sends.append(Send(d.via if d.via >= 0 else d.home, reply))
         return sends
 
+    def _room(self, experts: Collection[int]) -> int:
+        """Rows of a job for these experts."""
+        return max(self.job_rows, min(self.job_rows * len(experts), self.most_rows))
+
     def _ready_at(self, group: _Group) -> float:
-        if len(group.units) >= group.expected or group.rows >= self.job_rows:
+        if len(group.units) >= group.expected or group.rows >= self._room(group.experts):
             return group.first
         return group.first + min(self.most_linger, self.linger * len(group.experts))
 

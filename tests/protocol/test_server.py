@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from rayemu.model.expert import expert_forward
-from rayemu.model.holdings import Holdings
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.messages import Dispatch, Refusal, Send
-from rayemu.protocol.server import JOB_FLOPS, JOB_ROWS, OTHERS_WORK, WEIGHT_BYTES_PER_S, ExpertServer, run_job
+from rayemu.protocol.server import JOB_ROWS, OTHERS_WORK, WEIGHT_BYTES_PER_S, ExpertServer, run_job
 from rayemu.scenario import Scenario
 from tests.views import holding_all, lots_of
 
@@ -23,7 +22,7 @@ STREAM_S = SCENARIO.spec.expert_bytes() / WEIGHT_BYTES_PER_S
 
 def server(modules_per_core: float = 1.0, job_rows: int = JOB_ROWS) -> ExpertServer:
     made = ExpertServer(0, replace(CONFIG, modules_per_core=modules_per_core), MODEL, holding_all(MODEL))
-    made.job_rows = job_rows  # cheap as its rows are, it would take millions
+    made.job_rows = job_rows
     return made
 
 
@@ -71,12 +70,24 @@ def test_layers_go_by_the_age_of_their_oldest_request() -> None:
     assert [(job.layer, job.rows) for job in jobs if job] == [(1, 20), (0, 10)]
 
 
-def test_a_job_has_as_much_work_as_is_worth_it_or_as_many_rows() -> None:
-    small, wide = SCENARIO.spec, replace(SCENARIO.spec, d_model=4096, d_ff=14336)
-    assert server().model.spec.flops_per_row() == 2 * 3 * 32 * 64
-    for spec, most in ((small, JOB_FLOPS / (2 * 3 * 32 * 64)), (wide, JOB_ROWS)):
-        model = Model(spec)
-        assert ExpertServer(0, CONFIG, model, Holdings(model.make_expert)).job_rows == int(most)
+def test_a_job_has_its_rows_for_each_expert_as_far_as_its_result_is_not_too_large() -> None:
+    """Ten requests of 40 rows for each of two experts, in as few jobs as allowed, which are alike."""
+    for job_rows, most_rows, expected in [
+        (100, 1 << 20, [240, 160, 240, 160]),  # 200 each, give or take half a request
+        (300, 1 << 20, [400, 400]),
+        (300, 420, [400, 400]),
+        (300, 280, [240, 320, 240]),  # 300 of one expert alone are allowed in any case
+        (1 << 20, 1 << 20, [800]),
+    ]:
+        s = server(job_rows=job_rows)
+        s.most_rows = most_rows
+        for number in range(10):
+            lots = lots_of([0, 0, 40], [0, 1, 40])
+            s.accept(replace(dispatch(number, 80, slices=10), lots=lots), 0.0)
+        jobs = []
+        while (job := s.next_job(0.0)) is not None:
+            jobs.append(job.rows)
+        assert jobs == expected
 
 
 def test_it_waits_no_longer_than_merging_can_save_unless_others_use_the_core() -> None:
