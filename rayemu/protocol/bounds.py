@@ -76,6 +76,9 @@ class Bounds:
                 )
         if isinstance(m, Dispatch):
             self._need(-1 <= m.via < self.modules, m, "via", m.via)
+            numbers = m.batch, m.slice, m.micro, m.slices, m.start, m.epoch, m.request >> 31
+            if not (0 <= min(numbers) and max(numbers) < 1 << 31):  # more than the record's columns hold
+                raise WireError(f"Dispatch: of batch, slice, micro, slices, start, epoch, request: {numbers}")
             module, expert, _ = m.lots.max(axis=0).tolist()  # none is negative, see `wire`
             self._need(module < self.modules and expert < self.experts, m, "lots", [module, expert])
         elif isinstance(m, (Slice, RouteReply)) and m.experts is not None:

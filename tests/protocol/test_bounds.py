@@ -196,6 +196,12 @@ def test_what_fits_is_taken(message: Message) -> None:
         (Dispatch, {"home": 4}),
         (Dispatch, {"via": 4}),
         (Dispatch, {"via": -2}),
+        (Dispatch, {"batch": 1 << 31}),  # more than the record's columns hold
+        (Dispatch, {"slice": -1}),
+        (Dispatch, {"micro": 1 << 31}),
+        (Dispatch, {"slices": 1 << 40}),
+        (Dispatch, {"epoch": 1 << 31}),
+        (Dispatch, {"request": 1 << 62}),
         (Dispatch, {"layer": 2}),
         (Dispatch, {"rows": NARROW}),
         (Dispatch, {"lots": lots_of([3, 8, 3])}),
