@@ -42,9 +42,9 @@ def overhead(figures: Mapping[str, Any]) -> str:
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True, overflow="ellipsis")
+    table.add_column(first, overflow="fold")  # a narrow terminal gets more lines; nothing is cut off
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 
