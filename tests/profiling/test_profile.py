@@ -51,6 +51,7 @@ def test_a_profile_on_real_ray(tmp_path: Path) -> None:
     assert figures["queues"]["batches"] == 20
     assert "not known" not in figures["queues"]["spans"]
     assert "left out: 1 of its faults" in done.output
+    assert "The measured part is short" in done.output
     assert {"receive", "send", "plan", "settle", "combine", "record"} <= set(figures["phases"]["modules"])
     calls = {(f["function"].rpartition(":")[2], f["phase"]): f["calls"] for f in figures["functions"]}
     assert calls["Ledger.submit", "batches"] == 20 and calls["_taken", "stream"] == 21
@@ -64,6 +65,10 @@ def test_a_profile_on_real_ray(tmp_path: Path) -> None:
     print_profile(figures, narrow)
     shown = narrow.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown and all(len(line) <= 60 for line in shown.splitlines())
+    long = Console(width=80, file=io.StringIO())
+    print_profile({**figures, "window_wall_s": 60.0, "batches": 1, "layers": 1}, long)
+    told = long.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 batch of 1 layer in" in told and "is short" not in told
     table = markdown({"small": figures, "again": figures}).splitlines()
     assert {line.count("|") for line in table} == {4}
     assert "| phase products |" in "\n".join(table)
