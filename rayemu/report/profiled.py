@@ -134,7 +134,7 @@ def _remarks(figures: Mapping[str, Any]) -> list[str]:
     off = list(figures["off_processor_wall_s"].items())[:5]
     waits = ", ".join(f"{name.replace('rayemu.', '')} {format_seconds(s / batches)}" for name, s in off)
     short = (
-        "The measured part is short: phases, and waits off the processor, are too high by up to 1.5 s of idling; "
+        "The measured part is short: phases, and waits off the processor, hold up to 1.5 s of idling; "
         "raise run.batches."
     )
     return [
