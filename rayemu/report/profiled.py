@@ -13,14 +13,16 @@ from rayemu.units import format_seconds
 
 ROLES = ("modules", "coordinator", "driver", "Ray")
 SHOWN_FUNCTIONS = 12
+SHORT_S = 10.0  # a measured part in which the second that meters run on for would show
 LEAST_SHARE = 0.005  # of what gets a row
 
 
 def print_profile(figures: Mapping[str, Any], console: Console) -> None:
     """Print what a batch cost, and what it waited for."""
     batches, layers = figures["batches"], figures["layers"]
+    plural = "" if batches == 1 else "es", "" if layers == 1 else "s"
     console.print(
-        f"[bold]{escape(figures['name'])}[/bold]: {batches} batches of {layers} layers in "
+        f"[bold]{escape(figures['name'])}[/bold]: {batches} batch{plural[0]} of {layers} layer{plural[1]} in "
         f"{format_seconds(figures['window_wall_s'])} on {figures['cores']} cores, after "
         f"{figures['warm_up']} to warm up",
         highlight=False,
@@ -42,9 +44,9 @@ def overhead(figures: Mapping[str, Any]) -> str:
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column(first, no_wrap=True, overflow="ellipsis")
+    table.add_column(first, overflow="fold")  # a narrow terminal gets more lines; nothing is cut off
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 
@@ -131,7 +133,12 @@ def _remarks(figures: Mapping[str, Any]) -> list[str]:
     others = ", ".join(f"{name} {format_seconds(s / batches)}" for name, s in figures["other"].items())
     off = list(figures["off_processor_wall_s"].items())[:5]
     waits = ", ".join(f"{name.replace('rayemu.', '')} {format_seconds(s / batches)}" for name, s in off)
+    short = (
+        "The measured part is short: phases, and waits off the processor, hold up to 1.5 s of idling; "
+        "raise run.batches."
+    )
     return [
+        *([short] if figures["window_wall_s"] < SHORT_S else []),
         f"All processor time is {overhead(figures)} times that of the products.",
         f"Phases are {figures['phases_to_processes']:.1%} of what the kernel counted; meters took "
         f"{figures['meters_s'] / total:.1%} of it, and their writers besides "

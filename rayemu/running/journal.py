@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
+
+from rayemu.protocol.messages import Notice
 
 
 class Journal:
@@ -38,6 +41,16 @@ class Journal:
         self._new.append(event)
         self._file.write(json.dumps(event) + "\n")
         self._file.flush()
+
+    def note(self, notices: Iterable[Notice]) -> list[Notice]:
+        """Note what the coordinator reported; where its clock is another machine's, the arrival counts."""
+        noted = []
+        for notice in notices:
+            if not self.virtual and not self.opened <= notice.wall_s <= self.clock():
+                notice = replace(notice, wall_s=self.clock())
+            noted.append(notice)
+            self.write(notice.kind, notice.wall_s, **notice.facts)
+        return noted
 
     def take_new(self) -> tuple[dict[str, Any], ...]:
         """The events since the last call."""

@@ -192,7 +192,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
     measured = Measured(start_wall_s=journal.clock() - journal.opened)
     if emulator.scenario.cluster.transport == "memory":
         journal.clock, journal.virtual = (lambda: emulator.now), True
-    _note(emulator.take_notices(), measured, journal)
+    measured.notices += journal.note(emulator.take_notices())
     journal.write(
         "started", start_wall_s=round(measured.start_wall_s, 3), transport=emulator.scenario.cluster.transport
     )
@@ -219,7 +219,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
         while (left := meant - journal.clock()) > 0:
             emulator.wait(min(left, LOOK_EVERY_S))
             begin_due(-1)
-            _note(emulator.take_notices(), measured, journal)
+            measured.notices += journal.note(emulator.take_notices())
             tell("run")
 
     def batches() -> Iterator[np.ndarray]:
@@ -244,7 +244,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
         if run.check == "none":
             result.y = result.y[:0]  # nobody will look at it
         begin_due(-1)
-        _note(emulator.take_notices(), measured, journal)
+        measured.notices += journal.note(emulator.take_notices())
         if result.failure is not None:
             failure = result.failure
             journal.write("failed", batch=result.batch, layer=failure.layer, expert=failure.expert)
@@ -258,7 +258,7 @@ def _measure(emulator: Emulator, inputs: Iterable[np.ndarray], journal: Journal,
         journal.write("fault_never_due", fault=injected.fault.kind, due=due(injected.fault))
     measured.record = emulator.record()
     if notices := emulator.take_notices():  # of a record that ends early
-        _note(notices, measured, journal)
+        measured.notices += journal.note(notices)
         tell("run")
     measured.duplicate_results = emulator.duplicate_results
     measured.reissued_slices = int(emulator.totals.get("reissued", 0))
@@ -290,15 +290,6 @@ def _due(injected: Injected, batch: int, since_start: float) -> bool:
     return at.batch == batch if at.batch is not None else at.time is not None and since_start >= at.time
 
 
-def _note(notices: Iterable[Notice], measured: Measured, journal: Journal) -> None:
-    """Keep what the coordinator reported; where its clock is another machine's, the arrival counts."""
-    for notice in notices:
-        if not journal.virtual and not journal.opened <= notice.wall_s <= journal.clock():
-            notice = replace(notice, wall_s=journal.clock())
-        measured.notices.append(notice)
-        journal.write(notice.kind, notice.wall_s, **notice.facts)
-
-
 def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -> None:
     """A module that was hit near the end may not have been missed yet: give it a moment."""
     hit = {
@@ -313,7 +304,7 @@ def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -
             return
         time.sleep(0.01)
         emulator.poll()
-        _note(emulator.take_notices(), measured, journal)
+        measured.notices += journal.note(emulator.take_notices())
 
 
 def _await_counts(emulator: Emulator, measured: Measured) -> None:

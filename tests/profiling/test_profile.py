@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from rayemu.benchmarks import profile as benchmark
 from rayemu.cli import app
+from rayemu.drivers.record import RECORD
 from rayemu.profiling.processes import processor_times
-from rayemu.report.profiled import markdown
-from rayemu.running.profile import left_out
+from rayemu.protocol.client import BatchResult
+from rayemu.protocol.messages import Notice
+from rayemu.report.profiled import markdown, print_profile
+from rayemu.running.folder import RunError
+from rayemu.running.journal import read_journal
+from rayemu.running.profile import left_out, profile_scenario
 from rayemu.scenario import Scenario
 
 from .test_account import check_speedscope
@@ -41,6 +51,7 @@ def test_a_profile_on_real_ray(tmp_path: Path) -> None:
     assert figures["queues"]["batches"] == 20
     assert "not known" not in figures["queues"]["spans"]
     assert "left out: 1 of its faults" in done.output
+    assert "The measured part is short" in done.output
     assert {"receive", "send", "plan", "settle", "combine", "record"} <= set(figures["phases"]["modules"])
     calls = {(f["function"].rpartition(":")[2], f["phase"]): f["calls"] for f in figures["functions"]}
     assert calls["Ledger.submit", "batches"] == 20 and calls["_taken", "stream"] == 21
@@ -50,6 +61,14 @@ def test_a_profile_on_real_ray(tmp_path: Path) -> None:
         assert 0.9 < figures["phases_to_processes"] < 1.1
         assert figures["processor_to_products"] > 1
         assert {"loop", "heartbeat", "ZeroMQ"} <= set(figures["threads"]["modules"])
+    narrow = Console(width=60, file=io.StringIO())
+    print_profile(figures, narrow)
+    shown = narrow.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown and all(len(line) <= 60 for line in shown.splitlines())
+    long = Console(width=80, file=io.StringIO())
+    print_profile({**figures, "window_wall_s": 60.0, "batches": 1, "layers": 1}, long)
+    told = long.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 batch of 1 layer in" in told and "is short" not in told
     table = markdown({"small": figures, "again": figures}).splitlines()
     assert {line.count("|") for line in table} == {4}
     assert "| phase products |" in "\n".join(table)
@@ -78,6 +97,72 @@ def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("rayemu.running.profile.Emulator", interrupted)
     done = CliRunner().invoke(app, ["profile", "laptop", "--out", str(tmp_path / "out")])
     assert done.exit_code == 130 and "interrupted" in done.output
+
+
+class _Lost:
+    """An emulator whose module 1 dies while a measured batch is under way."""
+
+    now, totals = 5.0, {}
+
+    def __init__(self, scenario: Scenario, profile: bool) -> None:
+        self.notices = []
+        assert profile and scenario.run.check == "none"
+
+    def __enter__(self) -> _Lost:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stream(self, batches: Iterator[np.ndarray]) -> Iterator[BatchResult]:
+        for number, x in enumerate(batches):
+            if number == 10:
+                facts = {"module": 1, "epoch": 3, "signal": "process", "reason": ""}
+                self.notices.append(Notice("dead", time.monotonic(), facts))
+            yield BatchResult(number, x, np.zeros((2, 4), np.int64), np.ones(len(x), np.int64))
+
+    def take_notices(self) -> list[Notice]:
+        taken, self.notices = self.notices, []
+        return taken
+
+    def meters(self) -> list[object]:
+        return []
+
+    processor_times = meters
+
+    def record(self) -> np.ndarray:
+        return np.zeros(0, RECORD)
+
+
+def test_a_module_that_dies_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rayemu.running.profile.Emulator", _Lost)
+    told: list[str] = []
+    scenario = Scenario.from_dict({**SMALL, "faults": []})
+    figures = profile_scenario(
+        scenario, tmp_path, lambda progress: told.extend(str(event["kind"]) for event in progress.events)
+    )
+    assert told == ["dead"]
+    assert [event["kind"] for event in read_journal(tmp_path / "events.jsonl")] == ["dead"]
+    assert len(figures["left_out"]) == 1 and "module 1 died" in figures["left_out"][0]
+
+
+def test_a_profile_that_the_disk_cut_short_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rayemu.running.profile.Emulator", _Lost)
+    scenario, whole = Scenario.from_dict(SMALL), Path.write_text
+
+    def cut(path: Path, text: str, **keywords: str) -> int:
+        if not path.name.startswith("profile.json"):
+            return whole(path, text, **keywords)
+        whole(path, text[:100], **keywords)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", cut)
+        with pytest.raises(RunError, match="is full"):
+            profile_scenario(scenario, tmp_path)
+    profile_scenario(scenario, tmp_path)  # what there is now is no profile to be kept
+    assert json.loads((tmp_path / "profile.json").read_text())["name"] == "small"
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_what_is_left_out_is_told() -> None:
