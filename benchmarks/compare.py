@@ -38,8 +38,8 @@ class Effort:
 EFFORT = {
     "large": Effort(3, 3, 0.0, 4, 0.0, 16, 1),
     "small": Effort(5, 20, 0.2, 50, 1.0, 200),
-    "fine": Effort(2, 3, 0.0, 5, 0.0, 12, 1),
-    "deepseek": Effort(2, 3, 0.0, 4, 0.0, 10, 1),
+    "fine": Effort(2, 3, 0.0, 5, 0.0, 40, 1),  # every module has been a home, and its memory was used
+    "deepseek": Effort(2, 3, 0.0, 4, 0.0, 20, 1),
 }
 
 
