@@ -160,7 +160,7 @@ def unpack(
 
 def header_bytes(frame: Sequence[np.ndarray]) -> int:
     """Size of the header of a frame in pieces, as `pack_pieces` made it."""
-    return int(_PRELUDE.unpack_from(frame[0])[3])
+    return int(_PRELUDE.unpack_from(frame[0].data)[3])
 
 
 def frame_bytes(header: int, segments: Sequence[int]) -> int:
