@@ -10,16 +10,19 @@ from rayemu.faults.fault import Fault, Sending
 
 
 class ActiveFaults:
-    """Asked by whoever drives the actor, which also gives the generator that decides by chance."""
+    """Asked by whoever drives the actor, which also gives the generator that decides by chance.
+
+    One thread begins faults and sends; another may ask how slow it is.
+    """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.counts: Counter[type[Fault]] = Counter()  # frames hit, by kind
-        self._active: list[tuple[float, Fault]] = []  # (until, fault)
+        self._active: list[tuple[float, Fault]] = []  # (until, fault); replaced, never changed
 
     def begin(self, fault: Fault, until: float) -> None:
         """Let a fault act until then, whatever else acts."""
-        self._active.append((until, fault))
+        self._active = [*self._active, (until, fault)]
 
     def through(
         self, frame: list[np.ndarray], now: float, shared: bool = False
@@ -30,8 +33,9 @@ class ActiveFaults:
         """
         if not self._active:
             return frame, [0.0]
+        self._active = [(until, fault) for until, fault in self._active if until > now]
         sending = Sending(frame, shared)
-        for fault in self._now(now):
+        for _, fault in self._active:
             if sending.delays:
                 self.counts[type(fault)] += fault.on_send(sending, self.rng)
         return sending.frame, sending.delays
@@ -39,10 +43,7 @@ class ActiveFaults:
     def slowness(self, now: float) -> float:
         """How many times as long a job takes that begins now."""
         factor = 1.0
-        for fault in self._now(now) if self._active else ():
-            factor *= fault.slowness()
+        for until, fault in self._active:
+            if until > now:
+                factor *= fault.slowness()
         return factor
-
-    def _now(self, now: float) -> list[Fault]:
-        self._active = [(until, fault) for until, fault in self._active if until > now]
-        return [fault for _, fault in self._active]

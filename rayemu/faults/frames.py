@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rayemu.faults.fault import Fault, Sending
+from rayemu.faults.fault import Fault, Sending, refused
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class FrameFault(Fault):
     rate: float = 0.05
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.rate <= 1:
-            raise ValueError(f"rate: {self.rate:g} is not allowed; allowed: more than 0, up to 1")
+            raise refused("rate", self.rate, "more than 0, up to 1")
 
     def on_send(self, sending: Sending, rng: np.random.Generator) -> bool:
         """Hit a frame, perhaps."""

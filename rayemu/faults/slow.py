@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rayemu.faults.fault import Fault
+from rayemu.faults.fault import Fault, refused
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Slow(Fault):
     of_module: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.factor > 1:
-            raise ValueError(f"factor: {self.factor:g} is not allowed; allowed: more than 1")
+        super().__post_init__()
+        if self.factor <= 1:
+            raise refused("factor", self.factor, "more than 1")
 
     def slowness(self) -> float:
         """How many times as long a job takes."""
