@@ -20,11 +20,11 @@ from rayemu.cluster.setup import MESSAGE_FAULT_DRAWS, Setup
 from rayemu.drivers.notes import ActorRecord
 from rayemu.drivers.pump import CoordinatorPump
 from rayemu.drivers.record import Recorder
+from rayemu.faults import ActiveFaults
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.coordinator import CoordinatorMachine
-from rayemu.protocol.faults import MessageFaults
 from rayemu.protocol.messages import CLIENT, COORDINATOR, Heartbeat, Join, Send
 from rayemu.protocol.wire import Wire
 
@@ -56,7 +56,7 @@ class CoordinatorRuntime:
         self.port = Port(link)
         self.send = self.port.send  # itself: another call for each frame is felt
         wire = Wire(setup.config.codecs, Bounds.of(setup.spec, setup.modules))
-        faults = MessageFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, 1 << 20]))
+        faults = ActiveFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, 1 << 20]))
         recorder = Recorder(Path(setup.scratch()) / "record-coordinator", setup.record)
         record = ActorRecord(recorder, COORDINATOR, 0, setup.spec, time.time)
         self.pump = CoordinatorPump(self, self.machine, wire, record, faults)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from dataclasses import dataclass
 
 from rayemu.cluster.resume import resume_after
 
 FOREVER_S = 1e6  # a hang of at least this long ends with the run
 
 
-def hang(pid: int, seconds: float) -> None:
-    """Stop a process with SIGSTOP; it is continued after `seconds`, or ends with its run."""
-    if seconds < FOREVER_S:
-        resume_after(pid, seconds)
-    os.kill(pid, signal.SIGSTOP)
+@dataclass(frozen=True)
+class LocalProcess:
+    """A process of this machine, as faults strike it. ProcessLookupError where it has ended."""
 
+    pid: int
 
-def strike(pid: int, fault: dict[str, Any]) -> None:
-    """Apply a process fault (kill or hang) to a process of this machine."""
-    if fault["kind"] == "kill":
-        os.kill(pid, signal.SIGKILL)
-    else:
-        hang(pid, float(fault["for"]))
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def stop(self, seconds: float) -> None:
+        """Stop it with SIGSTOP; it is continued after `seconds`, or ends with its run."""
+        if seconds < FOREVER_S:
+            resume_after(self.pid, seconds)
+        os.kill(self.pid, signal.SIGSTOP)

@@ -11,12 +11,11 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rayemu.alltoall import ALIVE, DEAD
-from rayemu.cluster.faults import strike
+from rayemu.cluster.faults import LocalProcess
 from rayemu.cluster.host import own_host
 from rayemu.cluster.link import Link, QueueLink, ZmqLink
 from rayemu.cluster.port import Port
@@ -26,12 +25,12 @@ from rayemu.cluster.turns import Turns
 from rayemu.drivers.notes import ModuleRecord
 from rayemu.drivers.pump import ModulePump
 from rayemu.drivers.record import Recorder
+from rayemu.faults import ActiveFaults, Process
 from rayemu.machine import cores
 from rayemu.model.model import Model
 from rayemu.numerics import keep_denormals, set_blas_threads
 from rayemu.protocol.bounds import Bounds
 from rayemu.protocol.epochs import endpoints_of, view_of
-from rayemu.protocol.faults import MessageFaults
 from rayemu.protocol.messages import CLIENT, COORDINATOR, Epoch, Heartbeat, Join, Message
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import TURN_FLOPS, Job, run_job
@@ -83,7 +82,8 @@ class ModuleRuntime:
         self.unfilled: Job | None = None  # what has its turn and waits for the loop to fill it
         self.filled = threading.Event()
         self.gauged = time.monotonic(), time.process_time(), machine_busy_s()
-        faults = MessageFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, module, incarnation]))
+        self.process: Process = LocalProcess(os.getpid())
+        faults = ActiveFaults(np.random.default_rng([setup.seed, MESSAGE_FAULT_DRAWS, module, incarnation]))
         self.pump = ModulePump(self, self.machine, self.wire, self.record, faults)
 
     def serve(self, coordinator: str, client: str, host: str) -> None:
@@ -170,9 +170,6 @@ class ModuleRuntime:
             if address != self.me:
                 self.link.connect(address, endpoint if epoch.state[address] != DEAD else "")
 
-    def strike(self, fault: dict[str, Any]) -> None:
-        strike(os.getpid(), fault)
-
     def compute(self, job: Job) -> None:
         """Compute a small job now; leave others to the compute thread."""
         if job.flops >= INLINE_FLOPS:
@@ -209,7 +206,7 @@ class ModuleRuntime:
         """Compute a job; return when that began and ended."""
         start, began = time.time(), time.monotonic()
         run_job(self.model, job, self.link.new_rows)
-        slowness = self.pump.slowness(began)
+        slowness = self.pump.faults.slowness(began)
         if slowness > 1.0:
             time.sleep((time.monotonic() - began) * (slowness - 1.0))
         return start, time.time()

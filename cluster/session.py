@@ -21,7 +21,7 @@ from rayemu.cluster import local_ray
 from rayemu.cluster.client_runtime import ClientRuntime, ClusterError
 from rayemu.cluster.coordinator_runtime import last_line
 from rayemu.cluster.directory import new_directory, path_fault, room_fault
-from rayemu.cluster.faults import strike
+from rayemu.cluster.faults import LocalProcess
 from rayemu.cluster.host import own_host
 from rayemu.cluster.interrupts import interrupts_held, restore, terminate_as_interrupt
 from rayemu.cluster.link import QueueLink, ZmqSettings
@@ -29,6 +29,7 @@ from rayemu.cluster.setup import ANY_MACHINE, Setup
 from rayemu.cluster.turns import close_turns
 from rayemu.drivers.causes import collected
 from rayemu.drivers.record import Recorder, is_cut, read_records, totals_report
+from rayemu.faults import fault_of, kind_of
 from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
@@ -38,7 +39,6 @@ from rayemu.profiling.processes import Used, processor_times
 from rayemu.protocol.client import CLOSED, BatchResult
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.epochs import endpoints_of, slots_of
-from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Moved, Notice, Send
 
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
@@ -418,17 +418,19 @@ class Session:
 
     # -- faults -----------------------------------------------------------------------------------------
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
-        """Begin a fault: at one module, or (message faults) in every actor."""
+        """Begin a fault: at one module, or (what is not of a module) in every actor."""
         self._refuse_if_closed()  # above all: the modules' process numbers may be others' now
-        if fault["kind"] in ("kill", "hang") and module is not None:
+        kind = kind_of(fault)
+        if kind.strikes() and module is not None:
             pid, host = self.pids.get(module, (0, ""))
             if pid and host == own_host():
+                made, seconds = fault_of(fault)
                 with contextlib.suppress(ProcessLookupError):
-                    strike(pid, fault)
+                    made.strike(LocalProcess(pid), seconds)
                 return
         if module is None:
             targets = list(range(self.setup.modules))
-            if fault["kind"] in MESSAGE_FAULTS:
+            if not kind.of_module:
                 targets.append(COORDINATOR)
         else:
             targets = [module]

@@ -43,6 +43,7 @@ TESTS = {
     "traces": ["tests/traces"],
     "balance": ["tests/balance"],
     "streams": ["tests/streams"],
+    "faults": ["tests/faults"],
     "scenario": ["tests/test_scenario.py", "tests/test_scenario_refused.py", "tests/test_scenario_text.py"],
 }
 NOTICED = {"killed", "timeout", "segfault", "caught by type check"}

@@ -248,15 +248,7 @@ class Emulator:
         """Begin a fault now, at `module` or the fault's own; message faults without either hit everyone."""
         if module is None and isinstance(fault.module, int):
             module = fault.module
-        duration = 1e9 if fault.duration is None else fault.duration
-        facts = {
-            "kind": fault.kind,
-            "for": duration,
-            "factor": fault.factor,
-            "rate": fault.rate,
-            "delay": fault.delay,
-        }
-        self._backend.inject(facts, module)
+        self._backend.inject(fault.told, module)
 
     @property
     def placement(self) -> Placement:

@@ -37,6 +37,7 @@ ROOMS = (
     "arrivals",
     "streams",
     "protocol",
+    "faults",
     "scenario",
     "hardware",
     "drivers",

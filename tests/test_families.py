@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayemu import Scenario
+from rayemu import Emulator, Scenario
 from rayemu.alltoall import EXCHANGES, REPLICAS
 from rayemu.arrivals import ARRIVALS
 from rayemu.balance.predictors import PREDICTORS
 from rayemu.balance.triggers import TRIGGERS
+from rayemu.faults import FAULTS, Fault, Sending, refused
+from rayemu.faults.fault import SECONDS
 from rayemu.placement import PLACEMENTS, Placement, PlacementProblem
 from rayemu.report.catalog import families
+from rayemu.report.wording import describe
 from rayemu.routing import ROUTERS
+from rayemu.running.faults import parameters
 from rayemu.scenario import ScenarioError
+from rayemu.scenario.base import WITH_UNITS
+from rayemu.scenario.faults import with_parameters_of
 from rayemu.streams import STREAMS
 from tests.test_architecture import ROOT, imported_by, module_name, python_files, relative
 
@@ -31,6 +37,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "rayemu.balance.triggers": TRIGGERS,
     "rayemu.balance.predictors": PREDICTORS,
     "rayemu.routing": ROUTERS,
+    "rayemu.faults": FAULTS,
 }
 # A baseline that others are compared with, and the trigger that a scenario has a short word for.
 BY_NAME = {
@@ -110,6 +117,56 @@ def test_a_new_member_of_a_table_is_all_that_a_scenario_needs(
     with pytest.raises(ScenarioError, match=f"{path}.seldom: is not a parameter of mine, which takes: often"):
         scenario.with_overrides([f"{path}.seldom=1"])
     assert any("mine" in members for members in families().values()), "rayemu list shows it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gum(Fault):
+    """Frames stick for a moment, and now and then jobs do."""
+
+    wait: float = dataclasses.field(default=0.25, metadata=SECONDS)
+    times: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.times < 2:
+            raise refused("times", self.times, "2 and above")
+
+    def on_send(self, sending: Sending, rng: np.random.Generator) -> bool:
+        sending.delays = [held + self.wait for held in sending.delays]
+        return True
+
+    def slowness(self) -> float:
+        return self.times
+
+
+def test_a_new_kind_of_fault_is_all_that_a_plan_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAULTS, "gum", Gum)
+    section = with_parameters_of(FAULTS)
+    planned = section.model_validate({"kind": "gum", "for": "2 s", "wait": "50 ms"})
+    assert planned.model_dump(by_alias=True, exclude_none=True, exclude={"at"}, context=WITH_UNITS) == {
+        "kind": "gum",
+        "for": "2 s",
+        "wait": "50 ms",
+        "times": 2.0,
+    }
+    with pytest.raises(ValueError, match=r"times\n.*1 is not allowed; allowed: 2 and above"):
+        section.model_validate({"kind": "gum", "times": 1})
+    with pytest.raises(
+        ValueError, match=r"rate\n.*is not a parameter of gum, .*: module, at, for, wait, times"
+    ):
+        section.model_validate({"kind": "gum", "rate": 0.5})
+    assert families()["faults.kind"]["gum"] == "Frames stick for a moment, and now and then jobs do."
+    told = parameters(planned)
+    assert told == {"wait_s": 0.05, "times": 2.0, "for_s": 2.0}
+    line = describe({"kind": "fault", "fault": "gum", "module": None, **told})
+    assert line == "all modules: fault injected: gum wait_s 0.05 times 2 for 2 s"
+    with Emulator(Scenario.from_dict({**TINY, "cluster": {"transport": "memory"}})) as emulator:
+        emulator.inject(planned)
+        x = np.zeros((8, 16), np.float32)
+        assert np.array_equal(emulator.forward(x), emulator.reference(x))
+        simulator = emulator._backend.simulator
+        for pump in (simulator.pump, *(module.pump for module in simulator.modules)):
+            assert pump.faults.counts[Gum] and pump.faults.slowness(simulator.now) == 2.0
 
 
 def test_a_new_planner_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,10 @@ class Backend(Protocol):
         """Let time pass on the clock of batches. What arrives meanwhile is handled."""
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
-        """Begin a fault: at one module, or (message faults) in every actor."""
+        """Begin a fault, told as `rayemu.faults.fault_of` reads it: at one module, or in every actor.
+
+        ValueError for a kind that is none.
+        """
 
     def take_notices(self) -> list[Notice]:
         """Return and forget what was reported."""

@@ -15,8 +15,8 @@ import numpy as np
 from rayemu.alltoall import DEAD
 from rayemu.compression import CodecError, WireError
 from rayemu.drivers.notes import ActorRecord, ModuleRecord, sender_of
+from rayemu.faults import ActiveFaults, Process, fault_of
 from rayemu.protocol.coordinator import CoordinatorMachine
-from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
 from rayemu.protocol.lending import frame_bytes
 from rayemu.protocol.messages import Dispatch, Epoch, Inject, Join, Reply, Send
 from rayemu.protocol.module import ModuleMachine
@@ -49,8 +49,9 @@ class ModuleDriver(Driver, Protocol):
     def meet(self, epoch: Epoch) -> None:
         """Learn where the others are."""
 
-    def strike(self, fault: dict[str, Any]) -> None:
-        """Begin a fault of the process: kill or hang."""
+    @property
+    def process(self) -> Process:
+        """What faults strike."""
 
 
 class CoordinatorDriver(Driver, Protocol):
@@ -75,14 +76,13 @@ class ModulePump:
         machine: ModuleMachine,
         wire: Wire,
         record: ModuleRecord,
-        faults: MessageFaults,
+        faults: ActiveFaults,
     ) -> None:
         self.machine, self.wire, self.record, self.faults = machine, wire, record, faults
         self._clock, self._record_clock, self._send = driver.clock, driver.record_clock, driver.send
         self._shares = driver.shares
-        self._compute, self._meet, self._strike = driver.compute, driver.meet, driver.strike
+        self._compute, self._meet, self._process = driver.compute, driver.meet, driver.process
         self.busy = False  # a job is under way
-        self._slow_until, self._slow_factor = 0.0, 1.0
 
     # -- frames -----------------------------------------------------------------------------------------
     def on_frame(self, frame: Any) -> bool:
@@ -164,10 +164,6 @@ class ModulePump:
             self.busy = True
             self._compute(job)
 
-    def slowness(self, now: float) -> float:
-        """By how much a job that begins now takes longer than it would."""
-        return self._slow_factor if now < self._slow_until else 1.0
-
     def finished(self, job: Job, start_s: float, end_s: float) -> None:
         """Handle a job computed between these times of the record's clock."""
         self.busy = False
@@ -181,15 +177,11 @@ class ModulePump:
         view, me = self.machine.view, self.machine.me
         return bool(view.state[me] != DEAD and view.incarnations[me] == self.machine.incarnation)
 
-    def inject(self, fault: dict[str, Any]) -> None:
-        """Begin a fault at this module."""
-        now = self._clock()
-        if fault["kind"] in MESSAGE_FAULTS:
-            self.faults.begin(fault, now)
-        elif fault["kind"] == "slow":
-            self._slow_until, self._slow_factor = now + float(fault["for"]), float(fault["factor"])
-        else:
-            self._strike(fault)
+    def inject(self, told: dict[str, Any]) -> None:
+        """Begin a fault at this module. ValueError where it makes no sense: see `fault_of`."""
+        fault, seconds = fault_of(told)
+        self.faults.begin(fault, self._clock() + seconds)
+        fault.strike(self._process, seconds)
 
 
 class CoordinatorPump:
@@ -201,7 +193,7 @@ class CoordinatorPump:
         machine: CoordinatorMachine,
         wire: Wire,
         record: ActorRecord,
-        faults: MessageFaults,
+        faults: ActiveFaults,
     ) -> None:
         self.machine, self.wire, self.record, self.faults = machine, wire, record, faults
         self._clock, self._record_clock = driver.clock, driver.record_clock
@@ -227,10 +219,10 @@ class CoordinatorPump:
         self.emit(sends, start)
         return True
 
-    def inject(self, fault: dict[str, Any]) -> None:
-        """Begin a message fault; others do not concern the coordinator."""
-        if fault["kind"] in MESSAGE_FAULTS:
-            self.faults.begin(fault, self._clock())
+    def inject(self, told: dict[str, Any]) -> None:
+        """Begin a fault. Those of a module's process do not concern the coordinator."""
+        fault, seconds = fault_of(told)
+        self.faults.begin(fault, self._clock() + seconds)
 
     def down(self, module: int, incarnation: int, signal: str, reason: str = "") -> None:
         """Handle the death of a module's process, as seen by `signal`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,9 @@ from rayemu.drivers.notes import ModuleRecord
 from rayemu.drivers.pump import ModulePump
 from rayemu.drivers.record import Recorder
 from rayemu.drivers.world import World
+from rayemu.faults import ActiveFaults
 from rayemu.model.model import Model
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.faults import MessageFaults
 from rayemu.protocol.messages import COORDINATOR, Epoch, Heartbeat, Join, Message, Send
 from rayemu.protocol.module import ModuleMachine
 from rayemu.protocol.server import Job, run_job
@@ -58,7 +57,7 @@ class SimulatedModule:
             lends=self._lends,
         )
         self.record = ModuleRecord(recorder, self.machine, world.clock)
-        self.pump = ModulePump(self, self.machine, wire, self.record, MessageFaults(world.rng))
+        self.pump = ModulePump(self, self.machine, wire, self.record, ActiveFaults(world.rng))
         self.up = True
         self._frozen_until = 0.0
         self._wakes_at = float("inf")
@@ -71,18 +70,15 @@ class SimulatedModule:
         run_job(self.model, job)
         world = self.world
         duration = job.flops / FLOPS_PER_S + float(world.rng.exponential(MEAN_JITTER_S))
-        world.at(duration * self.pump.slowness(world.now), partial(self._finish, job, world.now))
+        world.at(duration * self.pump.faults.slowness(world.now), partial(self._finish, job, world.now))
 
     def meet(self, epoch: Epoch) -> None:
         """An address is all that is needed here."""
 
-    def strike(self, fault: dict[str, Any]) -> None:
-        if fault["kind"] == "kill":
-            self.crash(NOTICED_AFTER_S)
-        elif fault["kind"] == "hang":
-            self.hang(fault["for"])
-        else:
-            raise ValueError(f"fault {fault['kind']!r} is none that the memory transport knows")
+    @property
+    def process(self) -> SimulatedModule:
+        """The module is its own process."""
+        return self
 
     def _lends(self, to: int, rows: np.ndarray) -> bool:
         """To every second one rows go as they lie, as if it shared memory: both ways are to be tried."""
@@ -98,11 +94,15 @@ class SimulatedModule:
         if noticed_after is not None:
             self.world.at(noticed_after, partial(self.on_end, self.machine.me, self.machine.incarnation))
 
-    def hang(self, duration: float) -> None:
+    def kill(self) -> None:
+        """End now, which is soon noticed."""
+        self.crash(NOTICED_AFTER_S)
+
+    def stop(self, seconds: float) -> None:
         """Freeze for a while: nothing is handled or sent; messages wait."""
         if self.up:
             self.world.counters.hangs += 1
-            self._frozen_until = self.world.now + duration
+            self._frozen_until = self.world.now + seconds
 
     def _can(self, act: Callable[[], None]) -> bool:
         """Whether the module can do something now; frozen, it will do so later, and dead, never."""

@@ -21,6 +21,7 @@ from rayemu.drivers.pump import CoordinatorPump
 from rayemu.drivers.record import VIRTUAL_RECORD, Recorder, totals_report
 from rayemu.drivers.simulated_module import SimulatedModule
 from rayemu.drivers.world import Network, SimulationStuck, World
+from rayemu.faults import ActiveFaults, kind_of
 from rayemu.model.model import Model
 from rayemu.placement import Placement
 from rayemu.protocol.bounds import Bounds
@@ -28,7 +29,6 @@ from rayemu.protocol.client import BatchResult, ClientMachine
 from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.coordinator import CoordinatorMachine
 from rayemu.protocol.epochs import view_of
-from rayemu.protocol.faults import MESSAGE_FAULTS, MessageFaults
 from rayemu.protocol.memory import fresh_rows
 from rayemu.protocol.messages import CLIENT, COORDINATOR, Join, Moved, Notice, Send
 from rayemu.protocol.wire import Wire
@@ -60,7 +60,7 @@ class Simulator:
         self._first = placement
         self.coordinator = CoordinatorMachine(config, model, placement, module_to_node)
         notes = ActorRecord(self.recorder, COORDINATOR, 0, model.spec, world.clock)
-        self.pump = CoordinatorPump(self, self.coordinator, self.wire, notes, MessageFaults(world.rng))
+        self.pump = CoordinatorPump(self, self.coordinator, self.wire, notes, ActiveFaults(world.rng))
         self.client_record = ActorRecord(self.recorder, CLIENT, 0, model.spec, world.clock)
         self.client = ClientMachine(model.spec, config.retry_after, config.stall_after)
         world.receivers.update({COORDINATOR: self._to_coordinator, CLIENT: self._to_client})
@@ -167,8 +167,8 @@ class Simulator:
         self.world.close()
 
     def inject(self, fault: dict[str, Any], module: int | None) -> None:
-        """Begin a fault at a module, or at all; message faults without a module also hit the coordinator."""
-        if module is None and fault["kind"] in MESSAGE_FAULTS:
+        """Begin a fault at a module, or at all: what is not of a module hits the coordinator, too."""
+        if module is None and not kind_of(fault).of_module:
             self.pump.inject(fault)
         for one in self.modules if module is None else [self.modules[module]]:
             if one.up:
@@ -180,7 +180,7 @@ class Simulator:
 
     def hang(self, module: int, duration: float) -> None:
         """Freeze a module for a while: nothing is handled or sent; messages wait."""
-        self.modules[module].hang(duration)
+        self.modules[module].stop(duration)
 
     # -- what the coordinator's pump asks for -----------------------------------------------------------
     def meet(self, join: Join) -> None:

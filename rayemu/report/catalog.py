@@ -13,16 +13,6 @@ TRANSPORTS = {
     "ray": "Frames as Ray actor calls, for clusters where no other port is open.",
     "memory": "No Ray: the same state machines in one process, over a seeded network and a virtual clock.",
 }
-FAULT_KINDS = {
-    "kill": "SIGKILL of a module.",
-    "hang": "SIGSTOP of a module, for a while or for good.",
-    "slow": "A module takes `factor` times as long to compute.",
-    "drop": "Frames get lost.",
-    "delay": "Frames arrive late.",
-    "duplicate": "Frames arrive twice.",
-    "corrupt": "A bit of a frame flips; the checksum finds it.",
-    "reorder": "Later frames overtake earlier ones.",
-}
 
 
 def families() -> dict[str, dict[str, str]]:
@@ -31,6 +21,7 @@ def families() -> dict[str, dict[str, str]]:
     from rayemu.arrivals import ARRIVALS
     from rayemu.balance.triggers import TRIGGERS
     from rayemu.compression import STAGES
+    from rayemu.faults import FAULTS
     from rayemu.model.presets import PRESETS
     from rayemu.placement import PLACEMENTS
     from rayemu.routing import ROUTERS
@@ -51,7 +42,7 @@ def families() -> dict[str, dict[str, str]]:
         "cluster.transport": TRANSPORTS,
         "stream.kind": first_lines(STREAMS),
         "arrivals.kind": first_lines(ARRIVALS),
-        "faults.kind": FAULT_KINDS,
+        "faults.kind": first_lines(FAULTS),
         "trace --format": first_lines(FORMATS),
     }
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rayemu.faults import FAULTS
 from rayemu.units import format_bytes, format_rate, format_seconds
 
-_PARAMETERS = (
-    ("factor", "by {:g}"),
-    ("rate", "of {:.0%}"),
-    ("delay_s", "by {:g} s"),
-    ("for_s", "for {:g} s"),
-)
+_PARAMETERS = {"factor": "by {:g}", "rate": "of {:.0%}", "delay_s": "by {:g} s", "for_s": "for {:g} s"}
 
 
 def describe(event: Mapping[str, Any]) -> str:
@@ -20,8 +16,9 @@ def describe(event: Mapping[str, Any]) -> str:
     kind = event["kind"]
     where = "all modules" if event.get("module") is None else f"module {event['module']}"
     if kind == "fault":
-        parameters = [text.format(event[key]) for key, text in _PARAMETERS if key in event]
-        return " ".join([f"{where}: fault injected:", event["fault"], *parameters])
+        names = [*FAULTS[event["fault"]].parameters().values(), "for_s"]
+        told = [_PARAMETERS.get(key, f"{key} {{:g}}").format(event[key]) for key in names if key in event]
+        return " ".join([f"{where}: fault injected:", event["fault"], *told])
     if kind in ("suspected", "dead", "recovered", "joined"):
         reason = f": {event['reason']}" if event.get("reason") else ""
         return f"{where} {kind} (signal: {event['signal']}), epoch {event['epoch']}{reason}"

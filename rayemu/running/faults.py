@@ -8,7 +8,7 @@ from typing import Any
 
 from rayemu.protocol.client import BatchResult
 from rayemu.protocol.messages import Notice
-from rayemu.scenario import Fault
+from rayemu.scenario import FAULTS, Fault
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ def due(fault: Fault) -> dict[str, float]:
 
 
 def parameters(fault: Fault) -> dict[str, float]:
-    """What a fault was told beside its kind, module and time; those that it does not take are left out."""
-    given = {"factor": fault.factor, "rate": fault.rate, "delay_s": fault.delay, "for_s": fault.duration}
-    return {name: value for name, value in given.items() if value is not None}
+    """What a fault was told beside its kind, module and time."""
+    names = FAULTS[fault.kind].parameters()
+    given = {names[name]: value for name, value in fault.parameters.items()}
+    return given if fault.duration is None else {**given, "for_s": fault.duration}
 
 
 def fault_times(

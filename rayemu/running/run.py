@@ -44,8 +44,7 @@ from rayemu.running.journal import Journal, read_journal
 from rayemu.running.priced import price_run, refuse_what_cannot_be_priced
 from rayemu.running.rebalances import decisions, rebalances
 from rayemu.running.slow import slow_routers
-from rayemu.scenario import Scenario
-from rayemu.scenario.faults import MODULE_FAULTS
+from rayemu.scenario import FAULTS, Scenario
 from rayemu.streams.aim import aim
 from rayemu.traces.arrays import RUN_LOADS, save_loads
 from rayemu.units import format_bytes
@@ -292,11 +291,7 @@ def _due(injected: Injected, batch: int, since_start: float) -> bool:
 
 def _await_detection(emulator: Emulator, measured: Measured, journal: Journal) -> None:
     """A module that was hit near the end may not have been missed yet: give it a moment."""
-    hit = {
-        i.module: i.began
-        for i in measured.injected
-        if i.fault.kind in MODULE_FAULTS and i.fault.kind != "slow"
-    }
+    hit = {i.module: i.began for i in measured.injected if FAULTS[i.fault.kind].strikes()}
     deadline = time.monotonic() + NOTICE_WITHIN_S
     while not journal.virtual and time.monotonic() < deadline:
         seen = [n for n in measured.notices if n.kind in ("suspected", "dead")]

@@ -156,6 +156,8 @@ def test_a_module_that_fails_dies_with_its_reason_and_is_replaced() -> None:
     """What goes wrong in a module's thread: here a fault without sense, in its event loop."""
     with Emulator(scenario()) as emulator:
         pid = emulator.pids[1][0]
+        with pytest.raises(ValueError, match="kind: 'flood' is none; known: kill"):
+            emulator._backend.inject({"kind": "flood"}, None)
         emulator._backend.inject({"kind": "slow", "for": "never", "factor": 2.0}, 1)
         dead = wait_for(emulator, "dead", 1)
         assert dead.facts["signal"] == "actor"

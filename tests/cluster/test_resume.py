@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from rayemu.cluster import faults, resume
+from rayemu.cluster import resume
+from rayemu.cluster.faults import LocalProcess
 from rayemu.cluster.pulse import process_state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's /proc")
@@ -47,7 +48,7 @@ def test_a_hang_ends_when_its_time_is_over(
     if not pidfd:
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     began = time.monotonic()
-    faults.hang(sleeper.pid, 2.0)
+    LocalProcess(sleeper.pid).stop(2.0)
     assert until(lambda: process_state(sleeper.pid) == "T")
     assert until(lambda: process_state(sleeper.pid) == "S")
     assert time.monotonic() - began >= 2.0
@@ -61,13 +62,13 @@ def test_the_waiting_ends_with_the_process(
     """So no signal is left that could hit whoever gets its number."""
     if not pidfd:
         monkeypatch.delattr(os, "pidfd_open", raising=False)
-    faults.hang(sleeper.pid, 30.0)
+    LocalProcess(sleeper.pid).stop(30.0)
     assert waiting()
     sleeper.kill()
     sleeper.wait()
     assert until(lambda: not waiting())
     with pytest.raises(ProcessLookupError):
-        faults.hang(sleeper.pid, 30.0)
+        LocalProcess(sleeper.pid).stop(30.0)
     assert not waiting()
 
 
@@ -78,8 +79,8 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("struck", ["in time", "killed"])
 def test_a_process_that_stops_itself_is_continued_and_its_helper_ends_with_it(struck: str) -> None:
     script = (
-        "import os, time; from rayemu.cluster.faults import strike;"
-        "strike(os.getpid(), {'kind': 'hang', 'for': SECONDS}); print('on', flush=True); time.sleep(60)"
+        "import os, time; from rayemu.cluster.faults import LocalProcess;"
+        "LocalProcess(os.getpid()).stop(SECONDS); print('on', flush=True); time.sleep(60)"
     ).replace("SECONDS", "0.6" if struck == "in time" else "60")
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -109,8 +110,8 @@ def test_a_helper_whose_parent_is_gone_touches_nobody(sleeper: Sleeper) -> None:
 def test_helpers_that_have_ended_are_let_go_of() -> None:
     """A module that hangs often has one zombie at most."""
     script = (
-        "import os, time; from rayemu.cluster.faults import strike\n"
-        "for _ in range(3): strike(os.getpid(), {'kind': 'hang', 'for': 0.2}); time.sleep(0.3)\n"
+        "import os, time; from rayemu.cluster.faults import LocalProcess\n"
+        "for _ in range(3): LocalProcess(os.getpid()).stop(0.2); time.sleep(0.3)\n"
         "print('done', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:

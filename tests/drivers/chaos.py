@@ -13,12 +13,12 @@ from rayemu.compression import make_policy
 from rayemu.drivers.decided import DecisionCheck
 from rayemu.drivers.simulator import Simulator
 from rayemu.drivers.world import Network
+from rayemu.faults import FAULTS as KINDS_OF_FAULTS
 from rayemu.model.model import Model
 from rayemu.model.reference import reference_forward
 from rayemu.model.spec import ModelSpec
 from rayemu.placement import PLACEMENTS, problem_of
 from rayemu.protocol.config import ProtocolConfig
-from rayemu.protocol.faults import MESSAGE_FAULTS
 from rayemu.protocol.messages import DROPPED
 from rayemu.protocol.replay import PathReplay
 
@@ -47,6 +47,7 @@ ROUTERS: list[tuple[str, dict[str, Any]]] = [  # of some stories, layer by layer
     ("locality_topk", {"module": 0.3, "node": 0.6}),
 ]
 SHAPES = [EXCHANGES["flat"](), *(EXCHANGES["hierarchical"](relay) for relay in RELAYS)]
+MESSAGE_FAULTS = ("drop", "delay", "duplicate", "corrupt", "reorder")  # of which stories draw, in this order
 FAULTS = (
     "none",
     "crash",
@@ -217,7 +218,9 @@ def plan(simulator: Simulator, fault: str, modules: int, rng: np.random.Generato
     if fault == "bad weather":
         for start, duration in rng.exponential([[0.005, 0.1]] * 5).tolist():
             kind = str(rng.choice(MESSAGE_FAULTS))
-            facts = {"kind": kind, "for": duration, "rate": 0.2, "delay": 0.01}
+            given = {"rate": 0.2, "delay": 0.01}
+            takes = {name: given[name] for name in KINDS_OF_FAULTS[kind].parameters()}
+            facts = {"kind": kind, "for": duration, **takes}
             simulator.at(start, partial(simulator.inject, facts, [None, first][int(rng.integers(2))]))
     if fault in ("hang", "two hangs"):
         simulator.at(when, lambda: simulator.hang(first, length))

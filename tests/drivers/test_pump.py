@@ -22,7 +22,7 @@ def test_work_waits_for_what_led_to_it_and_not_for_the_end_of_itself(what: str) 
         return []
 
     driver: Any = SimpleNamespace(
-        clock=clock, record_clock=clock, send=None, shares=None, compute=None, meet=None, strike=None
+        clock=clock, record_clock=clock, send=None, shares=None, compute=None, meet=None, process=None
     )
     record: Any = SimpleNamespace(worked=queued.append, computed=lambda *_: None)
     pump = ModulePump(driver, SimpleNamespace(tick=works, finish=works), None, record, None)  # type: ignore[arg-type]
