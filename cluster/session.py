@@ -30,6 +30,7 @@ from rayemu.cluster.turns import close_turns
 from rayemu.drivers.causes import collected
 from rayemu.drivers.record import Recorder, is_cut, read_records, totals_report
 from rayemu.faults import fault_of, kind_of
+from rayemu.machine import cores
 from rayemu.model.agreement import own_arithmetic
 from rayemu.model.spec import ModelSpec
 from rayemu.numerics.blas import NEEDS, coretype, runnable
@@ -41,6 +42,7 @@ from rayemu.protocol.config import ProtocolConfig
 from rayemu.protocol.epochs import endpoints_of, slots_of
 from rayemu.protocol.messages import COORDINATOR, Epoch, Inject, Moved, Notice, Send
 
+START_S, START_OF_MODULE_S = 120.0, 8.0  # how long is waited: at least, and for each module on a core
 RAY_TRANSPORT_SLOWDOWN = 5  # actor calls are dearer than frames: heartbeats and their deadlines stretch
 
 
@@ -90,8 +92,10 @@ class Session:
         blas_threads: int | None = None,
         record: bool = True,
         profile: bool = False,
-        start_timeout_s: float = 120.0,
+        start_timeout_s: float | None = None,
     ) -> None:
+        if start_timeout_s is None:  # a start takes about a second of processor time
+            start_timeout_s = max(START_S, START_OF_MODULE_S * len(module_to_node) / cores())
         self.config, self.spec = config, spec
         self._closed = False
         self._coordinator: Any = None
