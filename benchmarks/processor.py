@@ -9,34 +9,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rayemu.profiling.processes import descendants, process_seconds
+
 AVAILABLE = sys.platform == "linux"
 UNAVAILABLE = "processor time of other processes is told on Linux alone"
-
-
-def process_seconds(pid: int) -> float:
-    """Processor time that all threads of a process have used, ended ones too, of its own clock.
-
-    See clock_getcpuclockid(3): a process's number makes its clock's. OSError where there is no such process.
-    """
-    return time.clock_gettime((~pid << 3) | 2)
-
-
-def descendants(root: int) -> set[int]:
-    """All processes that descend from `root`, without itself."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                parent = Path("/proc", name, "stat").read_bytes().rsplit(b")", 1)[1].split()[1]
-            except OSError:
-                continue  # it has ended
-            children.setdefault(int(parent), []).append(int(name))
-    found: set[int] = set()
-    new = [root]
-    while new:
-        new = [child for pid in new for child in children.get(pid, ()) if child not in found]
-        found.update(new)
-    return found
 
 
 def role(pid: int) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from rayemu.faults.fault import Fault, Sending, refused
+from rayemu.faults.fault import SECONDS, Fault, Sending, refused
 
 
 @dataclass(frozen=True)
@@ -30,3 +30,15 @@ class FrameFault(Fault):
     def hit(self, sending: Sending, rng: np.random.Generator) -> None:
         """Do to a frame what this kind does."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class HoldingFault(FrameFault):
+    """Holds them, for up to `delay` seconds."""
+
+    delay: float = field(default=0.005, metadata=SECONDS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delay < 0:
+            raise refused("delay", self.delay, "0 s and above")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,10 +48,23 @@ def processor_times(directory: str | Path) -> list[Used]:
             ours[int(header["pid"])] = str(header["process"])
     parents = _parents()
     rays = {parents[pid] for pid, name in ours.items() if name != "driver" and parents.get(pid, 0) > 1}
-    drivers = {pid for pid, name in ours.items() if name == "driver"}
-    rays |= {pid for pid in parents if _descends(pid, drivers, parents)}
+    rays |= _descendants([pid for pid, name in ours.items() if name == "driver"], parents)
     wanted = {**{pid: RAY for pid in sorted(rays - set(ours))}, **ours}
     return [used for pid, name in wanted.items() if (used := _used(pid, name)) is not None]
+
+
+def process_seconds(pid: int) -> float:
+    """Processor time that all threads of a process have used, ended ones too, of its own clock (Linux).
+
+    To the nanosecond; see clock_getcpuclockid(3): a process's number makes its clock's. OSError where there
+    is no such process.
+    """
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def descendants(*roots: int) -> set[int]:
+    """All processes of this machine that descend from any of `roots`, without these."""
+    return _descendants(roots, _parents())
 
 
 def _parents() -> dict[int, int]:
@@ -63,13 +77,16 @@ def _parents() -> dict[int, int]:
     return found
 
 
-def _descends(pid: int, ancestors: set[int], parents: dict[int, int]) -> bool:
-    seen = set()
-    while (pid := parents.get(pid, 0)) and pid not in seen:
-        if pid in ancestors:
-            return True
-        seen.add(pid)
-    return False
+def _descendants(roots: Collection[int], parents: dict[int, int]) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    new = list(roots)
+    while new:
+        new = [child for pid in new for child in children.get(pid, ()) if child not in found]
+        found.update(new)
+    return found
 
 
 def _used(pid: int, name: str) -> Used | None:
@@ -81,8 +98,7 @@ def _used(pid: int, name: str) -> Used | None:
             comm = (folder / "comm").read_text().strip()
             threads[int(folder.name)] = Thread(comm, int(used) * 1e-9, int(ready) * 1e-9)
     try:
-        # The kernel's clock of another process (clock_getcpuclockid): to the nanosecond, with ended threads.
-        total = time.clock_gettime(~pid << 3 | 2)
+        total = process_seconds(pid)
     except OSError:
         return None
     return Used(name, pid, total, threads) if os.path.isdir("/proc/self") else None

@@ -206,8 +206,7 @@ class ExpertServer:
         for work in job.works:
             d, rows, index = work.dispatch, work.rows, work.row_of_pair
             assert rows is not None
-            if self.works.pop((d.home, d.request, d.start), None) is None:
-                continue
+            del self.works[d.home, d.request, d.start]
             self._answered.pop((d.home, d.request), None)
             self._answered[d.home, d.request] = now
             spans = [[d.start, len(rows if index is None else index), d.path, 0]]
