@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 
 from rayemu import Emulator, Scenario
-from rayemu.drivers.record import GEMM
+from rayemu.drivers.record import GEMM, queued
 from rayemu.scenario import Fault
+
+
+def as_written(record: np.ndarray) -> np.ndarray:
+    """A record without what is found from all of its rows, some of which are written after others."""
+    rows = record.copy()
+    rows["id"] = rows["cause"] = -1
+    queued(rows)[:] = 0.0
+    return rows
 
 
 def main(address: str, settings: str, who: str) -> None:
@@ -60,7 +68,7 @@ def main(address: str, settings: str, who: str) -> None:
     gemms = before[before["kind"] == GEMM]
     found["rows"] = np.bincount(gemms["src"], gemms["rows"], 4).tolist()
     of_killed = before[before["src"] == 3]
-    found["of_killed_kept"] = bool(np.isin(of_killed, after).all())
+    found["of_killed_kept"] = bool(np.isin(as_written(of_killed), as_written(after)).all())
     print("FOUND", json.dumps(found))
 
 
